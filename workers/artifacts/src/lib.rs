@@ -1,0 +1,58 @@
+//! Digests, atomic publishing and resume journals: everything that must survive `kill -9`.
+
+mod digest;
+mod journal;
+mod publish;
+
+pub use digest::{DigestWriter, canonical_json, digest_bytes, digest_file, digest_json, verify_file};
+pub use journal::Journal;
+pub use publish::{Manifest, load_manifest, publish_folder, write_atomic};
+
+use std::path::PathBuf;
+
+/// Why an artifact was refused or could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// Reading or writing failed.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file's content is not the expected one.
+    #[error("{path}: sha256 is {actual}, expected {expected}; fetch the file again or correct the digest")]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// Named in the configuration or manifest.
+        expected: String,
+        /// Found.
+        actual: String,
+    },
+    /// A file's form is broken.
+    #[error("{path}: {reason}; remove it to start this part again")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A value cannot be written as JSON.
+    #[error("value cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl ArtifactError {
+    pub(crate) fn io(action: &'static str, path: &std::path::Path, source: std::io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Whether the disk failed, as opposed to the content being wrong.
+    pub fn is_io(&self) -> bool {
+        matches!(self, Self::Io { .. })
+    }
+}

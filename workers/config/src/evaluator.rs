@@ -1,0 +1,143 @@
+//! The evaluator.
+
+use crate::{DatasetConfig, Determinism, Endpoint, GeneratorConfig, ModelSpec, Runtime, SearchConfig};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// How an arm gathers passages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", deny_unknown_fields)]
+pub enum ArmMethod {
+    /// No passages.
+    Direct {},
+    /// The top passages of the raw question.
+    #[serde(rename_all = "camelCase")]
+    Rag {
+        /// Passages.
+        top_k: u32,
+    },
+    /// Per question as many top passages as the named arm handed over.
+    #[serde(rename_all = "camelCase")]
+    SameBudgetRag {
+        /// The arm whose counts are taken.
+        budget_from: String,
+    },
+    /// A searcher.
+    #[serde(rename_all = "camelCase")]
+    S3 {
+        /// The searcher, with the adapter to evaluate.
+        searcher: Box<ModelSpec>,
+        /// The loop.
+        search: SearchConfig,
+        /// Sampling temperature; 0 is greedy.
+        #[serde(default)]
+        temperature: f64,
+        /// Episodes decoded together.
+        #[serde(default = "default_batch")]
+        batch: usize,
+    },
+}
+
+fn default_batch() -> usize {
+    16
+}
+
+/// One compared method.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArmConfig {
+    /// Unique name, shown in tables.
+    pub name: String,
+    /// See [`ArmMethod`].
+    #[serde(flatten)]
+    pub method: ArmMethod,
+}
+
+/// How questions are chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SampleConfig {
+    /// Questions in all.
+    pub size: usize,
+    /// Keep only questions that the corpus can answer (the eligible set).
+    #[serde(default)]
+    pub eligible: bool,
+    /// The corpus, for the eligible set.
+    #[serde(default)]
+    pub corpus: Option<PathBuf>,
+    /// Training question files: their questions are left out.
+    #[serde(default)]
+    pub exclude: Vec<PathBuf>,
+}
+
+/// Confidence intervals and tests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct StatisticsConfig {
+    /// Confidence level.
+    pub confidence: f64,
+    /// Bootstrap resamples.
+    pub resamples: usize,
+    /// Arm that gains are measured against (GBR).
+    pub baseline: Option<String>,
+    /// Arms compared in pairs with every other.
+    pub paired_against: Vec<String>,
+}
+
+impl Default for StatisticsConfig {
+    fn default() -> Self {
+        Self { confidence: 0.95, resamples: 10_000, baseline: None, paired_against: Vec::new() }
+    }
+}
+
+/// Provenance shown in the report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReportConfig {
+    /// The page (HTML, self-contained).
+    pub path: PathBuf,
+    /// Attribution file of the data used (JSON list).
+    #[serde(default)]
+    pub attribution: Option<PathBuf>,
+    /// Journals of training runs, for the learning curves and training episodes.
+    #[serde(default)]
+    pub training: Vec<PathBuf>,
+}
+
+/// `s3-evaluator run`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EvaluatorConfig {
+    /// Surroundings.
+    pub runtime: Runtime,
+    /// Seed of the sample and of the bootstrap.
+    pub seed: u64,
+    /// See [`Determinism`].
+    #[serde(default)]
+    pub determinism: Determinism,
+    /// Compared methods, in table order.
+    pub arms: Vec<ArmConfig>,
+    /// Questions.
+    pub datasets: Vec<DatasetConfig>,
+    /// Choice of questions.
+    pub sample: SampleConfig,
+    /// The retriever.
+    pub retriever: Endpoint,
+    /// The frozen generator.
+    pub generator: GeneratorConfig,
+    /// Questions per journalled unit of work.
+    #[serde(default = "default_chunk")]
+    pub chunk: usize,
+    /// Statistics.
+    #[serde(default)]
+    pub statistics: StatisticsConfig,
+    /// Report page.
+    #[serde(default)]
+    pub report: Option<ReportConfig>,
+    /// Folder of the results artifact.
+    pub output: PathBuf,
+}
+
+fn default_chunk() -> usize {
+    16
+}

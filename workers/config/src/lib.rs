@@ -1,0 +1,24 @@
+//! The typed configuration of every worker.
+//!
+//! `operator/plan` writes these structs, the workers read them; a key exists once. Unknown keys are
+//! refused with their name, so that a typing error never becomes a silent default.
+
+mod algorithm;
+mod evaluator;
+mod gateway;
+mod load;
+mod model;
+mod retriever;
+mod runtime;
+mod search;
+mod trainer;
+
+pub use algorithm::*;
+pub use evaluator::*;
+pub use gateway::*;
+pub use load::{ConfigError, load, save};
+pub use model::*;
+pub use retriever::*;
+pub use runtime::*;
+pub use search::*;
+pub use trainer::*;

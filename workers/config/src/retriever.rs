@@ -1,0 +1,199 @@
+//! The retriever: building an index and serving it.
+
+use crate::{DeviceKind, RetrievalMethod, Runtime};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A corpus file: one JSON object a line, `{id, title, text}` or the reference's `{id, contents}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CorpusConfig {
+    /// The jsonl file.
+    pub path: PathBuf,
+    /// Expected sha256, lower-case hex.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// Only the first this many passages.
+    #[serde(default)]
+    pub limit: Option<u64>,
+}
+
+/// BM25 (Robertson and Zaragoza 2009) with an English analyzer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LexicalConfig {
+    /// Term-frequency saturation.
+    pub k1: f64,
+    /// Length normalisation.
+    pub b: f64,
+}
+
+impl Default for LexicalConfig {
+    fn default() -> Self {
+        Self { k1: 0.9, b: 0.4 }
+    }
+}
+
+/// How token states become one vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Pooling {
+    /// Mean over the attention mask.
+    #[default]
+    Mean,
+    /// The first token.
+    Cls,
+}
+
+/// Dense retrieval by an encoder's normalised embeddings and inner product.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DenseConfig {
+    /// Folder with `config.json`, `model.safetensors`, `tokenizer.json`.
+    pub encoder: PathBuf,
+    /// Expected sha256 of `model.safetensors`.
+    #[serde(default)]
+    pub encoder_sha256: Option<String>,
+    /// See [`Pooling`].
+    #[serde(default)]
+    pub pooling: Pooling,
+    /// Put before a query (`query: ` for E5).
+    #[serde(default)]
+    pub query_prefix: String,
+    /// Put before a passage (`passage: ` for E5).
+    #[serde(default)]
+    pub passage_prefix: String,
+    /// Truncation, tokens.
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: usize,
+    /// Vectors computed earlier, checked by sample before use.
+    #[serde(default)]
+    pub vectors: Option<VectorsConfig>,
+    /// Processor for encoding.
+    #[serde(default)]
+    pub device: DeviceKind,
+}
+
+fn default_max_tokens() -> usize {
+    256
+}
+
+/// Embeddings computed earlier: a safetensors file with tensor `vectors` [passages, dimensions] f16.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VectorsConfig {
+    /// The file.
+    pub path: PathBuf,
+    /// Expected sha256.
+    pub sha256: String,
+    /// Random passages encoded again; each must reach cosine 0.9999 with its stored vector.
+    #[serde(default = "default_verify")]
+    pub verify: usize,
+}
+
+fn default_verify() -> usize {
+    64
+}
+
+/// Reciprocal rank fusion (Cormack 2009): score = Σ weight / (constant + rank).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FusionConfig {
+    /// Rank constant.
+    pub constant: f64,
+    /// Weight of the lexical leg.
+    pub lexical_weight: f64,
+    /// Weight of the dense leg.
+    pub dense_weight: f64,
+    /// Candidates per leg.
+    pub depth: usize,
+}
+
+impl Default for FusionConfig {
+    fn default() -> Self {
+        Self { constant: 60.0, lexical_weight: 1.0, dense_weight: 1.0, depth: 100 }
+    }
+}
+
+/// A question file whose answerable fraction the build reports.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuditConfig {
+    /// Dataset name.
+    pub name: String,
+    /// Questions file (jsonl).
+    pub path: PathBuf,
+}
+
+/// `s3-retriever build`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IndexBuildConfig {
+    /// Surroundings.
+    pub runtime: Runtime,
+    /// What to index.
+    pub corpus: CorpusConfig,
+    /// The lexical leg, when wanted.
+    #[serde(default)]
+    pub lexical: Option<LexicalConfig>,
+    /// The dense leg, when wanted.
+    #[serde(default)]
+    pub dense: Option<DenseConfig>,
+    /// Datasets audited against the corpus.
+    #[serde(default)]
+    pub audit: Vec<AuditConfig>,
+    /// Folder of published versions: `<output>/<digest>/` and the pointer `<output>/CURRENT`.
+    pub output: PathBuf,
+}
+
+/// `s3-retriever serve`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RetrieverServeConfig {
+    /// Surroundings.
+    pub runtime: Runtime,
+    /// Folder of published versions, as the build's `output`.
+    pub index: PathBuf,
+    /// The encoder that the index names; refused when its digest differs. None: lexical only.
+    #[serde(default)]
+    pub encoder: Option<PathBuf>,
+    /// Processor for query encoding.
+    #[serde(default)]
+    pub device: DeviceKind,
+    /// gRPC address.
+    pub grpc: SocketAddr,
+    /// HTTP address of `POST /retrieve`.
+    #[serde(default)]
+    pub http: Option<SocketAddr>,
+    /// Ranking behind `Default`.
+    #[serde(default)]
+    pub method: RetrievalMethod,
+    /// Fusion of hybrid search.
+    #[serde(default)]
+    pub fusion: FusionConfig,
+    /// Passages per query when the caller names none.
+    #[serde(default = "default_top_k")]
+    pub top_k: u32,
+    /// Largest accepted top-k.
+    #[serde(default = "default_top_k_limit")]
+    pub top_k_limit: u32,
+    /// Queries per request at most.
+    #[serde(default = "default_queries_limit")]
+    pub queries_limit: usize,
+    /// Results kept in the cache.
+    #[serde(default = "default_cache")]
+    pub cache_entries: usize,
+}
+
+fn default_top_k() -> u32 {
+    3
+}
+fn default_top_k_limit() -> u32 {
+    100
+}
+fn default_queries_limit() -> usize {
+    4096
+}
+fn default_cache() -> usize {
+    100_000
+}

@@ -1,0 +1,249 @@
+//! The trainer: `baseline`, `sft`, `train`, `export`.
+
+use crate::{
+    AlgorithmConfig, Determinism, Endpoint, LoraConfig, ModelSpec, OptimizerConfig, RewardConfig, Runtime, SearchConfig,
+};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A question file (jsonl of `{id, question, answers}`) under its dataset name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DatasetConfig {
+    /// Dataset name; enters ids and digests.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// How answers are asked of the gateway, and judged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GeneratorConfig {
+    /// The gateway.
+    pub endpoint: Endpoint,
+    /// Provider name; empty means the gateway's first.
+    #[serde(default)]
+    pub model: String,
+    /// Answer template by name.
+    #[serde(default = "default_template")]
+    pub template: String,
+    /// New tokens of an answer.
+    #[serde(default = "default_answer_tokens")]
+    pub max_tokens: u32,
+    /// Answers longer than this (normalised words) are wrong.
+    #[serde(default = "default_max_answer_words")]
+    pub max_answer_tokens: u32,
+    /// Words (white-space separated) kept of each passage in the prompt; 0 keeps all.
+    #[serde(default)]
+    pub passage_words: u32,
+    /// Provider that judges; none is span only.
+    #[serde(default)]
+    pub judge: Option<String>,
+    /// Requests sent together; fixes batches in Bitwise mode.
+    #[serde(default = "default_chunk")]
+    pub chunk: usize,
+}
+
+fn default_template() -> String {
+    "short-answer".into()
+}
+fn default_answer_tokens() -> u32 {
+    32
+}
+fn default_max_answer_words() -> u32 {
+    16
+}
+fn default_chunk() -> usize {
+    64
+}
+
+/// Which questions are trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainDataConfig {
+    /// Training questions.
+    pub datasets: Vec<DatasetConfig>,
+    /// The corpus, to keep questions that it can answer.
+    #[serde(default)]
+    pub corpus: Option<PathBuf>,
+    /// Only this part of the questions, `0/2` being the first half by hash: parts never overlap.
+    #[serde(default)]
+    pub part: Option<String>,
+    /// Questions kept at most, in hash order.
+    #[serde(default)]
+    pub limit: Option<usize>,
+    /// Leave out questions that the baseline already answers.
+    #[serde(default)]
+    pub drop_baseline_solved: bool,
+    /// Leave out questions answered by yes, no, true or false.
+    #[serde(default = "default_true")]
+    pub drop_yes_no: bool,
+}
+
+fn default_true() -> bool {
+    true
+}
+
+/// Naive RAG, against which gains are measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BaselineConfig {
+    /// Passages of the raw question.
+    pub top_k: u32,
+}
+
+impl Default for BaselineConfig {
+    fn default() -> Self {
+        Self { top_k: 3 }
+    }
+}
+
+/// One round of episodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RolloutConfig {
+    /// Questions per policy update step.
+    pub questions: usize,
+    /// Episodes per question.
+    pub samples: usize,
+    /// Sampling temperature.
+    pub temperature: f64,
+    /// Nucleus; 1 is off.
+    pub top_p: f64,
+    /// Episodes decoded together; fixes batches in Bitwise mode.
+    pub batch: usize,
+    /// Episodes per backward pass; fixes reductions in Bitwise mode.
+    pub micro_batch: usize,
+    /// Episodes per optimiser step; 0 takes the whole round.
+    pub mini_batch: usize,
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        Self { questions: 120, samples: 1, temperature: 1.0, top_p: 1.0, batch: 64, micro_batch: 4, mini_batch: 0 }
+    }
+}
+
+/// When checkpoints are taken and which are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Folder of published checkpoints.
+    pub dir: PathBuf,
+    /// Every so many steps.
+    #[serde(default = "default_one")]
+    pub every: u32,
+    /// The newest so many are kept.
+    #[serde(default = "default_keep")]
+    pub keep: u32,
+}
+
+fn default_one() -> u32 {
+    1
+}
+fn default_keep() -> u32 {
+    3
+}
+
+/// Greedy evaluation on held-out training questions during training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProbeConfig {
+    /// Every so many steps (and before the first and after the last).
+    pub every: u32,
+    /// Held-out questions.
+    pub datasets: Vec<DatasetConfig>,
+    /// How many, in hash order.
+    pub limit: usize,
+}
+
+/// Supervised warm start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SftConfig {
+    /// What is taught.
+    pub task: SftTask,
+    /// Passes over the traces.
+    pub epochs: u32,
+    /// Traces per optimiser step.
+    pub batch: usize,
+    /// Traces per backward pass.
+    pub micro_batch: usize,
+    /// Share of traces that search; the rest stop at once.
+    pub search_share: f64,
+    /// Sub-queries tried for one search trace.
+    pub query_trials: usize,
+}
+
+/// What a warm start teaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SftTask {
+    /// The search protocol, from traces made of training questions.
+    #[default]
+    Protocol,
+    /// Short answers from passages, for the built-in generator.
+    ShortAnswer,
+}
+
+impl Default for SftConfig {
+    fn default() -> Self {
+        Self { task: SftTask::Protocol, epochs: 2, batch: 32, micro_batch: 8, search_share: 0.5, query_trials: 40 }
+    }
+}
+
+/// Every command of the trainer reads this one structure.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// Surroundings.
+    pub runtime: Runtime,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// See [`Determinism`].
+    #[serde(default)]
+    pub determinism: Determinism,
+    /// The model that learns (its `adapter` is where training starts).
+    pub searcher: ModelSpec,
+    /// Adapter shape when the searcher brings none.
+    #[serde(default)]
+    pub lora: LoraConfig,
+    /// The retriever.
+    pub retriever: Endpoint,
+    /// The frozen generator.
+    pub generator: GeneratorConfig,
+    /// Training questions.
+    pub data: TrainDataConfig,
+    /// Naive RAG.
+    #[serde(default)]
+    pub baseline: BaselineConfig,
+    /// Folder of the baseline's stored answers, shared by `baseline` and `train`.
+    pub baseline_store: PathBuf,
+    /// The loop.
+    #[serde(default)]
+    pub search: SearchConfig,
+    /// Rewards.
+    #[serde(default)]
+    pub reward: RewardConfig,
+    /// Learning.
+    #[serde(default)]
+    pub algorithm: AlgorithmConfig,
+    /// Optimiser.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// Episodes.
+    #[serde(default)]
+    pub rollout: RolloutConfig,
+    /// Policy update steps.
+    pub steps: u32,
+    /// Checkpoints.
+    pub checkpoint: CheckpointConfig,
+    /// Held-out evaluation during training.
+    #[serde(default)]
+    pub probe: Option<ProbeConfig>,
+    /// Warm start, for `sft`.
+    #[serde(default)]
+    pub sft: SftConfig,
+    /// Folder that `train` and `sft` export the final adapter to (PEFT layout).
+    pub export: PathBuf,
+}

@@ -1,0 +1,2 @@
+//! s3-generator-gateway
+fn main() {}

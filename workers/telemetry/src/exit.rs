@@ -1,0 +1,98 @@
+//! Exit codes, so that whoever started a worker can tell what to do next.
+
+use std::process::ExitCode;
+
+/// What kind of end a worker came to. Codes follow `sysexits.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitClass {
+    /// 64: wrong configuration or input; starting again changes nothing.
+    Input,
+    /// 69: another worker or endpoint is out of reach; starting again may help.
+    Unavailable,
+    /// 70: a defect here.
+    Internal,
+    /// 74: reading or writing failed (disk full, permissions).
+    Io,
+    /// 75: interrupted after saving; starting again continues.
+    Interrupted,
+}
+
+impl ExitClass {
+    /// The process exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Input => 64,
+            Self::Unavailable => 69,
+            Self::Internal => 70,
+            Self::Io => 74,
+            Self::Interrupted => 75,
+        }
+    }
+
+    /// The class of a code, when it is one of ours.
+    pub fn from_code(code: i32) -> Option<Self> {
+        [Self::Input, Self::Unavailable, Self::Internal, Self::Io, Self::Interrupted]
+            .into_iter()
+            .find(|class| i32::from(class.code()) == code)
+    }
+}
+
+/// An error with its class. `Display` is one line that says what to do.
+#[derive(Debug)]
+pub struct Failure {
+    /// What kind.
+    pub class: ExitClass,
+    /// The line.
+    pub message: String,
+}
+
+impl Failure {
+    /// Makes a failure from any error, joining its sources into one line.
+    pub fn new(class: ExitClass, error: impl std::fmt::Display) -> Self {
+        Self { class, message: error.to_string().replace('\n', " ") }
+    }
+
+    /// See [`ExitClass::Input`].
+    pub fn input(error: impl std::fmt::Display) -> Self {
+        Self::new(ExitClass::Input, error)
+    }
+
+    /// See [`ExitClass::Unavailable`].
+    pub fn unavailable(error: impl std::fmt::Display) -> Self {
+        Self::new(ExitClass::Unavailable, error)
+    }
+
+    /// See [`ExitClass::Io`].
+    pub fn io(error: impl std::fmt::Display) -> Self {
+        Self::new(ExitClass::Io, error)
+    }
+
+    /// See [`ExitClass::Internal`].
+    pub fn internal(error: impl std::fmt::Display) -> Self {
+        Self::new(ExitClass::Internal, error)
+    }
+
+    /// See [`ExitClass::Interrupted`].
+    pub fn interrupted() -> Self {
+        Self::new(ExitClass::Interrupted, "interrupted; run the same command again to continue")
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Turns a worker's result into its exit code; a failure is one line on standard error.
+pub fn finish(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.class.code())
+        }
+    }
+}

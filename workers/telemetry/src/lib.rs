@@ -1,0 +1,17 @@
+//! What a worker shows of itself: metrics, logs, health, progress and its outcome.
+
+mod admin;
+mod catalogue;
+mod exit;
+mod logging;
+mod outcome;
+mod progress;
+mod shutdown;
+
+pub use admin::{AdminError, serve_admin};
+pub use catalogue::{CATALOGUE, Metric, MetricKind, Metrics, metrics};
+pub use exit::{ExitClass, Failure, finish};
+pub use logging::init_logging;
+pub use outcome::{Outcome, write_outcome};
+pub use progress::{Progress, ProgressReport, read_progress};
+pub use shutdown::Shutdown;
