@@ -1,0 +1,73 @@
+# The commands of this repository; `make` lists them. Each installs what it misses or says what to install.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+
+# PROFILE=gpu: the same recipe at evidence size, with NVIDIA kernels (docs/cuda.md)
+PROFILE ?= cpu
+ifeq ($(PROFILE),gpu)
+EXAMPLE := examples/quickstart-gpu
+FEATURES := --features s3-model/cuda,s3-retriever/cuda,s3-generator-gateway/cuda,s3-trainer/cuda,s3-evaluator/cuda
+else ifeq ($(PROFILE),cpu)
+EXAMPLE := examples/quickstart
+FEATURES :=
+else
+$(error PROFILE is '$(PROFILE)'; it can be cpu or gpu)
+endif
+
+export S3_DATA ?= $(CURDIR)/.s3/data
+FETCH := python3 examples/quickstart/data/fetch.py
+PHASE := tests/tools/phase.sh
+S3 := target/release/s3
+
+.PHONY: help quickstart deps build data data-quickstart data-qwen test lint bench report soak clean-state
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+quickstart: ## build, fetch the data, train, evaluate, report; PROFILE=gpu: at evidence size
+	@rm -f .s3/phases
+	$(PHASE) dependencies tests/tools/needs.sh
+	$(PHASE) build $(MAKE) build
+	$(PHASE) data $(FETCH) quickstart
+	status=0
+	$(PHASE) run $(S3) run $(EXAMPLE) --volume data="$(S3_DATA)" --volume adapters=examples/quickstart/adapters \
+	    || status=$$?
+	$(PHASE) --summary >&2
+	exit $$status
+
+deps: ## compiler, Python and pip: installs them with apt as root, else says what to install
+	@tests/tools/needs.sh
+
+build: deps ## every binary, optimised, in target/release
+	@cargo build --release --locked --workspace --bins $(FEATURES)
+
+data: deps ## models, corpus and questions of quickstart and tests, to .s3/data ($S3_DATA)
+	@$(FETCH) quickstart minilm
+
+data-qwen: deps ## the optional larger searcher, Qwen2.5-Coder-0.5B-Instruct (478 MB)
+	@$(FETCH) qwen
+
+test: data ## every test of the workspace
+	@python3 -m unittest discover -q -s examples/quickstart/data
+	cargo test --locked --workspace
+
+lint: deps ## formatting, clippy without warnings, generated files and lists up to date
+	@cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	tests/lint/all.sh
+
+bench: deps ## NAME=…: one benchmark beside its peer; without NAME: their names
+	@tests/bench.sh $(NAME)
+
+report: ## the report page of the last run
+	@[[ -x $(S3) ]] || $(MAKE) build
+	$(S3) report
+
+soak: data ## the long tests (marked ignored): hours, not for every change
+	@cargo test --locked --release --workspace -- --ignored
+
+clean-state: ## forget all runs; the fetched data stay
+	@[[ ! -d .s3 ]] || find .s3 -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} +
