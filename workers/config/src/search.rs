@@ -55,7 +55,8 @@ pub enum RetrievalMethod {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SearchConfig {
-    /// Searches executed at most (the initial retrieval is not counted).
+    /// Searches executed at most (the initial retrieval is not counted). Under `compatibility: S3`
+    /// it is the reference's `max_turns`, which executes one more.
     pub max_searches: u32,
     /// Passages per search.
     pub top_k: u32,
@@ -84,6 +85,10 @@ pub struct SearchConfig {
     /// The template's text, filled from the file by whoever loads the configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_text: Option<String>,
+    /// A whole line of the template, before its placeholders, after which the transcript starts
+    /// that `compatibility: S3` parses. None: it starts at the first placeholder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub marker_line: Option<String>,
     /// Ranking used for searches.
     pub method: RetrievalMethod,
     /// See [`Compatibility`].
@@ -107,6 +112,7 @@ impl Default for SearchConfig {
             max_corrections: 1,
             prompt_template: None,
             prompt_text: None,
+            marker_line: None,
             method: RetrievalMethod::Default,
             compatibility: Compatibility::None,
         }
