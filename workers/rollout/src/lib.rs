@@ -1,1 +1,22 @@
-//! s3-rollout
+//! Drives search episodes: a decoder writes turns, the retriever answers searches, the generator gateway
+//! answers questions from what was selected.
+//!
+//! * [`Player`] plays a batch of episodes to their ends; its token stream is exactly what is trained on.
+//! * [`RetrieverPeer`] and [`GeneratorPeer`] are blocking clients with outages told apart from refusals.
+//! * [`score_answers`] turns selections into answers and verdicts; an outage masks a sample, it is never a
+//!   wrong answer.
+//! * [`record`] is what a training run leaves behind, for resuming and for the report.
+
+mod codec;
+mod convert;
+mod error;
+mod peers;
+mod play;
+pub mod record;
+mod score;
+
+pub use codec::ModelCodec;
+pub use error::RolloutError;
+pub use peers::{AnswerOutcome, AnswerSource, GeneratorPeer, Link, Retrieve, RetrieverPeer};
+pub use play::{EpisodeRequest, Player, Sampling, question_key};
+pub use score::{Ask, Scored, distinct, score_answers};

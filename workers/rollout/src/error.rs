@@ -1,0 +1,81 @@
+//! Why episodes could not be played, and which exit that is.
+
+use s3_artifacts::ArtifactError;
+use s3_model::ModelError;
+use s3_proto::CallError;
+use s3_search::{CodecError, SearchError};
+use s3_telemetry::{ExitClass, Failure};
+
+/// Why episodes could not be played or scored.
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    /// Another worker did not answer or refused.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Another worker answered something else than was asked.
+    #[error("{service}: {reason}")]
+    Reply {
+        /// Which worker.
+        service: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Every sample of a unit of work failed: this is no longer a few masked samples.
+    #[error("every sample failed ({reason}); nothing was recorded, run again once the service answers")]
+    AllFailed {
+        /// The first failure.
+        reason: String,
+        /// Whether the service was out of reach, as opposed to refusing.
+        outage: bool,
+    },
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The search loop refused its input.
+    #[error(transparent)]
+    Search(#[from] SearchError),
+    /// The tokenizer refused.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// A file failed.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// Asked to stop.
+    #[error("interrupted; run the same command again to continue")]
+    Interrupted,
+}
+
+impl RolloutError {
+    /// Whether a service was out of reach, so that the samples concerned are masked.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Call(error) if error.is_outage())
+    }
+}
+
+impl From<RolloutError> for Failure {
+    fn from(error: RolloutError) -> Self {
+        let class = match &error {
+            RolloutError::Call(call) if call.is_outage() => ExitClass::Unavailable,
+            RolloutError::AllFailed { outage: true, .. } => ExitClass::Unavailable,
+            RolloutError::Call(_)
+            | RolloutError::AllFailed { .. }
+            | RolloutError::Reply { .. }
+            | RolloutError::Search(_)
+            | RolloutError::Codec(_) => ExitClass::Input,
+            RolloutError::Model(model) => model_class(model),
+            RolloutError::Artifact(artifact) if artifact.is_io() => ExitClass::Io,
+            RolloutError::Artifact(_) => ExitClass::Input,
+            RolloutError::Interrupted => ExitClass::Interrupted,
+        };
+        Failure::new(class, error)
+    }
+}
+
+/// The exit class of a model error.
+pub(crate) fn model_class(error: &ModelError) -> ExitClass {
+    match error {
+        ModelError::Write { .. } => ExitClass::Io,
+        ModelError::Tensor(_) => ExitClass::Internal,
+        _ => ExitClass::Input,
+    }
+}

@@ -1,0 +1,243 @@
+//! Blocking clients of the retriever and the gateway, for the compute thread.
+//!
+//! Arithmetic runs on a thread of its own; only the calls go through the asynchronous runtime. A call is
+//! given up when the worker is asked to stop.
+
+use crate::convert;
+use crate::error::RolloutError;
+use s3_config::{Endpoint, GeneratorConfig, RetrievalMethod};
+use s3_proto::{CallError, GeneratorClient, RetrieverClient, v1};
+use s3_search::score::Verdict;
+use s3_search::{Passage, Question};
+use s3_telemetry::Shutdown;
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// Queries of one request to the retriever; larger batches are sent in parts.
+const QUERIES: usize = 1024;
+
+/// How the compute thread reaches the runtime, and whether it is asked to stop.
+#[derive(Clone)]
+pub struct Link {
+    /// The runtime that carries calls.
+    pub handle: Handle,
+    /// Asks to stop.
+    pub shutdown: Shutdown,
+}
+
+impl Link {
+    fn wait<T>(&self, call: impl Future<Output = Result<T, CallError>>) -> Result<T, RolloutError> {
+        self.handle.block_on(async {
+            tokio::select! {
+                answer = call => Ok(answer?),
+                () = self.shutdown.wait() => Err(RolloutError::Interrupted),
+            }
+        })
+    }
+
+    /// An error once the worker was asked to stop.
+    pub fn check(&self) -> Result<(), RolloutError> {
+        if self.shutdown.requested() { Err(RolloutError::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// Ranks passages for queries; one list a query, best first.
+pub trait Retrieve {
+    /// Passages of every query, in the queries' order.
+    fn retrieve(
+        &self,
+        queries: &[String],
+        top_k: u32,
+        method: RetrievalMethod,
+    ) -> Result<Vec<Vec<Passage>>, RolloutError>;
+}
+
+/// The retriever. Its index may not change while this client lives.
+#[derive(Clone)]
+pub struct RetrieverPeer {
+    link: Link,
+    client: RetrieverClient,
+    digest: String,
+}
+
+impl RetrieverPeer {
+    /// Connects and notes the index digest.
+    pub fn connect(link: &Link, endpoint: &Endpoint) -> Result<Self, RolloutError> {
+        let deadline = Duration::from_millis(endpoint.deadline_ms);
+        let client = RetrieverClient::new(&endpoint.address, deadline, endpoint.attempts)?;
+        let info = link.wait(client.info())?;
+        Ok(Self { link: link.clone(), client, digest: info.index_digest })
+    }
+
+    /// Digest of the served index.
+    pub fn index_digest(&self) -> &str {
+        &self.digest
+    }
+
+    fn reply(reason: String) -> RolloutError {
+        RolloutError::Reply { service: "retriever", reason }
+    }
+}
+
+impl Retrieve for RetrieverPeer {
+    fn retrieve(
+        &self,
+        queries: &[String],
+        top_k: u32,
+        method: RetrievalMethod,
+    ) -> Result<Vec<Vec<Passage>>, RolloutError> {
+        let mut found = Vec::with_capacity(queries.len());
+        for part in queries.chunks(QUERIES) {
+            let request =
+                v1::SearchRequest { queries: part.to_vec(), top_k, method: i32::from(convert::method(method)) };
+            let response = self.link.wait(self.client.search(request))?;
+            if response.index_digest != self.digest {
+                return Err(Self::reply(format!(
+                    "the index changed from {} to {} during the run; start again with the new index",
+                    self.digest, response.index_digest
+                )));
+            }
+            if response.results.len() != part.len() {
+                let count = response.results.len();
+                return Err(Self::reply(format!("{count} results for {} queries", part.len())));
+            }
+            for hits in response.results {
+                found.push(hits.hits.into_iter().filter_map(|hit| hit.passage).map(convert::passage).collect());
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// What became of one question put to the generator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnswerOutcome {
+    /// Its answer.
+    Answer(String),
+    /// None could be had.
+    Failed {
+        /// Why.
+        reason: String,
+        /// The provider was out of reach, as opposed to refusing.
+        outage: bool,
+    },
+}
+
+/// Answers questions from passages, and judges answers.
+pub trait AnswerSource {
+    /// How answers are asked and judged.
+    fn config(&self) -> &GeneratorConfig;
+    /// One outcome an item, in order. Items are asked together.
+    fn answer(&self, items: &[(&Question, &[Passage])]) -> Result<Vec<AnswerOutcome>, RolloutError>;
+    /// One verdict an item, in order. Only called when the configuration names a judge.
+    fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Verdict>, RolloutError>;
+}
+
+/// The generator gateway with one provider, template and decoding.
+#[derive(Clone)]
+pub struct GeneratorPeer {
+    link: Link,
+    client: GeneratorClient,
+    config: GeneratorConfig,
+    digest: String,
+    tenant: String,
+}
+
+impl GeneratorPeer {
+    /// Connects and notes the provider's digest. `tenant` names the caller for accounting.
+    pub fn connect(link: &Link, config: &GeneratorConfig, tenant: &str) -> Result<Self, RolloutError> {
+        let deadline = Duration::from_millis(config.endpoint.deadline_ms);
+        let client = GeneratorClient::new(&config.endpoint.address, deadline, config.endpoint.attempts)?;
+        let info = link.wait(client.info(&config.model, &config.template))?;
+        Ok(Self {
+            link: link.clone(),
+            client,
+            config: config.clone(),
+            digest: info.digest,
+            tenant: tenant.to_owned(),
+        })
+    }
+
+    /// Digest of weights, adapter, template and decoding.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    fn reply(reason: String) -> RolloutError {
+        RolloutError::Reply { service: "generator-gateway", reason }
+    }
+}
+
+impl AnswerSource for GeneratorPeer {
+    fn config(&self) -> &GeneratorConfig {
+        &self.config
+    }
+
+    fn answer(&self, items: &[(&Question, &[Passage])]) -> Result<Vec<AnswerOutcome>, RolloutError> {
+        let request = v1::AnswerRequest {
+            items: items
+                .iter()
+                .map(|(question, passages)| v1::AnswerItem {
+                    question: question.question.clone(),
+                    passages: passages.iter().map(convert::wire_passage).collect(),
+                })
+                .collect(),
+            model: self.config.model.clone(),
+            template: self.config.template.clone(),
+            max_tokens: self.config.max_tokens,
+            passage_words: self.config.passage_words,
+            tenant: self.tenant.clone(),
+        };
+        let response = match self.link.wait(self.client.answer(request)) {
+            Ok(response) => response,
+            Err(error) if error.is_outage() => {
+                let failed = AnswerOutcome::Failed { reason: error.to_string(), outage: true };
+                return Ok(vec![failed; items.len()]);
+            }
+            Err(error) => return Err(error),
+        };
+        if response.results.len() != items.len() {
+            return Err(Self::reply(format!("{} answers for {} questions", response.results.len(), items.len())));
+        }
+        response.results.into_iter().map(outcome).collect()
+    }
+
+    fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Verdict>, RolloutError> {
+        let request = v1::JudgeRequest {
+            items: items
+                .iter()
+                .map(|(question, answer)| v1::JudgeItem {
+                    question: question.question.clone(),
+                    answer: (*answer).to_owned(),
+                    gold_answers: question.answers.clone(),
+                })
+                .collect(),
+            model: self.config.judge.clone().unwrap_or_default(),
+            tenant: self.tenant.clone(),
+        };
+        let response = match self.link.wait(self.client.judge(request)) {
+            Ok(response) => response,
+            Err(error) if error.is_outage() => {
+                tracing::warn!(%error, "no verdicts; the samples are masked");
+                return Ok(vec![Verdict::Failed; items.len()]);
+            }
+            Err(error) => return Err(error),
+        };
+        if response.results.len() != items.len() {
+            return Err(Self::reply(format!("{} verdicts for {} answers", response.results.len(), items.len())));
+        }
+        Ok(response.results.iter().map(|result| convert::verdict(result.verdict())).collect())
+    }
+}
+
+fn outcome(result: v1::AnswerResult) -> Result<AnswerOutcome, RolloutError> {
+    use v1::answer_result::Outcome;
+    match result.outcome {
+        Some(Outcome::Answer(answer)) => Ok(AnswerOutcome::Answer(answer.text)),
+        Some(Outcome::Failure(failure)) => {
+            let outage = matches!(failure.kind(), v1::FailureKind::FailureUnavailable | v1::FailureKind::FailureRateLimited);
+            Ok(AnswerOutcome::Failed { reason: failure.message, outage })
+        }
+        None => Err(GeneratorPeer::reply("an item has neither an answer nor a failure".to_owned())),
+    }
+}

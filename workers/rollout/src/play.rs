@@ -1,0 +1,254 @@
+//! Plays a batch of episodes to their ends.
+//!
+//! The batch moves in lock-step: all rows that are to write do so together, token by token; once none writes,
+//! all searches of the batch go out in one request. The schedule depends on the episodes only, never on
+//! latencies, so equal inputs give equal bytes. The KV cache is kept over turns, and a prompt that several
+//! samples share is computed once and copied.
+
+use crate::codec::ModelCodec;
+use crate::error::RolloutError;
+use crate::peers::Retrieve;
+use rayon::prelude::*;
+use s3_config::SearchConfig;
+use s3_model::{Decoder, KvCache, ModelError, SampleKey, Sampled, sample};
+use s3_search::{Codec, Episode, Passage, Question, Step, Trajectory};
+use s3_telemetry::Shutdown;
+use std::collections::BTreeMap;
+
+/// How tokens are chosen. Randomness is a function of (seed, step, question, sample, turn, token) alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Nucleus; 1 is off.
+    pub top_p: f64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Policy update step.
+    pub step: u64,
+}
+
+/// One episode to play.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EpisodeRequest {
+    /// The question.
+    pub question: Question,
+    /// Which sample of the question.
+    pub sample: u32,
+    /// Passages of the raw question, best first.
+    pub initial: Vec<Passage>,
+}
+
+/// What identifies a question over datasets.
+pub fn question_key(question: &Question) -> String {
+    format!("{}/{}", question.dataset, question.id)
+}
+
+/// Everything that plays an episode.
+pub struct Player<'a> {
+    /// The searcher.
+    pub decoder: &'a Decoder,
+    /// Its tokenizer.
+    pub codec: &'a ModelCodec,
+    /// Answers searches.
+    pub retriever: &'a dyn Retrieve,
+    /// Limits and policies.
+    pub search: &'a SearchConfig,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Looked at between tokens.
+    pub shutdown: &'a Shutdown,
+}
+
+struct Row {
+    episode: Episode,
+    key: String,
+    sample: u32,
+    turn: u32,
+    /// Tokens of the context that the cache holds.
+    cached: usize,
+}
+
+/// A turn being written.
+struct Draft {
+    row: usize,
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    limit: usize,
+    stop: Vec<String>,
+    /// What the model reads next.
+    feed: Vec<u32>,
+}
+
+impl Player<'_> {
+    /// Plays all requests together, in one batch, and returns their trajectories in the same order.
+    ///
+    /// A search that cannot be had masks the episodes that wait for it; when that leaves no episode of the
+    /// batch, the call fails instead.
+    pub fn play(&self, requests: &[EpisodeRequest]) -> Result<Vec<Trajectory>, RolloutError> {
+        let mut rows = Vec::with_capacity(requests.len());
+        for request in requests {
+            let episode =
+                Episode::new(&request.question, request.sample, request.initial.clone(), self.search, self.codec)?;
+            let key = question_key(&request.question);
+            rows.push(Row { episode, key, sample: request.sample, turn: 0, cached: 0 });
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut cache = self.prompts(&mut rows)?;
+        loop {
+            let writing = places(&rows, |step| matches!(step, Step::Generate { .. }));
+            if !writing.is_empty() {
+                self.write(&mut rows, &writing, &mut cache)?;
+                continue;
+            }
+            let waiting = places(&rows, |step| matches!(step, Step::Retrieve { .. }));
+            if waiting.is_empty() {
+                break;
+            }
+            self.search(&mut rows, &waiting)?;
+        }
+        let played: Vec<Trajectory> = rows.into_iter().map(|row| row.episode.finish()).collect();
+        match played.iter().map(Trajectory::failure).collect::<Option<Vec<_>>>() {
+            Some(failures) => {
+                let reason = failures.first().copied().unwrap_or_default().to_owned();
+                Err(RolloutError::AllFailed { reason, outage: true })
+            }
+            None => Ok(played),
+        }
+    }
+
+    /// Computes every distinct prompt once, all but its last token, and copies it to the rows that share it.
+    fn prompts(&self, rows: &mut [Row]) -> Result<KvCache, RolloutError> {
+        let mut distinct: BTreeMap<&[u32], usize> = BTreeMap::new();
+        let mut first: Vec<usize> = Vec::new();
+        let mut of = Vec::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate() {
+            of.push(*distinct.entry(row.episode.context()).or_insert_with(|| {
+                first.push(at);
+                first.len() - 1
+            }));
+        }
+        let items: Vec<(usize, &[u32])> = first
+            .iter()
+            .enumerate()
+            .filter_map(|(at, &row)| Some((at, rows[row].episode.context().split_last()?.1)))
+            .filter(|(_, tokens)| !tokens.is_empty())
+            .collect();
+        let mut cache = self.decoder.cache(first.len())?;
+        self.decoder.prefill(&mut cache, &items)?;
+        let cache = if first.len() == rows.len() { cache } else { cache.fork(&of)? };
+        for (at, row) in rows.iter_mut().enumerate() {
+            row.cached = cache.len(at);
+        }
+        Ok(cache)
+    }
+
+    /// One turn of every named row.
+    fn write(&self, rows: &mut [Row], writing: &[usize], cache: &mut KvCache) -> Result<(), RolloutError> {
+        let mut drafts: Vec<Draft> = writing.iter().filter_map(|&row| Draft::new(row, &rows[row])).collect();
+        while !drafts.is_empty() {
+            if self.shutdown.requested() {
+                return Err(RolloutError::Interrupted);
+            }
+            let sampled = self.tokens(rows, &drafts, cache)?;
+            let mut open = Vec::with_capacity(drafts.len());
+            for (mut draft, sampled) in drafts.into_iter().zip(sampled) {
+                let row = &mut rows[draft.row];
+                row.cached += draft.feed.len();
+                draft.take(sampled);
+                if draft.ended(self.codec) {
+                    row.episode.generated(&draft.tokens, &draft.logprobs, self.codec)?;
+                    row.turn += 1;
+                } else {
+                    open.push(draft);
+                }
+            }
+            drafts = open;
+        }
+        Ok(())
+    }
+
+    /// The next token of every draft.
+    fn tokens(&self, rows: &[Row], drafts: &[Draft], cache: &mut KvCache) -> Result<Vec<Sampled>, RolloutError> {
+        let items: Vec<(usize, &[u32])> = drafts.iter().map(|draft| (draft.row, draft.feed.as_slice())).collect();
+        let logits = self.decoder.step_rows(cache, &items)?;
+        let vocab = logits.dim(1).map_err(ModelError::from)?;
+        let logits = logits.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(ModelError::from)?;
+        let Sampling { temperature, top_p, seed, step } = self.sampling;
+        let sampled = logits
+            .par_chunks(vocab)
+            .zip(drafts)
+            .map(|(logits, draft)| {
+                let row = &rows[draft.row];
+                let token = draft.tokens.len() as u32;
+                let key = SampleKey { seed, step, question: &row.key, sample: row.sample, turn: row.turn, token };
+                sample(logits, temperature as f32, top_p as f32, &key)
+            })
+            .collect();
+        Ok(sampled)
+    }
+
+    /// All searches that the named rows wait for, each distinct query once.
+    fn search(&self, rows: &mut [Row], waiting: &[usize]) -> Result<(), RolloutError> {
+        let mut asked: BTreeMap<(String, usize), Vec<usize>> = BTreeMap::new();
+        for &at in waiting {
+            if let Step::Retrieve { query, top_k } = rows[at].episode.next() {
+                asked.entry((query.to_owned(), top_k)).or_default().push(at);
+            }
+        }
+        let queries: Vec<String> = asked.keys().map(|(query, _)| query.clone()).collect();
+        let top_k = asked.keys().map(|(_, top_k)| *top_k).max().unwrap_or_default() as u32;
+        match self.retriever.retrieve(&queries, top_k, self.search.method) {
+            Ok(found) => {
+                for (at, passages) in asked.values().zip(found) {
+                    for &at in at {
+                        rows[at].episode.retrieved(passages.clone(), self.codec)?;
+                    }
+                }
+            }
+            Err(error) if error.is_outage() => {
+                tracing::warn!(%error, episodes = waiting.len(), "searches failed; these samples are masked");
+                for &at in waiting {
+                    rows[at].episode.failed(error.to_string());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+fn places(rows: &[Row], wanted: impl Fn(&Step<'_>) -> bool) -> Vec<usize> {
+    (0..rows.len()).filter(|&at| wanted(&rows[at].episode.next())).collect()
+}
+
+impl Draft {
+    fn new(at: usize, row: &Row) -> Option<Self> {
+        let Step::Generate { max_new_tokens, stop } = row.episode.next() else { return None };
+        Some(Self {
+            row: at,
+            tokens: Vec::with_capacity(max_new_tokens),
+            logprobs: Vec::with_capacity(max_new_tokens),
+            limit: max_new_tokens,
+            stop: stop.to_vec(),
+            feed: row.episode.context()[row.cached..].to_vec(),
+        })
+    }
+
+    fn take(&mut self, sampled: Sampled) {
+        self.tokens.push(sampled.token);
+        self.logprobs.push(sampled.logprob);
+        self.feed = vec![sampled.token];
+    }
+
+    fn ended(&self, codec: &ModelCodec) -> bool {
+        let full = self.tokens.len() >= self.limit;
+        if full || self.tokens.last().is_some_and(|&token| codec.ends(token)) {
+            return true;
+        }
+        let text = codec.decode(&self.tokens);
+        self.stop.iter().any(|stop| text.contains(stop))
+    }
+}

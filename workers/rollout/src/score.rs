@@ -1,0 +1,192 @@
+//! From selected passages to answers and verdicts.
+
+use crate::error::RolloutError;
+use crate::peers::{AnswerOutcome, AnswerSource};
+use s3_search::score::{Verdict, gen_acc};
+use s3_search::{Passage, Question};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One question with the passages that it is answered from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask<'a> {
+    /// The question.
+    pub question: &'a Question,
+    /// What the generator reads.
+    pub passages: &'a [Passage],
+}
+
+/// An answer and what it is worth.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scored {
+    /// The generator's answer; none when it could not be had.
+    pub answer: Option<String>,
+    /// The judge's word, where there is a judge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<Verdict>,
+    /// Generation accuracy; `Failed` masks the sample.
+    pub verdict: Verdict,
+    /// Why there is no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+/// Asks once what is asked several times (the samples of a group often select the same passages): the first
+/// place of every distinct item, and for each item the index of its representative.
+pub fn distinct(items: &[Ask<'_>]) -> (Vec<usize>, Vec<usize>) {
+    let mut seen: BTreeMap<(&str, &[Passage]), usize> = BTreeMap::new();
+    let mut first = Vec::new();
+    let of = items
+        .iter()
+        .enumerate()
+        .map(|(at, item)| {
+            *seen.entry((item.question.question.as_str(), item.passages)).or_insert_with(|| {
+                first.push(at);
+                first.len() - 1
+            })
+        })
+        .collect();
+    (first, of)
+}
+
+/// Answers and scores items, in parts of the configured chunk.
+///
+/// An item that could not be answered or judged is masked. When every item of the call failed, that is an
+/// outage (or a refusal) of the service and no longer a few lost samples: the call fails and nothing should be
+/// recorded, so that a later run asks again.
+pub fn score_answers(source: &dyn AnswerSource, items: &[Ask<'_>]) -> Result<Vec<Scored>, RolloutError> {
+    let config = source.config();
+    let mut scored = Vec::with_capacity(items.len());
+    let mut failure: Option<(String, bool)> = None;
+    for part in items.chunks(config.chunk.max(1)) {
+        let asked: Vec<(&Question, &[Passage])> = part.iter().map(|item| (item.question, item.passages)).collect();
+        let outcomes = source.answer(&asked)?;
+        let verdicts = judged(source, part, &outcomes)?;
+        for ((item, outcome), judge) in part.iter().zip(outcomes).zip(verdicts) {
+            scored.push(match outcome {
+                AnswerOutcome::Answer(answer) => {
+                    let limit = config.max_answer_tokens as usize;
+                    let verdict = gen_acc(&answer, &item.question.answers, limit, judge);
+                    Scored { answer: Some(answer), judge, verdict, failure: None }
+                }
+                AnswerOutcome::Failed { reason, outage } => {
+                    let seen = failure.get_or_insert_with(|| (reason.clone(), outage));
+                    seen.1 |= outage;
+                    Scored { answer: None, judge: None, verdict: Verdict::Failed, failure: Some(reason) }
+                }
+            });
+        }
+    }
+    match failure {
+        Some((reason, outage)) if scored.iter().all(|one| one.failure.is_some()) => {
+            Err(RolloutError::AllFailed { reason, outage })
+        }
+        _ => Ok(scored),
+    }
+}
+
+/// The judge's word on every answered item; `None` where there is no judge or no answer.
+fn judged(
+    source: &dyn AnswerSource,
+    items: &[Ask<'_>],
+    outcomes: &[AnswerOutcome],
+) -> Result<Vec<Option<Verdict>>, RolloutError> {
+    let mut verdicts = vec![None; items.len()];
+    if source.config().judge.is_none() {
+        return Ok(verdicts);
+    }
+    let answered: Vec<(usize, &str)> = outcomes
+        .iter()
+        .enumerate()
+        .filter_map(|(at, outcome)| match outcome {
+            AnswerOutcome::Answer(answer) => Some((at, answer.as_str())),
+            AnswerOutcome::Failed { .. } => None,
+        })
+        .collect();
+    if answered.is_empty() {
+        return Ok(verdicts);
+    }
+    let asked: Vec<(&Question, &str)> = answered.iter().map(|&(at, answer)| (items[at].question, answer)).collect();
+    for ((at, _), verdict) in answered.iter().zip(source.judge(&asked)?) {
+        verdicts[*at] = Some(verdict);
+    }
+    Ok(verdicts)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use s3_config::{Endpoint, GeneratorConfig};
+
+    /// Answers with the first passage's text; questions that start with "down" fail.
+    struct Fake(GeneratorConfig);
+
+    impl AnswerSource for Fake {
+        fn config(&self) -> &GeneratorConfig {
+            &self.0
+        }
+        fn answer(&self, items: &[(&Question, &[Passage])]) -> Result<Vec<AnswerOutcome>, RolloutError> {
+            Ok(items
+                .iter()
+                .map(|(question, passages)| {
+                    if question.question.starts_with("down") {
+                        return AnswerOutcome::Failed { reason: "no route".into(), outage: true };
+                    }
+                    AnswerOutcome::Answer(passages[0].text.clone())
+                })
+                .collect())
+        }
+        fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Verdict>, RolloutError> {
+            Ok(items.iter().map(|(_, answer)| Verdict::from(!answer.contains("not"))).collect())
+        }
+    }
+
+    fn fake(judge: bool) -> Fake {
+        let endpoint = Endpoint { address: "http://127.0.0.1:1".into(), deadline_ms: 1, attempts: 1 };
+        Fake(GeneratorConfig {
+            endpoint,
+            model: String::new(),
+            template: "t".into(),
+            max_tokens: 8,
+            max_answer_tokens: 4,
+            passage_words: 0,
+            judge: judge.then(|| "judge".into()),
+            chunk: 2,
+        })
+    }
+
+    fn question(text: &str) -> Question {
+        Question { id: text.into(), dataset: "d".into(), question: text.into(), answers: vec!["Paris".into()] }
+    }
+
+    fn passage(text: &str) -> Vec<Passage> {
+        vec![Passage { id: text.into(), title: String::new(), text: text.into() }]
+    }
+
+    #[test]
+    fn failures_are_masked_and_never_wrong() {
+        let questions = [question("a"), question("down b"), question("c"), question("d")];
+        let passages = [passage("Paris"), passage("Paris"), passage("Rome"), passage("not Paris")];
+        let items: Vec<Ask> =
+            questions.iter().zip(&passages).map(|(question, passages)| Ask { question, passages }).collect();
+        let scored = score_answers(&fake(true), &items).unwrap();
+        let verdicts: Vec<Verdict> = scored.iter().map(|one| one.verdict).collect();
+        assert_eq!(verdicts, [Verdict::Correct, Verdict::Failed, Verdict::Correct, Verdict::Incorrect]);
+        let scored = score_answers(&fake(false), &items).unwrap();
+        let verdicts: Vec<Verdict> = scored.iter().map(|one| one.verdict).collect();
+        assert_eq!(verdicts, [Verdict::Correct, Verdict::Failed, Verdict::Incorrect, Verdict::Correct]);
+        let all = score_answers(&fake(false), &items[1..2]);
+        assert!(matches!(all, Err(RolloutError::AllFailed { outage: true, .. })));
+        assert!(score_answers(&fake(true), &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn equal_items_are_asked_once() {
+        let questions = [question("a"), question("b")];
+        let passages = [passage("x"), passage("y")];
+        let ask = |q: usize, p: usize| Ask { question: &questions[q], passages: &passages[p] };
+        let (first, of) = distinct(&[ask(0, 0), ask(0, 1), ask(0, 0), ask(1, 0), ask(0, 1)]);
+        assert_eq!((first, of), (vec![0, 1, 3], vec![0, 1, 0, 2, 1]));
+    }
+}
