@@ -1,0 +1,436 @@
+//! Causal grouped-query attention over ragged rows, in two implementations of one meaning:
+//! row by row on slices (no padding is computed), and padded to one batch of tensor operations
+//! (few kernel launches). Keys are the cached ones followed by the new ones.
+
+use candle_core::{D, DType, Device, Tensor};
+use rayon::prelude::*;
+
+use crate::{
+    cache::{KvCache, Store},
+    config::DecoderConfig,
+    cpu::{self, View},
+    error::Result,
+    ops::{Kernels, tensor, with_slice},
+};
+
+/// Queries whose scores are held at once: keeps a block in the second-level cache.
+const BLOCK: usize = 64;
+
+/// New tokens of several rows, laid end to end.
+pub(crate) struct Batch {
+    /// New tokens of each row; none is empty.
+    pub(crate) lens: Vec<usize>,
+    /// Tokens already cached for each row.
+    pub(crate) past: Vec<usize>,
+    /// Each row's place in the cache.
+    pub(crate) rows: Vec<usize>,
+    /// Position of every new token.
+    pub(crate) positions: Vec<u32>,
+    /// Position of every new token, on the device.
+    pub(crate) position_index: Option<Tensor>,
+    padding: Option<Padding>,
+}
+
+/// What the padded implementation needs besides.
+struct Padding {
+    longest: usize,
+    keys: usize,
+    /// `[rows * longest]`: where a padded slot's token lies (some token for the padding).
+    pad: Tensor,
+    /// `[tokens]`: where a token's padded slot lies.
+    unpad: Tensor,
+    /// `[rows, 1, longest, keys]`: 0 or minus infinity, f32.
+    mask: Tensor,
+    /// `[tokens * kv_heads, head_dim]`: where a key goes in the flattened cache.
+    slots: Option<Tensor>,
+}
+
+impl Batch {
+    pub(crate) fn new(
+        config: &DecoderConfig,
+        lens: Vec<usize>,
+        rows: Vec<usize>,
+        cache: Option<&KvCache>,
+        kernels: Kernels,
+        device: &Device,
+    ) -> Result<Self> {
+        let past: Vec<usize> = rows.iter().map(|&row| cache.map_or(0, |c| c.lens[row])).collect();
+        let positions: Vec<u32> =
+            lens.iter().zip(&past).flat_map(|(&len, &past)| (past..past + len).map(|p| p as u32)).collect();
+        let mut batch = Self { lens, past, rows, positions, position_index: None, padding: None };
+        if kernels == Kernels::Tensors {
+            batch.position_index = Some(Tensor::from_slice(&batch.positions, batch.positions.len(), device)?);
+            batch.padding = Some(batch.pad(config, cache, device)?);
+        }
+        Ok(batch)
+    }
+
+    fn pad(&self, config: &DecoderConfig, cache: Option<&KvCache>, device: &Device) -> Result<Padding> {
+        let longest = self.lens.iter().copied().max().unwrap_or(0);
+        let keys = self.lens.iter().zip(&self.past).map(|(len, past)| len + past).max().unwrap_or(0);
+        let (mut pad, mut unpad, mut query) = (Vec::new(), Vec::new(), Vec::new());
+        let mut start = 0;
+        for (row, (&len, &past)) in self.lens.iter().zip(&self.past).enumerate() {
+            for i in 0..longest {
+                pad.push((start + i.min(len - 1)) as u32);
+                query.push((past + i.min(len - 1)) as u32);
+            }
+            unpad.extend((0..len).map(|i| (row * longest + i) as u32));
+            start += len;
+        }
+        let query = Tensor::from_vec(query, (self.lens.len(), 1, longest, 1), device)?;
+        let key = Tensor::arange(0u32, keys as u32, device)?.reshape((1, 1, 1, keys))?;
+        let visible = key.broadcast_le(&query)?;
+        let shape = visible.shape().clone();
+        let zero = Tensor::zeros(&shape, DType::F32, device)?;
+        let hidden = Tensor::full(f32::NEG_INFINITY, &shape, device)?;
+        let mask = visible.where_cond(&zero, &hidden)?;
+        let slots = match cache.map(|cache| &cache.store) {
+            Some(Store::Padded { capacity, .. }) => {
+                let mut slots = Vec::with_capacity(start * config.kv_heads);
+                for ((&row, &len), &past) in self.rows.iter().zip(&self.lens).zip(&self.past) {
+                    for position in past..past + len {
+                        slots.extend((0..config.kv_heads).map(|h| ((row * config.kv_heads + h) * capacity + position) as u32));
+                    }
+                }
+                let slots = Tensor::from_vec(slots, (start * config.kv_heads, 1), device)?;
+                Some(slots.broadcast_as((start * config.kv_heads, config.head_dim))?.contiguous()?)
+            }
+            _ => None,
+        };
+        let count = pad.len();
+        Ok(Padding {
+            longest,
+            keys,
+            pad: Tensor::from_vec(pad, count, device)?,
+            unpad: Tensor::from_vec(unpad, start, device)?,
+            mask,
+            slots,
+        })
+    }
+
+    /// Where each row's new tokens begin.
+    fn starts(&self) -> Vec<usize> {
+        let mut at = 0;
+        let mut next = |len: &usize| {
+            at += len;
+            at - len
+        };
+        self.lens.iter().map(&mut next).collect()
+    }
+}
+
+/// Attention of new queries over cached and new keys. `q` `[tokens, heads * head_dim]`, `k`, `v`
+/// `[tokens, kv_heads * head_dim]`, all rotated; the new keys are appended to `layer` of the cache.
+pub(crate) fn attend(
+    config: &DecoderConfig,
+    batch: &Batch,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    cache: Option<(&mut KvCache, usize)>,
+) -> Result<Tensor> {
+    match &batch.padding {
+        None => attend_slices(config, batch, (q, k, v), cache),
+        Some(padding) => attend_padded(config, batch, padding, (q, k, v), cache),
+    }
+}
+
+/// Gradient of [`attend`] without a cache: `(dq, dk, dv)` from the output `o` and its gradient.
+pub(crate) fn attend_backward(
+    config: &DecoderConfig,
+    batch: &Batch,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    o: &Tensor,
+    d_o: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    match &batch.padding {
+        None => backward_slices(config, batch, (q, k, v), o, d_o),
+        Some(padding) => backward_padded(config, batch, padding, (q, k, v), o, d_o),
+    }
+}
+
+fn scale(config: &DecoderConfig) -> f32 {
+    1.0 / (config.head_dim as f32).sqrt()
+}
+
+/// One key head's queries of one row: `[tokens, group, head_dim]`, times `factor`.
+fn gather(source: &[f32], config: &DecoderConfig, kv_head: usize, factor: f32) -> Vec<f32> {
+    let (width, group) = (config.heads * config.head_dim, config.group() * config.head_dim);
+    let mut out = Vec::with_capacity(source.len() / config.kv_heads);
+    for token in source.chunks(width) {
+        out.extend(token[kv_head * group..(kv_head + 1) * group].iter().map(|x| x * factor));
+    }
+    out
+}
+
+/// Puts per-(row, key head) blocks `[tokens, width]` back into `[tokens, kv_heads * width]`.
+fn scatter(blocks: &[Vec<f32>], lens: &[usize], kv_heads: usize, width: usize) -> Vec<f32> {
+    let total: usize = lens.iter().sum();
+    let mut out = Vec::with_capacity(total * kv_heads * width);
+    for (row, &len) in lens.iter().enumerate() {
+        let heads = &blocks[row * kv_heads..(row + 1) * kv_heads];
+        for token in 0..len {
+            for head in heads {
+                out.extend_from_slice(&head[token * width..(token + 1) * width]);
+            }
+        }
+    }
+    out
+}
+
+/// Softmax probabilities of a block of queries: `p` is `[block * group, keys]`, query `i` of the
+/// block sees keys `0..=first + i`.
+fn causal_softmax(p: &mut [f32], keys: usize, group: usize, first: usize) {
+    for (r, row) in p.chunks_mut(keys).enumerate() {
+        let visible = first + r / group + 1;
+        let (seen, hidden) = row.split_at_mut(visible);
+        cpu::softmax(seen);
+        hidden.fill(0.0);
+    }
+}
+
+/// Output `[tokens, group * head_dim]` of one row and key head over `keys` token-major keys.
+fn row_head(q: &[f32], k: &[f32], v: &[f32], past: usize, config: &DecoderConfig) -> Vec<f32> {
+    let (d, group, width) = (config.head_dim, config.group(), config.kv_heads * config.head_dim);
+    let tokens = q.len() / (group * d);
+    let mut out = vec![0f32; q.len()];
+    let mut p = Vec::new();
+    for from in (0..tokens).step_by(BLOCK) {
+        let to = (from + BLOCK).min(tokens);
+        let (rows, keys) = ((to - from) * group, past + to);
+        p.clear();
+        p.resize(rows * keys, 0.0);
+        let queries = &q[from * group * d..to * group * d];
+        cpu::gemm(&mut p, (rows, keys, d), View::rows(queries, d), View::transposed(k, width), 1.0, false, 1);
+        causal_softmax(&mut p, keys, group, past + from);
+        let o = &mut out[from * group * d..to * group * d];
+        cpu::gemm(o, (rows, d, keys), View::rows(&p, keys), View::rows(v, width), 1.0, false, 1);
+    }
+    out
+}
+
+fn attend_slices(
+    config: &DecoderConfig,
+    batch: &Batch,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    cache: Option<(&mut KvCache, usize)>,
+) -> Result<Tensor> {
+    let starts = batch.starts();
+    let (qw, kw, d) = (config.heads * config.head_dim, config.kv_heads * config.head_dim, config.head_dim);
+    let blocks = with_slice(q, |q| {
+        with_slice(k, |k| {
+            with_slice(v, |v| {
+                let span = |data: &[f32], i: usize, width: usize| -> (usize, usize) {
+                    debug_assert!(data.len() >= (starts[i] + batch.lens[i]) * width);
+                    (starts[i] * width, (starts[i] + batch.lens[i]) * width)
+                };
+                let run = |i: usize, kv_head: usize, keys: &[f32], values: &[f32]| {
+                    let (from, to) = span(q, i, qw);
+                    let queries = gather(&q[from..to], config, kv_head, scale(config));
+                    row_head(&queries, &keys[kv_head * d..], &values[kv_head * d..], batch.past[i], config)
+                };
+                let tasks = (0..batch.lens.len() * config.kv_heads).into_par_iter();
+                let at = |task: usize| (task / config.kv_heads, task % config.kv_heads);
+                match cache {
+                    Some((KvCache { store: Store::Rows(layers), .. }, layer)) => {
+                        let cached = &mut layers[layer];
+                        for (i, &row) in batch.rows.iter().enumerate() {
+                            let (from, to) = span(k, i, kw);
+                            cached[row].k.extend_from_slice(&k[from..to]);
+                            cached[row].v.extend_from_slice(&v[from..to]);
+                        }
+                        let cached = &*cached;
+                        tasks
+                            .map(|task| {
+                                let (i, head) = at(task);
+                                let kv = &cached[batch.rows[i]];
+                                run(i, head, &kv.k, &kv.v)
+                            })
+                            .collect::<Vec<_>>()
+                    }
+                    _ => tasks
+                        .map(|task| {
+                            let (i, head) = at(task);
+                            let (from, to) = span(k, i, kw);
+                            run(i, head, &k[from..to], &v[from..to])
+                        })
+                        .collect(),
+                }
+            })
+        })
+    })???;
+    tensor(scatter(&blocks, &batch.lens, config.kv_heads, config.group() * d), q)
+}
+
+fn backward_slices(
+    config: &DecoderConfig,
+    batch: &Batch,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    o: &Tensor,
+    d_o: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let starts = batch.starts();
+    let (qw, kw, d) = (config.heads * config.head_dim, config.kv_heads * config.head_dim, config.head_dim);
+    let all = [q, k, v, o, d_o].map(|t| with_slice(t, <[f32]>::to_vec));
+    let [q_data, k_data, v_data, o_data, g_data] = all;
+    let (q_data, k_data, v_data, o_data, g_data) = (q_data?, k_data?, v_data?, o_data?, g_data?);
+    let parts: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> = (0..batch.lens.len() * config.kv_heads)
+        .into_par_iter()
+        .map(|task| {
+            let (i, head) = (task / config.kv_heads, task % config.kv_heads);
+            let (from, to) = (starts[i], starts[i] + batch.lens[i]);
+            let queries = gather(&q_data[from * qw..to * qw], config, head, scale(config));
+            let outputs = gather(&o_data[from * qw..to * qw], config, head, 1.0);
+            let grads = gather(&g_data[from * qw..to * qw], config, head, 1.0);
+            let (keys, values) = (&k_data[from * kw + head * d..to * kw], &v_data[from * kw + head * d..to * kw]);
+            row_head_backward(config, &queries, keys, values, &outputs, &grads)
+        })
+        .collect();
+    let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
+    for (q, k, v) in parts {
+        dq.push(q);
+        dk.push(k);
+        dv.push(v);
+    }
+    let heads = config.kv_heads;
+    Ok((
+        tensor(scatter(&dq, &batch.lens, heads, config.group() * d), q)?,
+        tensor(scatter(&dk, &batch.lens, heads, d), k)?,
+        tensor(scatter(&dv, &batch.lens, heads, d), v)?,
+    ))
+}
+
+/// Gradients `(dq, dk, dv)` of one row and key head; `q` is already scaled. Probabilities are
+/// computed again block by block, so nothing of size tokens squared is kept.
+fn row_head_backward(
+    config: &DecoderConfig,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    o: &[f32],
+    g: &[f32],
+) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let (d, group, width) = (config.head_dim, config.group(), config.kv_heads * config.head_dim);
+    let tokens = q.len() / (group * d);
+    let (mut dq, mut dk, mut dv) = (vec![0f32; q.len()], vec![0f32; tokens * d], vec![0f32; tokens * d]);
+    for from in (0..tokens).step_by(BLOCK) {
+        let to = (from + BLOCK).min(tokens);
+        let (rows, keys) = ((to - from) * group, to);
+        let part = from * group * d..to * group * d;
+        let (queries, grads) = (&q[part.clone()], &g[part.clone()]);
+        let mut p = vec![0f32; rows * keys];
+        cpu::gemm(&mut p, (rows, keys, d), View::rows(queries, d), View::transposed(k, width), 1.0, false, 1);
+        causal_softmax(&mut p, keys, group, from);
+        cpu::gemm(&mut dv, (keys, d, rows), View::transposed(&p, keys), View::rows(grads, d), 1.0, true, 1);
+        let mut ds = vec![0f32; rows * keys];
+        cpu::gemm(&mut ds, (rows, keys, d), View::rows(grads, d), View::transposed(v, width), 1.0, false, 1);
+        let outputs = &o[part.clone()];
+        for r in 0..rows {
+            let mean = cpu::dot(&grads[r * d..(r + 1) * d], &outputs[r * d..(r + 1) * d]);
+            for (ds, p) in ds[r * keys..(r + 1) * keys].iter_mut().zip(&p[r * keys..(r + 1) * keys]) {
+                *ds = p * (*ds - mean);
+            }
+        }
+        cpu::gemm(&mut dk, (keys, d, rows), View::transposed(&ds, keys), View::rows(queries, d), 1.0, true, 1);
+        cpu::gemm(&mut dq[part], (rows, d, keys), View::rows(&ds, keys), View::rows(k, width), scale(config), false, 1);
+    }
+    (dq, dk, dv)
+}
+
+/// `[tokens, kv_heads * n * head_dim]` to `[rows, kv_heads, n * longest, head_dim]`.
+fn to_padded(x: &Tensor, batch: &Batch, padding: &Padding, config: &DecoderConfig) -> Result<Tensor> {
+    let n = x.dim(1)? / (config.kv_heads * config.head_dim);
+    let shape = (batch.lens.len(), padding.longest, config.kv_heads, n, config.head_dim);
+    let x = x.contiguous()?.index_select(&padding.pad, 0)?.reshape(shape)?.permute((0, 2, 3, 1, 4))?.contiguous()?;
+    Ok(x.reshape((batch.lens.len(), config.kv_heads, n * padding.longest, config.head_dim))?)
+}
+
+/// The inverse of [`to_padded`].
+fn from_padded(x: &Tensor, batch: &Batch, padding: &Padding, config: &DecoderConfig) -> Result<Tensor> {
+    let n = x.dim(2)? / padding.longest;
+    let rows = batch.lens.len();
+    let x = x.reshape((rows, config.kv_heads, n, padding.longest, config.head_dim))?.permute((0, 3, 1, 2, 4))?;
+    let x = x.contiguous()?.reshape((rows * padding.longest, config.kv_heads * n * config.head_dim))?;
+    Ok(x.index_select(&padding.unpad, 0)?)
+}
+
+/// Probabilities `[rows, kv_heads, group * longest, keys]` in f32.
+fn padded_probabilities(config: &DecoderConfig, batch: &Batch, padding: &Padding, q: &Tensor, k: &Tensor) -> Result<Tensor> {
+    let (rows, keys) = (batch.lens.len(), k.dim(2)?);
+    let scores = (q.matmul(&k.transpose(2, 3)?)?.to_dtype(DType::F32)? * f64::from(scale(config)))?;
+    let scores = scores.reshape((rows, config.heads, padding.longest, keys))?.broadcast_add(&padding.mask)?;
+    let p = candle_nn::ops::softmax_last_dim(&scores)?;
+    Ok(p.reshape((rows, config.kv_heads, config.group() * padding.longest, keys))?)
+}
+
+fn attend_padded(
+    config: &DecoderConfig,
+    batch: &Batch,
+    padding: &Padding,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    cache: Option<(&mut KvCache, usize)>,
+) -> Result<Tensor> {
+    let queries = to_padded(q, batch, padding, config)?;
+    let (keys, values) = match (cache, &padding.slots) {
+        (Some((cache, layer)), Some(slots)) => {
+            let rows_total = cache.rows();
+            let Store::Padded { layers, capacity } = &cache.store else {
+                return Err(crate::ModelError::invalid("the cache belongs to a model on another device"));
+            };
+            let index: Option<Tensor> = (batch.rows.len() != rows_total
+                || batch.rows.iter().enumerate().any(|(i, &row)| i != row))
+            .then(|| {
+                let rows: Vec<u32> = batch.rows.iter().map(|&row| row as u32).collect();
+                Tensor::from_slice(&rows, rows.len(), q.device())
+            })
+            .transpose()?;
+            let fill = |cached: &Tensor, new: &Tensor| -> Result<Tensor> {
+                let flat = cached.reshape((rows_total * config.kv_heads * capacity, config.head_dim))?;
+                let new = new.contiguous()?.reshape(((), config.head_dim))?;
+                flat.scatter_set(slots, &new, 0)?;
+                let used = cached.narrow(2, 0, padding.keys)?;
+                Ok(match &index {
+                    Some(index) => used.contiguous()?.index_select(index, 0)?,
+                    None => used,
+                })
+            };
+            (fill(&layers[layer].k, k)?, fill(&layers[layer].v, v)?)
+        }
+        _ => (to_padded(k, batch, padding, config)?, to_padded(v, batch, padding, config)?),
+    };
+    let p = padded_probabilities(config, batch, padding, &queries, &keys)?;
+    let o = p.to_dtype(values.dtype())?.matmul(&values)?;
+    from_padded(&o, batch, padding, config)
+}
+
+fn backward_padded(
+    config: &DecoderConfig,
+    batch: &Batch,
+    padding: &Padding,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    o: &Tensor,
+    d_o: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let pad = |x: &Tensor| to_padded(x, batch, padding, config);
+    let (queries, keys, values, outputs) = (pad(q)?, pad(k)?, pad(v)?, pad(o)?);
+    // Padding repeats a row's last token: its gradient must not count again.
+    let real = {
+        let slots = batch.lens.len() * padding.longest;
+        let ones = Tensor::ones(batch.positions.len(), DType::F32, q.device())?;
+        Tensor::zeros(slots, DType::F32, q.device())?
+            .index_add(&padding.unpad, &ones, 0)?
+            .reshape((batch.lens.len(), 1, 1, padding.longest, 1))?
+            .broadcast_as((batch.lens.len(), 1, config.group(), padding.longest, 1))?
+            .reshape((batch.lens.len(), 1, config.group() * padding.longest, 1))?
+            .to_dtype(q.dtype())?
+    };
+    let grads = pad(d_o)?.broadcast_mul(&real)?;
+    let p = padded_probabilities(config, batch, padding, &queries, &keys)?;
+    let dv = p.to_dtype(v.dtype())?.transpose(2, 3)?.matmul(&grads)?;
+    let mean = (grads.to_dtype(DType::F32)? * outputs.to_dtype(DType::F32)?)?.sum_keepdim(D::Minus1)?;
+    let dp = grads.matmul(&values.transpose(2, 3)?)?.to_dtype(DType::F32)?;
+    let ds = ((p * dp.broadcast_sub(&mean)?)? * f64::from(scale(config)))?.to_dtype(q.dtype())?;
+    let dq = ds.matmul(&keys)?;
+    let dk = ds.transpose(2, 3)?.matmul(&queries)?;
+    let back = |x: &Tensor| from_padded(x, batch, padding, config);
+    Ok((back(&dq)?, back(&dk)?, back(&dv)?))
+}

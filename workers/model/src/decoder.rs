@@ -1,0 +1,461 @@
+//! Llama and Qwen2 decoders: loading, the layer, and cached ragged decoding.
+
+use std::{collections::BTreeMap, path::Path};
+
+use candle_core::{DType, Device, Tensor};
+use s3_config::{DTypeKind, ModelSpec};
+
+use crate::{
+    attention::{Batch, attend},
+    cache::KvCache,
+    config::DecoderConfig,
+    device::{check_digest, device},
+    error::{ModelError, Result},
+    gguf::Gguf,
+    linear::Linear,
+    ops::{self, Kernels, Rope},
+    random::{self, Uniform},
+    safetensors,
+    tokenizer::TokenizerFile,
+};
+
+/// Names of a layer's linear modules, in the order of [`Layer::linears`].
+pub(crate) const LINEARS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+pub(crate) const Q: usize = 0;
+pub(crate) const K: usize = 1;
+pub(crate) const V: usize = 2;
+pub(crate) const O: usize = 3;
+pub(crate) const GATE: usize = 4;
+pub(crate) const UP: usize = 5;
+pub(crate) const DOWN: usize = 6;
+
+/// New tokens processed at once: bounds the memory of activations and of padded scores.
+const TOKENS_PER_PASS_SLICES: usize = 1024;
+const TOKENS_PER_PASS_TENSORS: usize = 32_768;
+
+#[derive(Clone)]
+pub(crate) struct Layer {
+    pub(crate) input_norm: Tensor,
+    pub(crate) post_norm: Tensor,
+    pub(crate) linears: [Linear; 7],
+}
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trainable {
+    /// Nothing.
+    None,
+    /// The low-rank pairs (and a value head); the weights are frozen.
+    Lora,
+    /// Every weight (and a value head); f32 only.
+    Full,
+}
+
+/// A linear map of the last hidden state to a value (PPO's critic).
+#[derive(Clone)]
+pub(crate) struct ValueHead {
+    /// `[1, hidden]`, f32.
+    pub(crate) weight: Tensor,
+    /// `[1]`, f32.
+    pub(crate) bias: Tensor,
+}
+
+/// A decoder. Cloning shares the weights, so a frozen copy beside a trained adapter is cheap.
+#[derive(Clone)]
+pub struct Decoder {
+    pub(crate) config: DecoderConfig,
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
+    pub(crate) kernels: Kernels,
+    pub(crate) embed: Tensor,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Tensor,
+    pub(crate) head: Option<Tensor>,
+    pub(crate) value: Option<ValueHead>,
+    pub(crate) lora: Option<s3_config::LoraConfig>,
+    pub(crate) trainable: Trainable,
+    rope: Rope,
+}
+
+/// What the backward pass of a layer needs of its forward pass.
+pub(crate) struct Saved {
+    pub(crate) n1: Tensor,
+    pub(crate) q: Tensor,
+    pub(crate) k: Tensor,
+    pub(crate) v: Tensor,
+    pub(crate) o: Tensor,
+    pub(crate) h: Tensor,
+    pub(crate) n2: Tensor,
+    pub(crate) gate: Tensor,
+    pub(crate) up: Tensor,
+    pub(crate) act: Tensor,
+}
+
+impl Decoder {
+    /// Loads a GGUF file or a Hugging Face folder, its tokenizer, and the adapter when one is
+    /// named; digests are checked first. Quantised weights are dequantised once.
+    pub fn load(spec: &ModelSpec) -> Result<(Self, TokenizerFile)> {
+        let device = device(spec.device)?;
+        let dtype = match spec.dtype {
+            DTypeKind::F32 => DType::F32,
+            DTypeKind::Bf16 if device.is_cuda() => DType::BF16,
+            DTypeKind::Bf16 => {
+                return Err(ModelError::invalid("dtype Bf16 needs a CUDA device; set dtype: F32 for the CPU"));
+            }
+        };
+        let (mut decoder, tokenizer) = Self::load_from(&spec.path, spec.sha256.as_deref(), &device, dtype)?;
+        if let Some(adapter) = &spec.adapter {
+            check_digest(&adapter.path.join("adapter_model.safetensors"), adapter.sha256.as_deref())?;
+            decoder.load_adapter(&adapter.path)?;
+        }
+        Ok((decoder, tokenizer))
+    }
+
+    fn load_from(path: &Path, sha256: Option<&str>, device: &Device, dtype: DType) -> Result<(Self, TokenizerFile)> {
+        if path.is_dir() {
+            let config = safetensors::config(path)?;
+            let files = safetensors::files(path)?;
+            if let [file] = files.as_slice() {
+                check_digest(file, sha256)?;
+            } else if sha256.is_some() {
+                check_digest(&path.join("model.safetensors.index.json"), sha256)?;
+            }
+            let tensors = safetensors::tensors(&files, device, dtype)?;
+            return Ok((Self::from_tensors(path, config, tensors, device, dtype)?, TokenizerFile::from_folder(path)?));
+        }
+        check_digest(path, sha256)?;
+        let mut gguf = Gguf::open(path)?;
+        let config = gguf.config()?;
+        let tokenizer = TokenizerFile::from_gguf(&gguf)?;
+        let tensors = gguf.tensors(&config, device, dtype)?;
+        Ok((Self::from_tensors(path, config, tensors, device, dtype)?, tokenizer))
+    }
+
+    /// A decoder with random weights, the same for the same seed on every machine.
+    pub fn random(config: DecoderConfig, seed: u64, device: &Device, dtype: DType) -> Result<Self> {
+        config.check()?;
+        let mut tensors = BTreeMap::new();
+        let c = &config;
+        let mut uniform = Uniform::new(seed, "decoder");
+        let mut add = |name: String, shape: (usize, usize)| -> Result<()> {
+            let std = 0.4 / (shape.1 as f32).sqrt();
+            tensors.insert(name, random::normal(&mut uniform, shape, std)?);
+            Ok(())
+        };
+        add("model.embed_tokens.weight".into(), (c.vocab, c.hidden))?;
+        if !c.tied {
+            add("lm_head.weight".into(), (c.vocab, c.hidden))?;
+        }
+        for layer in 0..c.layers {
+            for (name, (out, input)) in LINEARS.iter().zip(linear_shapes(c)) {
+                add(format!("model.layers.{layer}.{name}.weight"), (out, input))?;
+            }
+        }
+        let ones = |n: usize| Tensor::ones(n, DType::F32, &Device::Cpu);
+        for layer in 0..c.layers {
+            for name in ["input_layernorm", "post_attention_layernorm"] {
+                tensors.insert(format!("model.layers.{layer}.{name}.weight"), ones(c.hidden)?);
+            }
+            if c.qkv_bias {
+                for (name, (out, _)) in LINEARS.iter().zip(linear_shapes(c)).take(3) {
+                    let bias = random::normal(&mut uniform, (1, out), 0.1)?.squeeze(0)?;
+                    tensors.insert(format!("model.layers.{layer}.{name}.bias"), bias);
+                }
+            }
+        }
+        tensors.insert("model.norm.weight".into(), ones(c.hidden)?);
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, t)| Ok((name, t.to_dtype(dtype)?.to_device(device)?)))
+            .collect::<Result<_>>()?;
+        Self::from_tensors(Path::new("(random)"), config, tensors, device, dtype)
+    }
+
+    /// From tensors by Hugging Face name. `origin` is named in errors.
+    pub fn from_tensors(
+        origin: &Path,
+        config: DecoderConfig,
+        mut tensors: BTreeMap<String, Tensor>,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        config.check()?;
+        let mut take = |name: &str, shape: &[usize]| -> Result<Tensor> {
+            let tensor = tensors
+                .remove(name)
+                .ok_or_else(|| ModelError::format(origin, format!("tensor {name} is missing")))?;
+            if tensor.dims() != shape {
+                let found = tensor.dims();
+                return Err(ModelError::format(origin, format!("tensor {name} has shape {found:?}, not {shape:?}")));
+            }
+            Ok(tensor.contiguous()?)
+        };
+        let c = &config;
+        let embed = take("model.embed_tokens.weight", &[c.vocab, c.hidden])?;
+        let head = if c.tied { None } else { Some(take("lm_head.weight", &[c.vocab, c.hidden])?) };
+        let norm = take("model.norm.weight", &[c.hidden])?;
+        let mut layers = Vec::with_capacity(c.layers);
+        for layer in 0..c.layers {
+            let prefix = format!("model.layers.{layer}");
+            let mut linears = Vec::with_capacity(7);
+            for (i, (name, (out, input))) in LINEARS.iter().zip(linear_shapes(c)).enumerate() {
+                let weight = take(&format!("{prefix}.{name}.weight"), &[out, input])?;
+                let bias =
+                    if c.qkv_bias && i <= V { Some(take(&format!("{prefix}.{name}.bias"), &[out])?) } else { None };
+                linears.push(Linear::new(weight, bias));
+            }
+            let linears = linears.try_into().map_err(|_| ModelError::invalid("a layer has seven linear modules"))?;
+            layers.push(Layer {
+                input_norm: take(&format!("{prefix}.input_layernorm.weight"), &[c.hidden])?,
+                post_norm: take(&format!("{prefix}.post_attention_layernorm.weight"), &[c.hidden])?,
+                linears,
+            });
+        }
+        let kernels = Kernels::of(device, dtype);
+        let rope = Rope::new(c.rope_theta, c.head_dim, c.max_positions, device, kernels)?;
+        Ok(Self {
+            device: device.clone(),
+            dtype,
+            kernels,
+            embed,
+            layers,
+            norm,
+            head,
+            value: None,
+            lora: None,
+            trainable: Trainable::None,
+            rope,
+            config,
+        })
+    }
+
+    /// Runs the portable tensor operations even where slice kernels exist: what a GPU runs, for
+    /// tests of their equality.
+    #[doc(hidden)]
+    pub fn portable(mut self) -> Result<Self> {
+        self.kernels = Kernels::Tensors;
+        let c = &self.config;
+        self.rope = Rope::new(c.rope_theta, c.head_dim, c.max_positions, &self.device, self.kernels)?;
+        Ok(self)
+    }
+
+    /// The shape.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Precision of the weights.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// An empty cache with `rows` rows.
+    pub fn cache(&self, rows: usize) -> Result<KvCache> {
+        KvCache::new(&self.config, rows, self.kernels, &self.device, self.dtype)
+    }
+
+    /// Appends each row's new tokens (none for an empty list) and returns the logits after its last
+    /// one: `[rows, vocab]` f32, zeros for rows without new tokens.
+    pub fn step(&self, cache: &mut KvCache, new_tokens: &[Vec<u32>]) -> Result<Tensor> {
+        if new_tokens.len() != cache.rows() {
+            return Err(ModelError::invalid(format!(
+                "{} rows of new tokens for a cache of {} rows",
+                new_tokens.len(),
+                cache.rows()
+            )));
+        }
+        let active: Vec<(usize, &[u32])> =
+            new_tokens.iter().enumerate().filter(|(_, t)| !t.is_empty()).map(|(row, t)| (row, t.as_slice())).collect();
+        let logits = self.step_rows(cache, &active)?;
+        if active.len() == new_tokens.len() {
+            return Ok(logits);
+        }
+        let rows: Vec<u32> = active.iter().map(|&(row, _)| row as u32).collect();
+        let index = Tensor::from_slice(&rows, rows.len(), &self.device)?;
+        let zeros = Tensor::zeros((new_tokens.len(), self.config.vocab), DType::F32, &self.device)?;
+        Ok(zeros.index_add(&index, &logits, 0)?)
+    }
+
+    /// Like [`Self::step`] for the named rows only: `[items, vocab]` f32 in their order. Each row
+    /// at most once, with at least one token.
+    pub fn step_rows(&self, cache: &mut KvCache, items: &[(usize, &[u32])]) -> Result<Tensor> {
+        let hidden = self.advance(cache, items)?;
+        self.logits(&hidden)
+    }
+
+    /// Appends tokens without computing logits.
+    pub fn prefill(&self, cache: &mut KvCache, items: &[(usize, &[u32])]) -> Result<()> {
+        self.advance(cache, items).map(|_| ())
+    }
+
+    /// Last hidden states `[items, hidden]` after the final norm.
+    fn advance(&self, cache: &mut KvCache, items: &[(usize, &[u32])]) -> Result<Tensor> {
+        let rows: Vec<usize> = items.iter().map(|&(row, _)| row).collect();
+        cache.check_rows(&rows)?;
+        let mut seen = vec![false; cache.rows()];
+        for &(row, tokens) in items {
+            if tokens.is_empty() || std::mem::replace(&mut seen[row], true) {
+                return Err(ModelError::invalid(format!("row {row} is named twice or has no new token")));
+            }
+            self.check_tokens(tokens, cache.len(row))?;
+        }
+        let limit = match self.kernels {
+            Kernels::Slices => TOKENS_PER_PASS_SLICES,
+            Kernels::Tensors => TOKENS_PER_PASS_TENSORS,
+        };
+        let mut outputs: Vec<Tensor> = Vec::new();
+        for (pass, ends) in passes(items, limit) {
+            let hidden = self.pass(cache, &pass)?;
+            if !ends.is_empty() {
+                let index = Tensor::from_slice(&ends, ends.len(), &self.device)?;
+                outputs.push(hidden.index_select(&index, 0)?);
+            }
+        }
+        if outputs.is_empty() {
+            return Ok(Tensor::zeros((0, self.config.hidden), self.dtype, &self.device)?);
+        }
+        let last = Tensor::cat(&outputs, 0)?;
+        ops::rms_norm(self.kernels, &last, &self.norm, self.config.norm_eps)
+    }
+
+    /// One pass over new tokens of some rows: hidden states `[tokens, hidden]` before the final norm.
+    fn pass(&self, cache: &mut KvCache, items: &[(usize, &[u32])]) -> Result<Tensor> {
+        let lens: Vec<usize> = items.iter().map(|(_, tokens)| tokens.len()).collect();
+        let rows: Vec<usize> = items.iter().map(|&(row, _)| row).collect();
+        let longest = items.iter().map(|(row, tokens)| cache.len(*row) + tokens.len()).max().unwrap_or(0);
+        cache.reserve(longest)?;
+        let batch = Batch::new(&self.config, lens, rows, Some(cache), self.kernels, &self.device)?;
+        let tokens: Vec<u32> = items.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
+        let mut x = self.embed_tokens(&tokens)?;
+        for index in 0..self.layers.len() {
+            x = self.layer(index, &x, &batch, Some(cache))?;
+        }
+        for &(row, tokens) in items {
+            cache.lens[row] += tokens.len();
+        }
+        Ok(x)
+    }
+
+    pub(crate) fn embed_tokens(&self, tokens: &[u32]) -> Result<Tensor> {
+        let index = Tensor::from_slice(tokens, tokens.len(), &self.device)?;
+        Ok(self.embed.index_select(&index, 0)?)
+    }
+
+    /// One layer's output `[tokens, hidden]`.
+    pub(crate) fn layer(&self, index: usize, x: &Tensor, batch: &Batch, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        let saved = self.layer_parts(index, x, batch, cache)?;
+        self.layers[index].linears[DOWN].forward(self.kernels, &saved.act, Some(&saved.h))
+    }
+
+    /// Everything of a layer but its last product.
+    pub(crate) fn layer_parts(
+        &self,
+        index: usize,
+        x: &Tensor,
+        batch: &Batch,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Saved> {
+        let (layer, kernels, eps) = (&self.layers[index], self.kernels, self.config.norm_eps);
+        let n1 = ops::rms_norm(kernels, x, &layer.input_norm, eps)?;
+        let linear = |i: usize, x: &Tensor| layer.linears[i].forward(kernels, x, None);
+        let q = self.rotate(&linear(Q, &n1)?, batch, false)?;
+        let k = self.rotate(&linear(K, &n1)?, batch, false)?;
+        let v = linear(V, &n1)?;
+        let o = attend(&self.config, batch, (&q, &k, &v), cache.map(|cache| (cache, index)))?;
+        let h = layer.linears[O].forward(kernels, &o, Some(x))?;
+        let n2 = ops::rms_norm(kernels, &h, &layer.post_norm, eps)?;
+        let (gate, up) = (linear(GATE, &n2)?, linear(UP, &n2)?);
+        let act = ops::swiglu(kernels, &gate, &up)?;
+        Ok(Saved { n1, q, k, v, o, h, n2, gate, up, act })
+    }
+
+    pub(crate) fn rotate(&self, x: &Tensor, batch: &Batch, inverse: bool) -> Result<Tensor> {
+        self.rope.apply(x, &batch.positions, batch.position_index.as_ref(), inverse)
+    }
+
+    /// The output matrix `[vocab, hidden]`.
+    pub(crate) fn output(&self) -> &Tensor {
+        self.head.as_ref().unwrap_or(&self.embed)
+    }
+
+    /// Logits `[n, vocab]` f32 of normalised hidden states.
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        if hidden.dim(0)? == 0 {
+            return Ok(Tensor::zeros((0, self.config.vocab), DType::F32, &self.device)?);
+        }
+        let output = Linear::new(self.output().clone(), None);
+        Ok(output.forward(self.kernels, hidden, None)?.to_dtype(DType::F32)?)
+    }
+
+    /// Refuses tokens outside the vocabulary and contexts beyond the rotary tables.
+    pub(crate) fn check_tokens(&self, tokens: &[u32], past: usize) -> Result<()> {
+        let (vocab, limit) = (self.config.vocab, self.config.max_positions);
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(ModelError::invalid(format!("token {token} is outside the vocabulary of {vocab}")));
+        }
+        if past + tokens.len() > limit {
+            return Err(ModelError::invalid(format!(
+                "{} tokens are longer than the model's context of {limit}; lower the length budgets",
+                past + tokens.len()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// `(out, in)` of the linear modules.
+pub(crate) fn linear_shapes(c: &DecoderConfig) -> [(usize, usize); 7] {
+    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    [
+        (q, c.hidden),
+        (kv, c.hidden),
+        (kv, c.hidden),
+        (c.hidden, q),
+        (c.ffn, c.hidden),
+        (c.ffn, c.hidden),
+        (c.hidden, c.ffn),
+    ]
+}
+
+type Pass<'a> = (Vec<(usize, &'a [u32])>, Vec<u32>);
+
+/// Cuts work into passes of at most `limit` tokens: rows in order, a long row in pieces. With each
+/// pass come the places of the tokens that end a row.
+fn passes<'a>(items: &[(usize, &'a [u32])], limit: usize) -> Vec<Pass<'a>> {
+    let mut out: Vec<Pass<'a>> = Vec::new();
+    let (mut pass, mut ends, mut used) = (Vec::new(), Vec::new(), 0);
+    for &(row, tokens) in items {
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            // A row that fits into a pass of its own is not torn apart.
+            if used > 0 && (used == limit || rest.len() > limit - used && rest.len() <= limit) {
+                out.push((std::mem::take(&mut pass), std::mem::take(&mut ends)));
+                used = 0;
+            }
+            let (piece, after) = rest.split_at(rest.len().min(limit - used));
+            used += piece.len();
+            pass.push((row, piece));
+            rest = after;
+            if rest.is_empty() {
+                ends.push(used as u32 - 1);
+            }
+        }
+    }
+    if !pass.is_empty() {
+        out.push((pass, ends));
+    }
+    out
+}
