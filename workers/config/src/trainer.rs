@@ -1,7 +1,8 @@
 //! The trainer: `baseline`, `sft`, `train`, `export`.
 
 use crate::{
-    AlgorithmConfig, Determinism, Endpoint, LoraConfig, ModelSpec, OptimizerConfig, RewardConfig, Runtime, SearchConfig,
+    AlgorithmConfig, DTypeKind, Determinism, Endpoint, LoraConfig, ModelSpec, OptimizerConfig, RewardConfig, Runtime,
+    SearchConfig,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -246,4 +247,7 @@ pub struct TrainerConfig {
     pub sft: SftConfig,
     /// Folder that `train` and `sft` export the final adapter to (PEFT layout).
     pub export: PathBuf,
+    /// Arithmetic type of the exported tensors; Bf16 halves the files.
+    #[serde(default)]
+    pub export_dtype: DTypeKind,
 }
