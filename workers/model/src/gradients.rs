@@ -1,0 +1,53 @@
+//! Gradients by tensor name.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor};
+
+use crate::{error::Result, linear::accumulate};
+
+/// Gradients (f32) of the trained tensors by name.
+#[derive(Clone, Debug, Default)]
+pub struct Gradients(pub BTreeMap<String, Tensor>);
+
+impl Gradients {
+    /// Adds another batch's gradients.
+    pub fn add(&mut self, other: &Self) -> Result<()> {
+        for (name, gradient) in &other.0 {
+            accumulate(&mut self.0, name.clone(), gradient.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Multiplies every gradient.
+    pub fn scale(&mut self, factor: f64) -> Result<()> {
+        for gradient in self.0.values_mut() {
+            *gradient = (&*gradient * factor)?;
+        }
+        Ok(())
+    }
+
+    /// Euclidean norm of all gradients together, summed in name order in f64.
+    pub fn global_norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for gradient in self.0.values() {
+            let values: Vec<f32> = gradient.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            sum += values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// Scales down to `max_norm` when the norm is above it; returns the norm before.
+    pub fn clip(&mut self, max_norm: f64) -> Result<f64> {
+        let norm = self.global_norm()?;
+        if norm > max_norm && max_norm > 0.0 {
+            self.scale(max_norm / norm)?;
+        }
+        Ok(norm)
+    }
+
+    /// Whether there is no gradient.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

@@ -1,0 +1,198 @@
+//! `AdamW` (arXiv 1711.05101) with f32 moments and a state that survives a restart bit for bit.
+
+use std::{collections::BTreeMap, path::Path};
+
+use candle_core::{Device, Tensor};
+use s3_config::OptimizerConfig;
+
+use crate::{
+    decoder::{Decoder, LINEARS, Trainable},
+    error::{ModelError, Result},
+    gradients::Gradients,
+    lora::{load_tensors, save_tensors},
+};
+
+/// Name of the step counter in the saved state.
+const STEP: &str = "step";
+
+/// The optimiser and its moments.
+#[derive(Clone)]
+pub struct AdamW {
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    step: u64,
+    moments: BTreeMap<String, (Tensor, Tensor)>,
+}
+
+impl AdamW {
+    /// A fresh optimiser. The learning rate is given to each step; clipping is
+    /// [`Gradients::clip`]'s.
+    pub fn new(config: &OptimizerConfig) -> Self {
+        Self {
+            beta1: config.beta1,
+            beta2: config.beta2,
+            epsilon: config.epsilon,
+            weight_decay: config.weight_decay,
+            step: 0,
+            moments: BTreeMap::new(),
+        }
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Updates every tensor that has a gradient.
+    pub fn step(&mut self, decoder: &mut Decoder, gradients: &Gradients, learning_rate: f64) -> Result<()> {
+        self.step += 1;
+        let power = i32::try_from(self.step).unwrap_or(i32::MAX);
+        let (correct1, correct2) = (1.0 - self.beta1.powi(power), 1.0 - self.beta2.powi(power));
+        let mut parameters = decoder.trained_tensors();
+        for (name, gradient) in &gradients.0 {
+            let Some(parameter) = parameters.remove(name) else {
+                return Err(ModelError::invalid(format!("there is a gradient of {name}, which is not trained")));
+            };
+            let (m, v) = match self.moments.get(name) {
+                Some((m, v)) => (m.clone(), v.clone()),
+                None => (gradient.zeros_like()?, gradient.zeros_like()?),
+            };
+            let m = ((m * self.beta1)? + (gradient * (1.0 - self.beta1))?)?;
+            let v = ((v * self.beta2)? + (gradient.sqr()? * (1.0 - self.beta2))?)?;
+            let denominator = ((&v / correct2)?.sqrt()? + self.epsilon)?;
+            let update = ((&m / correct1)? / denominator)?;
+            let kept = (&parameter * (1.0 - learning_rate * self.weight_decay))?;
+            decoder.set_trained(name, (kept - (update * learning_rate)?)?)?;
+            self.moments.insert(name.clone(), (m, v));
+        }
+        Ok(())
+    }
+
+    /// The state as tensors on the CPU: `m.NAME`, `v.NAME`, `step`.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut out = BTreeMap::new();
+        for (name, (m, v)) in &self.moments {
+            out.insert(format!("m.{name}"), m.to_device(&Device::Cpu)?);
+            out.insert(format!("v.{name}"), v.to_device(&Device::Cpu)?);
+        }
+        out.insert(STEP.to_owned(), Tensor::from_slice(&[self.step as i64], 1, &Device::Cpu)?);
+        Ok(out)
+    }
+
+    /// Restores [`Self::state`] onto the device of `decoder`.
+    pub fn restore(&mut self, state: &BTreeMap<String, Tensor>, decoder: &Decoder) -> Result<()> {
+        let bad = |what: String| ModelError::invalid(format!("optimiser state: {what}; delete the checkpoint or take another"));
+        let step = state.get(STEP).ok_or_else(|| bad("step is missing".to_owned()))?.to_vec1::<i64>()?;
+        let parameters = decoder.trained_tensors();
+        let mut moments = BTreeMap::new();
+        for (key, m) in state {
+            let Some(name) = key.strip_prefix("m.") else { continue };
+            let v = state.get(&format!("v.{name}")).ok_or_else(|| bad(format!("v.{name} is missing")))?;
+            let parameter = parameters.get(name).ok_or_else(|| bad(format!("{name} is not trained")))?;
+            if m.dims() != parameter.dims() || v.dims() != parameter.dims() {
+                return Err(bad(format!("{name} has another shape")));
+            }
+            moments.insert(name.to_owned(), (m.to_device(decoder.device())?, v.to_device(decoder.device())?));
+        }
+        self.step = step.first().copied().unwrap_or(0).unsigned_abs();
+        self.moments = moments;
+        Ok(())
+    }
+
+    /// Writes the state as safetensors.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        save_tensors(path, &self.state()?)
+    }
+
+    /// Reads what [`Self::save`] wrote.
+    pub fn load(&mut self, path: &Path, decoder: &Decoder) -> Result<()> {
+        self.restore(&load_tensors(path)?, decoder)
+    }
+}
+
+impl Decoder {
+    /// The trained tensors (f32) by the names that [`Gradients`] uses.
+    pub fn trained_tensors(&self) -> BTreeMap<String, Tensor> {
+        let mut out = BTreeMap::new();
+        if let Some(value) = &self.value {
+            out.insert("value_head.weight".to_owned(), value.weight.clone());
+            out.insert("value_head.bias".to_owned(), value.bias.clone());
+        }
+        let full = self.trainable == Trainable::Full;
+        if full {
+            out.insert("model.embed_tokens.weight".to_owned(), self.embed.clone());
+            out.insert("model.norm.weight".to_owned(), self.norm.clone());
+            if let Some(head) = &self.head {
+                out.insert("lm_head.weight".to_owned(), head.clone());
+            }
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            let prefix = format!("model.layers.{index}");
+            if full {
+                out.insert(format!("{prefix}.input_layernorm.weight"), layer.input_norm.clone());
+                out.insert(format!("{prefix}.post_attention_layernorm.weight"), layer.post_norm.clone());
+            }
+            for (name, linear) in LINEARS.iter().zip(&layer.linears) {
+                if let (Trainable::Lora, Some(lora)) = (self.trainable, &linear.lora) {
+                    out.insert(format!("{prefix}.{name}.lora_A"), lora.a.clone());
+                    out.insert(format!("{prefix}.{name}.lora_B"), lora.b.clone());
+                }
+                if full {
+                    out.insert(format!("{prefix}.{name}.weight"), linear.weight.clone());
+                    if let Some(bias) = &linear.bias {
+                        out.insert(format!("{prefix}.{name}.bias"), bias.clone());
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Replaces the trained tensor `name`.
+    pub fn set_trained(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        let unknown = || ModelError::invalid(format!("{name} is not a trained tensor"));
+        let slot = self.trained_slot(name).ok_or_else(unknown)?;
+        if slot.dims() != tensor.dims() {
+            return Err(ModelError::invalid(format!(
+                "{name} has shape {:?}, the new tensor {:?}",
+                slot.dims(),
+                tensor.dims()
+            )));
+        }
+        *slot = tensor.to_device(slot.device())?;
+        Ok(())
+    }
+
+    fn trained_slot(&mut self, name: &str) -> Option<&mut Tensor> {
+        match name {
+            "value_head.weight" => return self.value.as_mut().map(|v| &mut v.weight),
+            "value_head.bias" => return self.value.as_mut().map(|v| &mut v.bias),
+            _ => {}
+        }
+        let (full, lora) = (self.trainable == Trainable::Full, self.trainable == Trainable::Lora);
+        match name {
+            "model.embed_tokens.weight" if full => return Some(&mut self.embed),
+            "model.norm.weight" if full => return Some(&mut self.norm),
+            "lm_head.weight" if full => return self.head.as_mut(),
+            _ => {}
+        }
+        let (index, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let layer = self.layers.get_mut(index.parse::<usize>().ok()?)?;
+        match rest {
+            "input_layernorm.weight" if full => return Some(&mut layer.input_norm),
+            "post_attention_layernorm.weight" if full => return Some(&mut layer.post_norm),
+            _ => {}
+        }
+        let (module, part) = rest.rsplit_once('.')?;
+        let linear = &mut layer.linears[LINEARS.iter().position(|name| *name == module)?];
+        match part {
+            "lora_A" if lora => linear.lora.as_mut().map(|pair| &mut pair.a),
+            "lora_B" if lora => linear.lora.as_mut().map(|pair| &mut pair.b),
+            "weight" if full => Some(&mut linear.weight),
+            "bias" if full => linear.bias.as_mut(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The teacher-forced pass: log-probability, entropy and value of chosen tokens, and the gradient
+//! of any objective of them. Only layer inputs are kept; each layer is computed again when its
+//! gradient is due, so memory is that of one layer. Nothing is padded on the CPU, and the
+//! vocabulary is touched only at the chosen positions.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{
+    attention::{Batch, attend_backward},
+    decoder::{DOWN, Decoder, GATE, K, LINEARS, O, Q, Trainable, UP, V},
+    error::{ModelError, Result},
+    gradients::Gradients,
+    head::{self, TokenGrads, TokenStats},
+    linear::{Grads, accumulate},
+    ops,
+};
+
+/// Chosen positions whose logits are held at once.
+const HEAD_CHUNK: usize = 256;
+
+/// One sequence with the positions that count.
+#[derive(Clone, Debug, Default)]
+pub struct TrainSequence {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// Index t asks for log p(tokens[t] | tokens[..t]); increasing, each in 1..tokens.len().
+    pub positions: Vec<usize>,
+}
+
+/// Per chosen position, in the order of sequences and then of positions.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyOutputs {
+    /// Log-probability of the token at the temperature.
+    pub logprob: Vec<f32>,
+    /// Entropy of the distribution at the temperature, nats.
+    pub entropy: Vec<f32>,
+    /// Value of the state before the token, when the decoder has a value head.
+    pub value: Option<Vec<f32>>,
+}
+
+/// Derivatives of the loss by each field of [`PolicyOutputs`], in the same order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyGrads {
+    /// d loss / d logprob.
+    pub logprob: Vec<f32>,
+    /// d loss / d entropy.
+    pub entropy: Vec<f32>,
+    /// d loss / d value; `None` is zero.
+    pub value: Option<Vec<f32>>,
+}
+
+/// A batch ready to run.
+struct Prepared {
+    batch: Batch,
+    tokens: Vec<u32>,
+    /// Row of the hidden state that predicts each chosen token.
+    sources: Vec<u32>,
+    targets: Vec<u32>,
+}
+
+impl Decoder {
+    /// Outputs of a batch without gradients; the same numbers as [`Self::train_pass`] sees.
+    pub fn score(&self, batch: &[TrainSequence], temperature: f32) -> Result<PolicyOutputs> {
+        let prepared = self.prepare(batch, temperature)?;
+        if prepared.sources.is_empty() {
+            return Ok(self.empty());
+        }
+        let mut x = self.embed_tokens(&prepared.tokens)?;
+        for index in 0..self.layers.len() {
+            x = self.layer(index, &x, &prepared.batch, None)?;
+        }
+        let last = x.index_select(&self.index(&prepared.sources)?, 0)?;
+        let hidden = ops::rms_norm(self.kernels, &last, &self.norm, self.config.norm_eps)?;
+        self.outputs(&hidden, &prepared.targets, temperature)
+    }
+
+    /// Computes the outputs, asks `objective` for the loss's derivatives by them, and returns the
+    /// gradients of the trained tensors in f32. A batch without positions gives empty gradients
+    /// and does not call `objective`.
+    pub fn train_pass(
+        &self,
+        batch: &[TrainSequence],
+        temperature: f32,
+        objective: &mut dyn FnMut(&PolicyOutputs) -> Result<PolicyGrads>,
+    ) -> Result<Gradients> {
+        if self.trainable == Trainable::None && self.value.is_none() {
+            return Err(ModelError::invalid("nothing is trained; attach LoRA, or choose to train every weight"));
+        }
+        let prepared = self.prepare(batch, temperature)?;
+        let mut grads = Grads::new();
+        if prepared.sources.is_empty() {
+            return Ok(Gradients(grads));
+        }
+        let mut inputs = vec![self.embed_tokens(&prepared.tokens)?];
+        for index in 0..self.layers.len() {
+            let next = self.layer(index, &inputs[index], &prepared.batch, None)?;
+            inputs.push(next);
+        }
+        let full = self.trainable == Trainable::Full;
+        let Some(top) = inputs.pop() else { return Err(ModelError::invalid("a decoder without layers")) };
+        let sources = self.index(&prepared.sources)?;
+        let last = top.index_select(&sources, 0)?;
+        let hidden = ops::rms_norm(self.kernels, &last, &self.norm, self.config.norm_eps)?;
+        let outputs = self.outputs(&hidden, &prepared.targets, temperature)?;
+        let wanted = objective(&outputs)?;
+        check_lengths(&wanted, &outputs)?;
+        let d_hidden = self.head_backward(&hidden, &prepared.targets, temperature, &wanted, &mut grads)?;
+        let (d_last, d_norm) =
+            ops::rms_norm_backward(self.kernels, &last, &self.norm, self.config.norm_eps, &d_hidden, full)?;
+        if let Some(d_norm) = d_norm {
+            accumulate(&mut grads, "model.norm.weight".into(), d_norm)?;
+        }
+        if self.trainable == Trainable::None {
+            return Ok(Gradients(grads));
+        }
+        let mut dx = top.zeros_like()?.index_add(&sources, &d_last, 0)?;
+        drop(top);
+        for index in (0..self.layers.len()).rev() {
+            let Some(x) = inputs.pop() else { return Err(ModelError::invalid("a layer input is missing")) };
+            dx = self.layer_backward(index, &x, &dx, &prepared.batch, &mut grads)?;
+        }
+        if full {
+            let ids = self.index(&prepared.tokens)?;
+            let rows = self.embed.zeros_like()?.index_add(&ids, &dx, 0)?;
+            accumulate(&mut grads, "model.embed_tokens.weight".into(), rows)?;
+        }
+        Ok(Gradients(grads))
+    }
+
+    fn index(&self, values: &[u32]) -> Result<Tensor> {
+        Ok(Tensor::from_slice(values, values.len(), &self.device)?)
+    }
+
+    fn empty(&self) -> PolicyOutputs {
+        PolicyOutputs { value: self.value.as_ref().map(|_| Vec::new()), ..PolicyOutputs::default() }
+    }
+
+    fn prepare(&self, batch: &[TrainSequence], temperature: f32) -> Result<Prepared> {
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            return Err(ModelError::invalid(format!("log-probabilities need a temperature above 0, got {temperature}")));
+        }
+        let (mut tokens, mut sources, mut targets, mut lens) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for sequence in batch {
+            // Nothing after the last chosen token's predecessor can matter.
+            let Some(&last) = sequence.positions.last() else { continue };
+            let increasing = sequence.positions.windows(2).all(|pair| pair[0] < pair[1]);
+            if !increasing || sequence.positions[0] == 0 || last >= sequence.tokens.len() {
+                return Err(ModelError::invalid(format!(
+                    "positions must increase within 1..{}, got {:?}",
+                    sequence.tokens.len(),
+                    sequence.positions
+                )));
+            }
+            self.check_tokens(&sequence.tokens, 0)?;
+            let start = tokens.len();
+            sources.extend(sequence.positions.iter().map(|t| (start + t - 1) as u32));
+            targets.extend(sequence.positions.iter().map(|&t| sequence.tokens[t]));
+            tokens.extend_from_slice(&sequence.tokens[..last]);
+            lens.push(last);
+        }
+        let rows = (0..lens.len()).collect();
+        let batch = if lens.is_empty() {
+            Batch::new(&self.config, vec![1], vec![0], None, self.kernels, &self.device)?
+        } else {
+            Batch::new(&self.config, lens, rows, None, self.kernels, &self.device)?
+        };
+        Ok(Prepared { batch, tokens, sources, targets })
+    }
+
+    fn outputs(&self, hidden: &Tensor, targets: &[u32], temperature: f32) -> Result<PolicyOutputs> {
+        let (mut logprob, mut entropy) = (Vec::new(), Vec::new());
+        for (start, chunk) in targets.chunks(HEAD_CHUNK).enumerate() {
+            let logits = self.logits(&hidden.narrow(0, start * HEAD_CHUNK, chunk.len())?)?;
+            let TokenStats { logprob: l, entropy: h } = head::stats(self.kernels, &logits, chunk, temperature)?;
+            logprob.extend(l);
+            entropy.extend(h);
+        }
+        let value = match &self.value {
+            Some(value) => {
+                let product = hidden.to_dtype(DType::F32)?.matmul(&value.weight.t()?)?;
+                Some(product.broadcast_add(&value.bias)?.squeeze(1)?.to_device(&Device::Cpu)?.to_vec1()?)
+            }
+            None => None,
+        };
+        Ok(PolicyOutputs { logprob, entropy, value })
+    }
+
+    /// Gradient by the normalised hidden states; adds those of the head and the value head.
+    fn head_backward(
+        &self,
+        hidden: &Tensor,
+        targets: &[u32],
+        temperature: f32,
+        wanted: &PolicyGrads,
+        grads: &mut Grads,
+    ) -> Result<Tensor> {
+        let full = self.trainable == Trainable::Full;
+        let name = if self.head.is_some() { "lm_head.weight" } else { "model.embed_tokens.weight" };
+        let mut parts = Vec::new();
+        let active = wanted.logprob.iter().chain(&wanted.entropy).any(|g| g.abs() > 0.0);
+        if active && self.trainable != Trainable::None {
+            for (i, chunk) in targets.chunks(HEAD_CHUNK).enumerate() {
+                let at = i * HEAD_CHUNK..i * HEAD_CHUNK + chunk.len();
+                let x = hidden.narrow(0, at.start, chunk.len())?;
+                let logits = self.logits(&x)?;
+                let by = TokenGrads { logprob: &wanted.logprob[at.clone()], entropy: &wanted.entropy[at] };
+                let d_logits = head::backward(self.kernels, &logits, chunk, temperature, &by)?.to_dtype(self.dtype)?;
+                if full {
+                    accumulate(grads, name.into(), d_logits.t()?.matmul(&x)?)?;
+                }
+                parts.push(d_logits.matmul(self.output())?);
+            }
+        } else {
+            if full {
+                accumulate(grads, name.into(), self.output().zeros_like()?)?;
+            }
+            parts.push(hidden.zeros_like()?);
+        }
+        let mut d_hidden = Tensor::cat(&parts, 0)?;
+        if let Some(head) = &self.value {
+            let by = match &wanted.value {
+                Some(by) => Tensor::from_slice(by, (by.len(), 1), &self.device)?,
+                None => Tensor::zeros((targets.len(), 1), DType::F32, &self.device)?,
+            };
+            accumulate(grads, "value_head.weight".into(), by.t()?.matmul(&hidden.to_dtype(DType::F32)?)?)?;
+            accumulate(grads, "value_head.bias".into(), by.sum(0)?)?;
+            d_hidden = (d_hidden + by.matmul(&head.weight)?.to_dtype(self.dtype)?)?;
+        }
+        Ok(d_hidden)
+    }
+
+    /// Gradient by a layer's input, from that by its output.
+    fn layer_backward(&self, index: usize, x: &Tensor, dy: &Tensor, batch: &Batch, grads: &mut Grads) -> Result<Tensor> {
+        let s = self.layer_parts(index, x, batch, None)?;
+        let (layer, kernels, eps) = (&self.layers[index], self.kernels, self.config.norm_eps);
+        let full = self.trainable == Trainable::Full;
+        let prefix = format!("model.layers.{index}");
+        let back = |i: usize, x: &Tensor, dy: &Tensor, start: Option<&Tensor>, grads: &mut Grads| {
+            layer.linears[i].backward(kernels, &format!("{prefix}.{}", LINEARS[i]), x, dy, start, full, grads)
+        };
+        let d_act = back(DOWN, &s.act, dy, None, grads)?;
+        let (d_gate, d_up) = ops::swiglu_backward(kernels, &s.gate, &s.up, &d_act)?;
+        let d_n2 = back(GATE, &s.n2, &d_gate, None, grads)?;
+        let d_n2 = back(UP, &s.n2, &d_up, Some(&d_n2), grads)?;
+        let (d_h, d_norm) = ops::rms_norm_backward(kernels, &s.h, &layer.post_norm, eps, &d_n2, full)?;
+        if let Some(d_norm) = d_norm {
+            accumulate(grads, format!("{prefix}.post_attention_layernorm.weight"), d_norm)?;
+        }
+        let d_h = (dy + d_h)?;
+        let d_o = back(O, &s.o, &d_h, None, grads)?;
+        let (d_q, d_k, d_v) = attend_backward(&self.config, batch, (&s.q, &s.k, &s.v), &s.o, &d_o)?;
+        let (d_q, d_k) = (self.rotate(&d_q, batch, true)?, self.rotate(&d_k, batch, true)?);
+        let d_n1 = back(Q, &s.n1, &d_q, None, grads)?;
+        let d_n1 = back(K, &s.n1, &d_k, Some(&d_n1), grads)?;
+        let d_n1 = back(V, &s.n1, &d_v, Some(&d_n1), grads)?;
+        let (d_x, d_norm) = ops::rms_norm_backward(kernels, x, &layer.input_norm, eps, &d_n1, full)?;
+        if let Some(d_norm) = d_norm {
+            accumulate(grads, format!("{prefix}.input_layernorm.weight"), d_norm)?;
+        }
+        Ok((d_h + d_x)?)
+    }
+}
+
+fn check_lengths(wanted: &PolicyGrads, outputs: &PolicyOutputs) -> Result<()> {
+    let n = outputs.logprob.len();
+    let value = wanted.value.as_ref().is_none_or(|v| v.len() == n && outputs.value.is_some());
+    if wanted.logprob.len() == n && wanted.entropy.len() == n && value {
+        return Ok(());
+    }
+    Err(ModelError::invalid(format!("the objective must return {n} derivatives of each output that exists")))
+}
