@@ -80,6 +80,7 @@ catalogue! {
     gateway_seconds: Histogram "s3_gateway_request_seconds" ["provider"] "Duration of one upstream call or one built-in batch.";
     gateway_tokens: Counter "s3_gateway_tokens_total" ["provider", "direction"] "Tokens read (prompt) and written (completion).";
     gateway_retries: Counter "s3_gateway_retries_total" ["provider", "reason"] "Upstream attempts repeated.";
+    gateway_verdicts: Counter "s3_gateway_verdicts_total" ["provider", "verdict"] "Judged answers, by verdict (correct, incorrect, undecided, failed).";
     training_step: Gauge "s3_training_step" [] "Policy update steps done.";
     training_reward: Gauge "s3_training_reward_mean" [] "Mean reward of the last step's scored episodes.";
     training_gain: Gauge "s3_training_gain_beyond_rag" [] "Mean gain beyond RAG of the last step.";
