@@ -27,9 +27,7 @@ fn pattern(text: &str) -> Option<Regex> {
 
 // White space is Python's `\s`; the i of Title folds as Python's IGNORECASE folds it.
 static DOCUMENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    pattern(
-        r#"(?i)Doc[\s\x1c-\x1f]*(\d+)[\s\x1c-\x1f]*\(T[iİı]tle:[\s\x1c-\x1f]*"?([^")]+)"?\)[\s\x1c-\x1f]*"#,
-    )
+    pattern(r#"(?i)Doc[\s\x1c-\x1f]*(\d+)[\s\x1c-\x1f]*\(T[iİı]tle:[\s\x1c-\x1f]*"?([^")]+)"?\)[\s\x1c-\x1f]*"#)
 });
 static NEXT_DOCUMENT: LazyLock<Option<Regex>> =
     LazyLock::new(|| pattern(r"(?i)Doc[\s\x1c-\x1f]*\d+[\s\x1c-\x1f]*\(T[iİı]tle:"));

@@ -70,8 +70,7 @@ impl GoldTree {
 
     /// Marks every gold that stands in `text`.
     fn read(&mut self, text: &str) {
-        let words: Vec<Option<u32>> =
-            span_tokens(text).iter().map(|word| self.words.get(word).copied()).collect();
+        let words: Vec<Option<u32>> = span_tokens(text).iter().map(|word| self.words.get(word).copied()).collect();
         for start in 0..words.len() {
             let mut node = 0;
             for word in &words[start..] {

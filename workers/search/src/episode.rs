@@ -49,7 +49,9 @@ pub enum SearchError {
         expected: &'static str,
     },
     /// Sampled tokens that do not fit what was asked for.
-    #[error("a turn of {tokens} tokens with {logprobs} log-probabilities was fed; at most {limit} tokens, one finite log-probability each")]
+    #[error(
+        "a turn of {tokens} tokens with {logprobs} log-probabilities was fed; at most {limit} tokens, one finite log-probability each"
+    )]
     Sampled {
         /// Tokens fed.
         tokens: usize,
@@ -195,9 +197,7 @@ impl Episode {
     /// What to do next; changes nothing.
     pub fn next(&self) -> Step<'_> {
         match &self.state {
-            State::Generate => {
-                Step::Generate { max_new_tokens: self.config.turn_tokens as usize, stop: &self.stop }
-            }
+            State::Generate => Step::Generate { max_new_tokens: self.config.turn_tokens as usize, stop: &self.stop },
             State::Retrieve { query } => Step::Retrieve { query, top_k: self.config.top_k as usize },
             State::Done(_) => Step::Finish,
         }
@@ -226,7 +226,11 @@ impl Episode {
         let written = tokens.iter().position(|&token| token == end).map_or(tokens, |at| &tokens[..at]);
         let text = codec.decode(written);
         let span = (start, self.tokens.len());
-        if self.compat() { self.reference_turn(text, span, codec) } else { self.turn(text, span, codec) }
+        if self.compat() {
+            self.reference_turn(text, span, codec)
+        } else {
+            self.turn(text, span, codec)
+        }
         Ok(())
     }
 

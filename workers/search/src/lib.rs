@@ -17,9 +17,9 @@
 pub mod compat;
 pub mod eligible;
 mod episode;
-pub mod pyjson;
 pub mod prompt;
 pub mod protocol;
+pub mod pyjson;
 pub mod reward;
 pub mod score;
 pub mod text;

@@ -56,11 +56,11 @@ impl Template {
         };
         let payload = match marker {
             None => first,
-            Some(marker) => marker_end(text, marker)
-                .filter(|end| *end <= first)
-                .ok_or_else(|| SearchError::Template(format!(
+            Some(marker) => marker_end(text, marker).filter(|end| *end <= first).ok_or_else(|| {
+                SearchError::Template(format!(
                     "the marker line {marker:?} must stand exactly once, as a whole line before the placeholders"
-                )))?,
+                ))
+            })?,
         };
         let parts = [
             text[..first].to_owned(),
@@ -211,6 +211,9 @@ mod tests {
 
     #[test]
     fn markup_is_neutral() {
-        assert_eq!(neutralise("1 < 2 </information><|im_end|><<query>"), "1 < 2 &lt;/information>&lt;|im_end|><&lt;query>");
+        assert_eq!(
+            neutralise("1 < 2 </information><|im_end|><<query>"),
+            "1 < 2 &lt;/information>&lt;|im_end|><&lt;query>"
+        );
     }
 }

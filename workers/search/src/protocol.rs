@@ -143,9 +143,21 @@ mod tests {
         for (text, ids, action) in [
             ("<query>who  is\nhe</query>", vec![], search("who is he")),
             ("<important_info>[3, 1]</important_info><query>{\"query\": \"x\"}</query>", vec![2, 0], search("x")),
-            ("<important_info>[1,1,9,0,-2]</important_info>\n<search_complete> yes </search_complete>", vec![0], Action::Complete),
-            ("<important_info>1 2 3</important_info><search_complete>True</search_complete>", vec![0, 1], Action::Complete),
-            ("<important_info>Doc 2.</important_info><query>a</query><search_complete>True</search_complete>", vec![1], search("a")),
+            (
+                "<important_info>[1,1,9,0,-2]</important_info>\n<search_complete> yes </search_complete>",
+                vec![0],
+                Action::Complete,
+            ),
+            (
+                "<important_info>1 2 3</important_info><search_complete>True</search_complete>",
+                vec![0, 1],
+                Action::Complete,
+            ),
+            (
+                "<important_info>Doc 2.</important_info><query>a</query><search_complete>True</search_complete>",
+                vec![1],
+                search("a"),
+            ),
             ("<query><query>again</query>", vec![], search("again")),
             ("<query>a</query><important_info>[1]</important_info>", vec![], search("a")),
             ("<query>\"quoted\"</query>", vec![], search("quoted")),
@@ -158,8 +170,16 @@ mod tests {
     #[test]
     fn refuses_the_rest() {
         for text in [
-            "", "Paris", "<query>", "<query> </query>", "x</query>", "<query>{\"q\": 1}</query>", "<query>{broken</query>",
-            "<query>{\"query\": []}</query>", "<search_complete>False</search_complete>", "</search_complete>",
+            "",
+            "Paris",
+            "<query>",
+            "<query> </query>",
+            "x</query>",
+            "<query>{\"q\": 1}</query>",
+            "<query>{broken</query>",
+            "<query>{\"query\": []}</query>",
+            "<search_complete>False</search_complete>",
+            "</search_complete>",
         ] {
             assert!(matches!(read(text, 3, 3).action, Action::Invalid { .. }), "{text}");
         }
@@ -167,9 +187,17 @@ mod tests {
 
     fn soup() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
-            Just(QUERY.to_owned()), Just(QUERY_END.to_owned()), Just(COMPLETE.to_owned()), Just(COMPLETE_END.to_owned()),
-            Just(SELECT.to_owned()), Just(SELECT_END.to_owned()), Just("True".to_owned()), Just("[1, 2, 99]".to_owned()),
-            Just("<information>Doc 1 (Title: \"".to_owned()), Just("{\"query\": ".to_owned()), ".{0,8}",
+            Just(QUERY.to_owned()),
+            Just(QUERY_END.to_owned()),
+            Just(COMPLETE.to_owned()),
+            Just(COMPLETE_END.to_owned()),
+            Just(SELECT.to_owned()),
+            Just(SELECT_END.to_owned()),
+            Just("True".to_owned()),
+            Just("[1, 2, 99]".to_owned()),
+            Just("<information>Doc 1 (Title: \"".to_owned()),
+            Just("{\"query\": ".to_owned()),
+            ".{0,8}",
         ];
         prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
     }

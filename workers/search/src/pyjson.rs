@@ -3,7 +3,7 @@
 //! It differs from the standard: `NaN` and `Infinity` are numbers, a repeated key keeps its last
 //! value, numbers of any size are read, lone surrogates are allowed (here they become U+FFFD).
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// A decoded value.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,7 +83,9 @@ fn repr_string(text: &str) -> String {
             '\t' => out.push_str("\\t"),
             '\\' => out.push_str("\\\\"),
             c if c == quote => out.extend(['\\', c]),
-            c if u32::from(c) < 0x20 || u32::from(c) == 0x7f => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if c.is_ascii_control() => {
+                let _infallible = write!(out, "\\x{:02x}", u32::from(c));
+            }
             c => out.push(c),
         }
     }
@@ -308,7 +310,10 @@ mod tests {
             (r#""\ud83d\ude00 \ud800x""#, "\u{1f600} \u{fffd}x"),
             ("-0", "0"),
             ("-0.0", "-0.0"),
-            ("[1.0, 1e22, 1.5e-7, 123456789012345678901234567890]", "[1.0, 1e+22, 1.5e-07, 123456789012345678901234567890]"),
+            (
+                "[1.0, 1e22, 1.5e-7, 123456789012345678901234567890]",
+                "[1.0, 1e+22, 1.5e-07, 123456789012345678901234567890]",
+            ),
             (r#"["it's", "a\"b"]"#, r#"["it's", 'a"b']"#),
         ] {
             assert_eq!(read(text).as_deref(), Some(python), "{text}");
@@ -317,7 +322,23 @@ mod tests {
 
     #[test]
     fn refuses_what_python_refuses() {
-        for text in ["", "01", "1.", ".5", "+1", "[1,]", "{'a': 1}", "{\"a\": 1,}", "\"\n\"", "\"\\x\"", "\u{feff}1", "1 2", "\"\\u12g4\"", "nan", "True"] {
+        for text in [
+            "",
+            "01",
+            "1.",
+            ".5",
+            "+1",
+            "[1,]",
+            "{'a': 1}",
+            "{\"a\": 1,}",
+            "\"\n\"",
+            "\"\\x\"",
+            "\u{feff}1",
+            "1 2",
+            "\"\\u12g4\"",
+            "nan",
+            "True",
+        ] {
             assert_eq!(parse(text), None, "{text:?}");
         }
         assert_eq!(parse(&"[".repeat(100_000)), None);

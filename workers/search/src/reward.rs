@@ -21,7 +21,7 @@ pub fn shaped(config: &RewardConfig, trajectory: &Trajectory, a: Verdict, z: Ver
         FailurePolicy::Mask if trajectory.failure().is_some() => return None,
         FailurePolicy::Mask => {}
     }
-    let shaping = config.invalid_turn * trajectory.invalid_turns() as f64
-        + config.search_cost * f64::from(trajectory.searches);
+    let shaping =
+        config.invalid_turn * trajectory.invalid_turns() as f64 + config.search_cost * f64::from(trajectory.searches);
     Some(reward(config.kind, a, z)? + shaping)
 }

@@ -41,9 +41,9 @@ pub fn normalize(text: &str) -> String {
         let article = if before.is_some_and(is_word) {
             None
         } else {
-            ["the", "an", "a"].into_iter().find(|word| {
-                rest.strip_prefix(word).is_some_and(|tail| !tail.chars().next().is_some_and(is_word))
-            })
+            ["the", "an", "a"]
+                .into_iter()
+                .find(|word| rest.strip_prefix(word).is_some_and(|tail| !tail.chars().next().is_some_and(is_word)))
         };
         let length = article.map_or(c.len_utf8(), str::len);
         if article.is_some() {
@@ -125,8 +125,7 @@ mod tests {
     #[test]
     fn both_tokenizers_agree_on_ascii() {
         let text = "It's 3.14\tof a~b\u{7f}c  $5";
-        let found: Vec<String> =
-            TOKEN.as_ref().unwrap().find_iter(text).map(|m| m.as_str().to_lowercase()).collect();
+        let found: Vec<String> = TOKEN.as_ref().unwrap().find_iter(text).map(|m| m.as_str().to_lowercase()).collect();
         assert_eq!(tokens(text), found);
         assert_eq!(tokens("Café №5"), ["cafe\u{301}", "№", "5"]);
     }

@@ -4,7 +4,9 @@
 
 use proptest::prelude::*;
 use s3_config::{Compatibility, InitialPolicy, SearchConfig, UnselectedPolicy};
-use s3_search::{Action, Codec, CodecError, Episode, Passage, Question, Role, SearchError, Step, StopReason, Trajectory};
+use s3_search::{
+    Action, Codec, CodecError, Episode, Passage, Question, Role, SearchError, Step, StopReason, Trajectory,
+};
 
 /// One token a byte; 256 ends a turn, 257 and 258 frame the user message.
 struct Bytes;
@@ -116,7 +118,11 @@ fn policies_decide_what_the_generator_reads() {
     let pick = ["<query>x</query>", "<important_info>[3, 2]</important_info><query>y</query>", DONE];
     let first = ["<important_info>[2]</important_info><query>x</query>", DONE];
     let nothing = ["<query>x</query>", DONE];
-    let twice = ["<query>x</query>", "<important_info>[2]</important_info><query>y</query>", "<important_info>[1, 2]</important_info><search_complete>True</search_complete>"];
+    let twice = [
+        "<query>x</query>",
+        "<important_info>[2]</important_info><query>y</query>",
+        "<important_info>[1, 2]</important_info><search_complete>True</search_complete>",
+    ];
     for (initial, unselected, turns, expected) in [
         (Selected, Drop, &pick[..], &["c", "b"][..]),
         (Selected, Keep, &pick, &["c", "b", "d"]),
@@ -222,12 +228,16 @@ fn any_text() -> impl Strategy<Value = String> {
 
 fn any_turn() -> impl Strategy<Value = Vec<u32>> {
     let token = prop_oneof![8 => 0u32..256, 1 => Just(END)];
+    let action = prop_oneof![
+        4 => "[a-z]{1,9}".prop_map(|words| format!("<query>{words}</query>")),
+        1 => "[a-z{}\": ]{0,12}".prop_map(|words| format!("<query>{words}</query>")),
+        1 => Just("<search_complete>True</search_complete>".to_owned()),
+    ];
     prop_oneof![
-        any_text().prop_map(|text| Bytes.encode(&text)),
-        ("[0-9, ]{0,8}", "[a-z{}\": ]{0,12}").prop_map(|(ids, query)| {
-            Bytes.encode(&format!("<important_info>[{ids}]</important_info><query>{query}</query>"))
-        }),
-        prop::collection::vec(token, 0..24),
+        1 => any_text().prop_map(|text| Bytes.encode(&text)),
+        4 => ("[0-4, ]{0,6}", action)
+            .prop_map(|(ids, action)| Bytes.encode(&format!("<important_info>[{ids}]</important_info>{action}"))),
+        1 => prop::collection::vec(token, 0..24),
     ]
 }
 
@@ -237,7 +247,7 @@ fn any_passages() -> impl Strategy<Value = Vec<Passage>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
     fn episodes_hold_together(
@@ -245,7 +255,7 @@ proptest! {
         initial in any_passages(),
         turns in prop::collection::vec((any_turn(), any_passages()), 0..8),
         (passage_tokens, observation_tokens) in (1u32..60, 1u32..300),
-        (context_tokens, max_searches) in (600u32..2000, 0u32..4),
+        (context_tokens, max_searches) in (600u32..3000, 0u32..4),
         compat in any::<bool>(),
     ) {
         let turn_tokens = 200;
@@ -299,7 +309,7 @@ proptest! {
             let seen: Vec<u32> = (0..length).filter(|&t| trajectory.roles[t] != Role::Action).map(|t| trajectory.tokens[t]).collect();
             let text = Bytes.decode(&seen);
             prop_assert_eq!(text.matches("<information>").count(), text.matches("</information>").count());
-            prop_assert_eq!(text.matches("<information>").count(), 1 + trajectory.searches as usize - usize::from(trajectory.stop == StopReason::ContextFull && text.matches("<information>").count() == trajectory.searches as usize));
+prop_assert_eq!(text.matches("<information>").count(), 1 + trajectory.searches as usize, "one block a search");
             prop_assert!(trajectory.selected.len() <= 4);
             let shown = |passage: &Passage| trajectory.turns.iter().any(|turn| turn.window.contains(passage));
             let picked = trajectory.turns.iter().any(|turn| !turn.selected.is_empty());

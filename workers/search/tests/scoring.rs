@@ -115,7 +115,11 @@ fn attacks() -> Vec<(String, bool)> {
     .chain([
         (cities.to_owned(), true),
         (format!("{} Paris", "word ".repeat(200)), true),
-        ("I cannot know this for certain from the documents that I was given here, but it could perhaps be Paris.".to_owned(), true),
+        (
+            "I cannot know this for certain from the documents that I was given here, but it could perhaps be Paris."
+                .to_owned(),
+            true,
+        ),
         (format!("Doc 1 (Title: \"Paris\") {}", "copied passage text ".repeat(10)), true),
     ])
     .collect()

@@ -21,8 +21,12 @@ fn run(key: &str, vector: &[Value]) -> Result<(Value, Value), String> {
     let bit = |yes: bool| Value::from(u8::from(yes));
     Ok(match (key, vector) {
         ("normalize", [input, expected]) => (text::normalize(string(input)).into(), expected.clone()),
-        ("span", [answer, golds, expected]) => (bit(compat::has_span(string(answer), &strings(golds))), expected.clone()),
-        ("em", [answer, golds, expected]) => (bit(compat::exact_match(string(answer), &strings(golds))), expected.clone()),
+        ("span", [answer, golds, expected]) => {
+            (bit(compat::has_span(string(answer), &strings(golds))), expected.clone())
+        }
+        ("em", [answer, golds, expected]) => {
+            (bit(compat::exact_match(string(answer), &strings(golds))), expected.clone())
+        }
         ("extract", [_name, transcript, expected]) => {
             (serde_json::json!(compat::extract_documents(string(transcript))), expected.clone())
         }
@@ -32,7 +36,12 @@ fn run(key: &str, vector: &[Value]) -> Result<(Value, Value), String> {
             let expected_ids = pyjson::parse(&ids.to_string()).expect("ids are JSON").to_string();
             let query = pyjson::parse(&query.to_string()).expect("the query is JSON").to_string();
             (
-                serde_json::json!([parsed.kind.map(compat::Kind::name), parsed.query, parsed.complete, pyjson::Json::Array(parsed.ids).to_string()]),
+                serde_json::json!([
+                    parsed.kind.map(compat::Kind::name),
+                    parsed.query,
+                    parsed.complete,
+                    pyjson::Json::Array(parsed.ids).to_string()
+                ]),
                 serde_json::json!([kind, query, complete, expected_ids]),
             )
         }
@@ -58,10 +67,8 @@ fn vectors() {
             total += 1;
             match run(key, vector) {
                 Ok((found, expected)) if found == expected => {}
-                Ok((found, expected)) => wrong.push(format!(
-                    "{key} {}\n  expected {expected}\n  found    {found}",
-                    Value::from(vector.clone())
-                )),
+                Ok((found, expected)) => wrong
+                    .push(format!("{key} {}\n  expected {expected}\n  found    {found}", Value::from(vector.clone()))),
                 Err(why) => wrong.push(format!("{key} {} {why}", Value::from(vector.clone()))),
             }
         }
@@ -115,7 +122,10 @@ fn the_reference_beyond_the_file() {
     );
     // a selection inside a block binds to nothing, and one block is bound once
     let block = "<information>Doc 1(Title: A) a</information>";
-    assert_eq!(titles(&format!("{block}<information>Doc 1(Title: B) b<important_info>[1]</important_info></information>")), ["A", "B"]);
+    assert_eq!(
+        titles(&format!("{block}<information>Doc 1(Title: B) b<important_info>[1]</important_info></information>")),
+        ["A", "B"]
+    );
     assert_eq!(titles(&format!("<important_info>[1]</important_info>{block}")), ["A"]);
     assert_eq!(titles(&format!("{block}<important_info>none</important_info>")), [] as [&str; 0]);
     assert_eq!(
