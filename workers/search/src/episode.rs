@@ -227,9 +227,9 @@ impl Episode {
         let text = codec.decode(written);
         let span = (start, self.tokens.len());
         if self.compat() {
-            self.reference_turn(text, span, codec)
+            self.reference_turn(text, span, codec);
         } else {
-            self.turn(text, span, codec)
+            self.turn(text, span, codec);
         }
         Ok(())
     }
