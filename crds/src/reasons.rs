@@ -1,0 +1,290 @@
+//! The one catalogue of condition reasons. Code sets conditions from it; documentation and alerts are made from it.
+
+use crate::schema::Kind;
+use std::fmt::Write as _;
+
+/// One reason of one condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// Kind of the object.
+    pub kind: Kind,
+    /// Type of the condition.
+    pub condition: &'static str,
+    /// Its status: `True`, `False` or `Unknown`.
+    pub status: &'static str,
+    /// The reason, CamelCase.
+    pub name: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+    /// What a person does about it.
+    pub action: &'static str,
+}
+
+macro_rules! catalogue {
+    ($($name:ident: $kind:ident $condition:literal $status:literal $reason:literal, $meaning:literal, $action:literal;)*) => {
+        /// Every reason as a constant, for code that sets a condition.
+        pub mod reason {
+            use super::{Kind, Reason};
+            $(
+                #[doc = $meaning]
+                pub const $name: Reason = Reason {
+                    kind: Kind::$kind, condition: $condition, status: $status, name: $reason, meaning: $meaning, action: $action,
+                };
+            )*
+        }
+        /// Every reason, by kind and condition.
+        pub const REASONS: &[Reason] = &[$(reason::$name),*];
+    };
+}
+
+catalogue! {
+    INDEX_BUILD_PENDING: RetrieverIndex "Built" "False" "Pending",
+        "The build has not started.",
+        "Wait; if it lasts, see the events of the build pod.";
+    INDEX_BUILDING: RetrieverIndex "Built" "False" "Building",
+        "The index is being built; `status.progress` says how far.",
+        "Nothing; it goes on by itself.";
+    INDEX_BUILD_FAILED: RetrieverIndex "Built" "False" "BuildFailed",
+        "The build ended with an error that a retry does not cure.",
+        "Read the message, put the corpus, encoder or resources right; the change of the spec starts a new build.";
+    INDEX_BUILT: RetrieverIndex "Built" "True" "Published",
+        "The index files are published under `status.digest`.",
+        "Nothing; it goes on by itself.";
+    INDEX_REBUILDING: RetrieverIndex "Built" "True" "Rebuilding",
+        "The last digest is served while a changed spec is being built.",
+        "Nothing; it goes on by itself.";
+    RECALL_NOT_MEASURED: RetrieverIndex "RecallVerified" "Unknown" "NotMeasured",
+        "Recall is measured after the build.",
+        "Nothing; it goes on by itself.";
+    RECALL_EXACT: RetrieverIndex "RecallVerified" "True" "Exact",
+        "The index searches all vectors, so recall is 1 by construction.",
+        "Nothing; it goes on by itself.";
+    RECALL_REACHED: RetrieverIndex "RecallVerified" "True" "TargetReached",
+        "The measured recall reaches `recallTarget`.",
+        "Nothing; it goes on by itself.";
+    RECALL_MISSED: RetrieverIndex "RecallVerified" "False" "TargetMissed",
+        "The measured recall stays below `recallTarget` at the highest search effort.",
+        "Choose a larger index (more code bytes, more neighbours), another kind, or a lower target.";
+    SERVING_STARTING: RetrieverIndex "Serving" "False" "Starting",
+        "No server has passed its self-query yet.",
+        "Wait; if it lasts, see the events of the serving pods (memory, volume, image).";
+    SERVING_UP: RetrieverIndex "Serving" "True" "Available",
+        "At least one server answers.",
+        "Nothing; it goes on by itself.";
+    SERVING_UNAVAILABLE: RetrieverIndex "Serving" "False" "Unavailable",
+        "Servers that answered before do not any more.",
+        "See the serving pods; jobs that use the index wait and resume by themselves.";
+    SERVING_SCALED_TO_ZERO: RetrieverIndex "Serving" "False" "ScaledToZero",
+        "`serving.replicas` is 0.",
+        "Raise `serving.replicas` to use the index.";
+    INDEX_READY: RetrieverIndex "Ready" "True" "Ready",
+        "The index of the current spec is built and served.",
+        "Nothing; it goes on by itself.";
+    INDEX_NOT_READY: RetrieverIndex "Ready" "False" "Progressing",
+        "The index is on its way; the other conditions say where.",
+        "Nothing; it goes on by itself.";
+    INDEX_INVALID: RetrieverIndex "Ready" "False" "InvalidSpec",
+        "The spec asks for something that cannot be done; the message names the field.",
+        "Change the field that the message names.";
+    INDEX_UNSUPPORTED: RetrieverIndex "Ready" "False" "UnsupportedField",
+        "The spec sets a field that this version does not honour yet.",
+        "Remove the field that the message names, or upgrade.";
+    INDEX_SOURCE_UNAVAILABLE: RetrieverIndex "Ready" "False" "SourceUnavailable",
+        "A model or file of the spec cannot be fetched.",
+        "Check address, secret and network; fetching is retried with growing delays.";
+    INDEX_DIGEST_MISMATCH: RetrieverIndex "Ready" "False" "DigestMismatch",
+        "A fetched file has another sha256 than the spec says.",
+        "Put the sha256 or the address right; the file may have been replaced.";
+    INDEX_VOLUME_SHAPE: RetrieverIndex "Ready" "False" "VolumeShape",
+        "The volume cannot be mounted where the pods run (several nodes, ReadWriteOnce).",
+        "Use a ReadWriteMany class, `storage.mode: LocalCopy`, or one replica.";
+    INDEX_IN_USE: RetrieverIndex "Ready" "False" "InUse",
+        "The object is being deleted and still used; it serves its users and refuses new ones.",
+        "Wait for or delete the users that the message names.";
+    BASELINE_PENDING: S3TrainingJob "BaselineReady" "False" "Pending",
+        "Baseline answers are not computed yet.",
+        "Nothing; it goes on by itself.";
+    BASELINE_COMPUTING: S3TrainingJob "BaselineReady" "False" "Computing",
+        "Naive RAG answers of the training questions are being computed.",
+        "Nothing; it goes on by itself.";
+    BASELINE_FAILED: S3TrainingJob "BaselineReady" "False" "BaselineFailed",
+        "Baseline answers cannot be computed.",
+        "See the message: most often the generator or the index does not answer.";
+    BASELINE_COMPLETE: S3TrainingJob "BaselineReady" "True" "Complete",
+        "Every training question has its baseline answer.",
+        "Nothing; it goes on by itself.";
+    CHECKPOINT_NONE: S3TrainingJob "Checkpointed" "False" "NoCheckpoint",
+        "No checkpoint is published yet.",
+        "Nothing; it goes on by itself.";
+    CHECKPOINT_VERIFIED: S3TrainingJob "Checkpointed" "True" "Verified",
+        "`status.lastCheckpoint` is published and its checksums hold.",
+        "Nothing; it goes on by itself.";
+    CHECKPOINT_CORRUPT: S3TrainingJob "Checkpointed" "False" "Corrupt",
+        "The newest checkpoint does not match its manifest; the one before is used.",
+        "Check the storage; raise `checkpoint.keep` if none is left.";
+    TRAINING_WAITING_INDEX: S3TrainingJob "Training" "False" "WaitingForIndex",
+        "The index is not ready.",
+        "See the conditions of the RetrieverIndex that `retriever.indexRef` names.";
+    TRAINING_WAITING_GATEWAY: S3TrainingJob "Training" "False" "WaitingForGenerator",
+        "The generator gateway does not answer yet.",
+        "Check endpoint and secret of `generator.provider`.";
+    TRAINING_WAITING_SECRET: S3TrainingJob "Training" "False" "WaitingForSecret",
+        "A Secret or key that the spec names does not exist.",
+        "Create the Secret that the message names.";
+    TRAINING_QUEUED: S3TrainingJob "Training" "False" "Queued",
+        "The job waits for admission to its queue.",
+        "See the Workload; the queue may be out of quota.";
+    TRAINING_UNSCHEDULABLE: S3TrainingJob "Training" "False" "Unschedulable",
+        "No node takes the trainer pods.",
+        "Compare requested GPUs, memory and node selector with the nodes.";
+    TRAINING_WARM_START: S3TrainingJob "Training" "True" "WarmStart",
+        "Supervised training before the first policy update step.",
+        "Nothing; it goes on by itself.";
+    TRAINING_RUNNING: S3TrainingJob "Training" "True" "Stepping",
+        "Policy update steps are being made.",
+        "Nothing; it goes on by itself.";
+    TRAINING_BACKOFF: S3TrainingJob "Training" "False" "Backoff",
+        "An attempt failed; the next starts when the delay is over.",
+        "The message names the failure class and the time of the next attempt.";
+    TRAINING_DONE: S3TrainingJob "Training" "False" "Finished",
+        "Training is over.",
+        "Nothing; it goes on by itself.";
+    JOB_SUSPENDING: S3TrainingJob "Suspended" "False" "Suspending",
+        "The job checkpoints and stops.",
+        "Nothing; it goes on by itself.";
+    JOB_SUSPENDED: S3TrainingJob "Suspended" "True" "Suspended",
+        "`suspend` is true; the job holds no pods and no GPUs.",
+        "Set `suspend: false` to go on.";
+    JOB_PREEMPTED: S3TrainingJob "Suspended" "True" "Preempted",
+        "The queue took the quota back; the job goes on when it is admitted again.",
+        "Nothing; it goes on by itself.";
+    JOB_PAUSED_BY_GUARD: S3TrainingJob "Suspended" "True" "PausedByGuard",
+        "A guard with action Pause was tripped.",
+        "Look at the curves; change the guard or the algorithm, then set `suspend: false`.";
+    JOB_NOT_SUSPENDED: S3TrainingJob "Suspended" "False" "NotSuspended",
+        "The job may run.",
+        "Nothing; it goes on by itself.";
+    COLLAPSE_ENTROPY: S3TrainingJob "CollapseSuspected" "True" "EntropyOutOfBounds",
+        "Entropy of the action tokens passed its bound.",
+        "Lower the learning rate, or raise `algorithm.entropyCoefficient` or `algorithm.kl.coefficient`.";
+    COLLAPSE_FORMAT: S3TrainingJob "CollapseSuspected" "True" "FormatRateLow",
+        "Too many turns cannot be read.",
+        "Use a warm start, a smaller learning rate, or `reward.shaping.invalidTurn` below 0.";
+    COLLAPSE_SEARCHES: S3TrainingJob "CollapseSuspected" "True" "SearchesOutOfBounds",
+        "The searcher searches too little or too much.",
+        "Check `reward.shaping.searchCost` and the search limits.";
+    COLLAPSE_MISMATCH: S3TrainingJob "CollapseSuspected" "True" "MismatchKlHigh",
+        "The policy as sampled and as trained differ.",
+        "Use F32, `determinism: Bitwise`, or `algorithm.importance`.";
+    COLLAPSE_NONE: S3TrainingJob "CollapseSuspected" "False" "WithinBounds",
+        "All guarded values are within their bounds.",
+        "Nothing; it goes on by itself.";
+    JOB_PROGRESSING: S3TrainingJob "Succeeded" "Unknown" "Progressing",
+        "The job has not finished; the other conditions say where it is.",
+        "Nothing; it goes on by itself.";
+    JOB_SUCCEEDED: S3TrainingJob "Succeeded" "True" "StepsDone",
+        "All steps are done and the adapter is exported.",
+        "Nothing; it goes on by itself.";
+    JOB_STOPPED_EARLY: S3TrainingJob "Succeeded" "True" "StopRuleMet",
+        "The stop rule was met before the last step.",
+        "Nothing; it goes on by itself.";
+    JOB_INVALID: S3TrainingJob "Succeeded" "False" "InvalidSpec",
+        "The spec asks for something that cannot be done; the message names the field.",
+        "Change the field that the message names.";
+    JOB_UNSUPPORTED: S3TrainingJob "Succeeded" "False" "UnsupportedField",
+        "The spec sets a field that this version does not honour yet.",
+        "Remove the field that the message names, or upgrade.";
+    JOB_ATTEMPTS_EXHAUSTED: S3TrainingJob "Succeeded" "False" "AttemptsExhausted",
+        "`failurePolicy.maxAttempts` attempts failed.",
+        "Read the last failure in the message; raise the number or cure the cause.";
+    JOB_OUT_OF_MEMORY: S3TrainingJob "Succeeded" "False" "OutOfMemory",
+        "The trainer exceeded its memory.",
+        "Raise the memory limit, or lower `rollout.batch` and `rollout.microBatch`.";
+    JOB_NOT_A_NUMBER: S3TrainingJob "Succeeded" "False" "NotANumber",
+        "A loss, gradient or reward was not a number.",
+        "Lower the learning rate or raise `optimizer.epsilon`; the last checkpoint is sound.";
+    JOB_INVALID_INPUT: S3TrainingJob "Succeeded" "False" "InvalidInput",
+        "A worker refused its input: a model, dataset or index.",
+        "Put right what the message names.";
+    JOB_DEADLINE: S3TrainingJob "Succeeded" "False" "DeadlineExceeded",
+        "`activeDeadlineSeconds` are over.",
+        "The last checkpoint is kept; raise the deadline in a new job that resumes from it.";
+    JOB_GPU_BUDGET: S3TrainingJob "Succeeded" "False" "GpuBudgetExhausted",
+        "`gpuSecondBudget` is used up.",
+        "The last checkpoint is kept; raise the budget in a new job that resumes from it.";
+    JOB_CALL_BUDGET: S3TrainingJob "Succeeded" "False" "BudgetExhausted",
+        "The budget of the generator or judge is used up.",
+        "Raise `budget`; finished calls are cached and cost nothing again.";
+    EVAL_WAITING_INDEX: EvalRun "Evaluating" "False" "WaitingForIndex",
+        "An index that an arm searches is not ready.",
+        "See the conditions of that RetrieverIndex.";
+    EVAL_WAITING_JOB: EvalRun "Evaluating" "False" "WaitingForJob",
+        "A training job whose searcher is evaluated has no checkpoint yet.",
+        "Wait for the job, or choose `checkpoint: Latest`.";
+    EVAL_WAITING_GATEWAY: EvalRun "Evaluating" "False" "WaitingForGenerator",
+        "The generator gateway does not answer yet.",
+        "Check endpoint and secret of `generator.provider`.";
+    EVAL_WAITING_SECRET: EvalRun "Evaluating" "False" "WaitingForSecret",
+        "A Secret or key that the spec names does not exist.",
+        "Create the Secret that the message names.";
+    EVAL_QUEUED: EvalRun "Evaluating" "False" "Queued",
+        "The run waits for admission to its queue.",
+        "See the Workload; the queue may be out of quota.";
+    EVAL_RUNNING: EvalRun "Evaluating" "True" "Answering",
+        "Questions are being answered; `status.done` says how many.",
+        "Nothing; it goes on by itself.";
+    EVAL_BACKOFF: EvalRun "Evaluating" "False" "Backoff",
+        "An attempt failed; the next goes on after the last finished question.",
+        "The message names the failure and the time of the next attempt.";
+    EVAL_DONE: EvalRun "Evaluating" "False" "Finished",
+        "The evaluation is over.",
+        "Nothing; it goes on by itself.";
+    EVAL_SUSPENDED: EvalRun "Suspended" "True" "Suspended",
+        "`suspend` is true; the run holds no pods.",
+        "Set `suspend: false` to go on.";
+    EVAL_NOT_SUSPENDED: EvalRun "Suspended" "False" "NotSuspended",
+        "The run may go on.",
+        "Nothing; it goes on by itself.";
+    EVAL_PROGRESSING: EvalRun "Succeeded" "Unknown" "Progressing",
+        "The run has not finished; the other conditions say where it is.",
+        "Nothing; it goes on by itself.";
+    EVAL_SUCCEEDED: EvalRun "Succeeded" "True" "Complete",
+        "Every question of every arm is answered; results and report are published.",
+        "Nothing; it goes on by itself.";
+    EVAL_INVALID: EvalRun "Succeeded" "False" "InvalidSpec",
+        "The spec asks for something that cannot be done; the message names the field.",
+        "Change the field that the message names.";
+    EVAL_UNSUPPORTED: EvalRun "Succeeded" "False" "UnsupportedField",
+        "The spec sets a field that this version does not honour yet.",
+        "Remove the field that the message names, or upgrade.";
+    EVAL_BIASED_SAMPLE: EvalRun "Succeeded" "False" "BiasedSample",
+        "The questions were filtered by whether the baseline is right, so a gain would be free.",
+        "Evaluate on questions that were not filtered so.";
+    EVAL_INVALID_INPUT: EvalRun "Succeeded" "False" "InvalidInput",
+        "A worker refused its input: a model, dataset or index.",
+        "Put right what the message names.";
+    EVAL_ATTEMPTS_EXHAUSTED: EvalRun "Succeeded" "False" "AttemptsExhausted",
+        "Too many attempts failed.",
+        "Read the last failure in the message and cure its cause; finished questions are kept.";
+    EVAL_DEADLINE: EvalRun "Succeeded" "False" "DeadlineExceeded",
+        "`activeDeadlineSeconds` are over.",
+        "Raise the deadline in a new run; cached answers cost nothing again.";
+    EVAL_CALL_BUDGET: EvalRun "Succeeded" "False" "BudgetExhausted",
+        "The budget of the generator or judge is used up.",
+        "Raise `budget`; finished calls are cached and cost nothing again.";
+}
+
+/// The catalogue as Markdown, one table a kind.
+pub fn reasons_markdown() -> String {
+    let mut page = String::from(
+        "# Condition reasons\n\nMade from `crds/src/reasons.rs` by `s3-operator explain-reasons --output docs/reasons.md`; do not edit.\n",
+    );
+    for kind in Kind::ALL {
+        // writing to a String cannot fail
+        let _ = write!(page, "\n## {}\n\n| condition | status | reason | meaning | what to do |\n|---|---|---|---|---|\n", kind.name());
+        for r in REASONS.iter().filter(|r| r.kind == kind) {
+            let _ = writeln!(page, "| `{}` | {} | `{}` | {} | {} |", r.condition, r.status, r.name, r.meaning, r.action);
+        }
+    }
+    page
+}

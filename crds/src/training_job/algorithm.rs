@@ -1,0 +1,250 @@
+//! How the policy learns from rewarded episodes.
+
+use crate::rules;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Advantage estimator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Estimator {
+    /// Leave-one-out baseline over the samples of a question (arXiv 2402.14740).
+    #[default]
+    Rloo,
+    /// Clipped surrogate with a critic and GAE over action tokens (arXiv 1707.06347).
+    Ppo,
+    /// Group mean and standard deviation (arXiv 2402.03300).
+    Grpo,
+    /// Batch-mean baseline (Williams 1992).
+    Reinforce,
+}
+
+/// How token losses become one number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Aggregation {
+    /// Mean over the action tokens of the batch.
+    #[default]
+    TokenMean,
+    /// Mean over episodes of the episode's token mean.
+    SequenceMean,
+}
+
+/// Estimator of the KL divergence from the reference policy (Schulman 2020).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum KlKind {
+    /// Log ratio.
+    K1,
+    /// Half squared log ratio.
+    K2,
+    /// exp(−x) − 1 + x: unbiased and never negative.
+    #[default]
+    K3,
+}
+
+/// Correction for samples of an older policy or of another numerics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ImportanceCorrection {
+    /// None: rollouts are of the policy that learns.
+    #[default]
+    None,
+    /// Token ratios, cut at the cap.
+    TokenTruncated,
+    /// Ratio of the whole episode, cut at the cap.
+    SequenceTruncated,
+}
+
+/// Policy-gradient algorithm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Algorithm {
+    /// Advantage estimator.
+    pub estimator: Estimator,
+    /// The ratio is clipped below at 1 − this.
+    #[schemars(range(min = 0, max = 1))]
+    pub clip_low: f64,
+    /// The ratio is clipped above at 1 + this.
+    #[schemars(range(min = 0, max = 10))]
+    pub clip_high: f64,
+    /// Penalty for leaving the reference policy.
+    pub kl: Kl,
+    /// Coefficient of the entropy bonus.
+    #[schemars(range(min = 0))]
+    pub entropy_coefficient: f64,
+    /// How token losses become one number.
+    pub aggregation: Aggregation,
+    /// Correction for samples of an older policy.
+    pub importance: Importance,
+    /// Generalised advantage estimation, for `Ppo`.
+    pub gae: Gae,
+    /// The critic, for `Ppo`.
+    pub critic: Critic,
+    /// Passes over each batch.
+    #[schemars(range(min = 1, max = 100))]
+    pub epochs: u32,
+}
+
+impl Default for Algorithm {
+    fn default() -> Self {
+        Self {
+            estimator: Estimator::Rloo,
+            clip_low: 0.2,
+            clip_high: 0.2,
+            kl: Kl::default(),
+            entropy_coefficient: 0.0,
+            aggregation: Aggregation::TokenMean,
+            importance: Importance::default(),
+            gae: Gae::default(),
+            critic: Critic::default(),
+            epochs: 1,
+        }
+    }
+}
+
+/// Penalty for leaving the reference policy, in the loss.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Kl {
+    /// Its estimator.
+    pub kind: KlKind,
+    /// Its coefficient; 0 leaves it out.
+    #[schemars(range(min = 0))]
+    pub coefficient: f64,
+}
+
+/// Correction for samples of an older policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Importance {
+    /// Its kind.
+    pub correction: ImportanceCorrection,
+    /// Largest ratio.
+    #[schemars(range(min = 1))]
+    pub cap: f64,
+}
+
+impl Default for Importance {
+    fn default() -> Self {
+        Self { correction: ImportanceCorrection::None, cap: 2.0 }
+    }
+}
+
+/// Generalised advantage estimation (arXiv 1506.02438) over action tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Gae {
+    /// Discount.
+    #[schemars(range(min = 0, max = 1))]
+    pub gamma: f64,
+    /// Lambda.
+    #[schemars(range(min = 0, max = 1))]
+    pub lambda: f64,
+}
+
+impl Default for Gae {
+    fn default() -> Self {
+        Self { gamma: 1.0, lambda: 1.0 }
+    }
+}
+
+/// The critic: a linear head on the last hidden state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Critic {
+    /// Clip range of its prediction.
+    #[schemars(range(min = 0))]
+    pub clip: f64,
+    /// Weight of its loss.
+    #[schemars(range(min = 0))]
+    pub coefficient: f64,
+}
+
+impl Default for Critic {
+    fn default() -> Self {
+        Self { clip: 0.5, coefficient: 0.5 }
+    }
+}
+
+/// AdamW (arXiv 1711.05101) with clipping by global norm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Optimizer {
+    /// Learning rate after warm-up.
+    #[schemars(range(min = 0, max = 1))]
+    pub learning_rate: f64,
+    /// First-moment decay.
+    #[schemars(range(min = 0, max = 1))]
+    pub beta1: f64,
+    /// Second-moment decay.
+    #[schemars(range(min = 0, max = 1))]
+    pub beta2: f64,
+    /// Denominator term.
+    #[schemars(range(min = 0, max = 1))]
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    #[schemars(range(min = 0, max = 1))]
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm.
+    #[schemars(range(min = 0))]
+    pub max_grad_norm: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u32,
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-4,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            warmup_steps: 0,
+        }
+    }
+}
+
+/// Episodes of one policy update step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::MINI_BATCH_DIVIDES, &rules::MICRO_BATCH_DIVIDES])))]
+pub struct Rollout {
+    /// Questions per step.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub questions: u32,
+    /// Episodes per question; `Rloo` and `Grpo` need two or more.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub samples: u32,
+    /// Sampling temperature.
+    #[schemars(range(min = 0, max = 10))]
+    pub temperature: f64,
+    /// Nucleus: only the likeliest tokens of this total probability are sampled; 1 is off.
+    #[schemars(range(min = 0.01, max = 1))]
+    pub top_p: f64,
+    /// Episodes decoded together; part of what `determinism: Bitwise` fixes.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub batch: u32,
+    /// Episodes per backward pass; part of what `determinism: Bitwise` fixes.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub micro_batch: u32,
+    /// Episodes per optimiser step; 0 takes the whole round.
+    #[schemars(range(max = 16_777_216))]
+    pub mini_batch: u32,
+    /// Step t trains on episodes of policy t − this; 0 is on-policy.
+    #[schemars(range(max = 64))]
+    pub staleness: u32,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self {
+            questions: 30,
+            samples: 4,
+            temperature: 1.0,
+            top_p: 1.0,
+            batch: 64,
+            micro_batch: 4,
+            mini_batch: 0,
+            staleness: 0,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Training questions, the warm start, and evaluation while training.
+
+use crate::{Dataset, LocalRef, Optimizer, rules};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Training questions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainingData {
+    /// Question sets; all are used together.
+    #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub datasets: Vec<Dataset>,
+    /// Only this part of the questions, by hash: `0/2` and `1/2` are halves that never overlap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), regex(pattern = r"^[0-9]{1,6}/[1-9][0-9]{0,5}$"), extend("x-kubernetes-validations" = rules::attach(&[&rules::PART_RANGE])))]
+    pub part: Option<String>,
+    /// Questions kept at most, in hash order; all by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub limit: Option<u64>,
+    /// Which questions are left out.
+    #[serde(default)]
+    pub filters: DataFilters,
+}
+
+/// Which training questions are left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DataFilters {
+    /// Those that the baseline already answers. (Never for evaluation: gains would be free there.)
+    pub drop_baseline_solved: bool,
+    /// Those answered by yes, no, true or false.
+    pub drop_yes_no: bool,
+    /// Those that no passage of the index can answer.
+    pub drop_unanswerable: bool,
+    /// Prefers questions whose recent episodes were neither all right nor all wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub difficulty_buffer: Option<DifficultyBuffer>,
+}
+
+impl Default for DataFilters {
+    fn default() -> Self {
+        Self { drop_baseline_solved: false, drop_yes_no: true, drop_unanswerable: false, difficulty_buffer: None }
+    }
+}
+
+/// Prefers questions that still teach.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DifficultyBuffer {
+    /// Questions remembered.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub capacity: u32,
+    /// Share of each step that is drawn from it.
+    #[schemars(range(min = 0, max = 1))]
+    pub share: f64,
+}
+
+impl Default for DifficultyBuffer {
+    fn default() -> Self {
+        Self { capacity: 1024, share: 0.5 }
+    }
+}
+
+/// What supervised training teaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WarmStartTask {
+    /// The search protocol, from traces made of training questions.
+    #[default]
+    Protocol,
+    /// Short answers from passages, for the built-in generator.
+    ShortAnswer,
+}
+
+/// Supervised training before the first policy update step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct WarmStart {
+    /// What is taught.
+    pub task: WarmStartTask,
+    /// Passes over the traces.
+    #[schemars(range(min = 1, max = 1000))]
+    pub epochs: u32,
+    /// Traces per optimiser step.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub batch: u32,
+    /// Traces per backward pass.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub micro_batch: u32,
+    /// Share of traces that search; the rest stop at once.
+    #[schemars(range(min = 0, max = 1))]
+    pub search_share: f64,
+    /// Queries tried for one searching trace.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub query_trials: u32,
+    /// AdamW of the warm start; by default the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<Optimizer>,
+}
+
+impl Default for WarmStart {
+    fn default() -> Self {
+        Self {
+            task: WarmStartTask::Protocol,
+            epochs: 2,
+            batch: 32,
+            micro_batch: 8,
+            search_share: 0.5,
+            query_trials: 40,
+            optimizer: None,
+        }
+    }
+}
+
+/// Evaluation while training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TrainingEvaluation {
+    /// Greedy evaluation inside the trainer, on few held-out questions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
+    /// Full evaluations of checkpoints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runs: Option<ScheduledRuns>,
+}
+
+/// Greedy evaluation on held-out questions inside the trainer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Probe {
+    /// Every so many steps, and before the first and after the last.
+    #[serde(default = "default_every")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub every: u32,
+    /// Held-out questions.
+    #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub datasets: Vec<Dataset>,
+    /// How many of them, in hash order.
+    #[serde(default = "default_limit")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub limit: u32,
+}
+
+fn default_every() -> u32 {
+    5
+}
+fn default_limit() -> u32 {
+    64
+}
+
+/// Full evaluations of checkpoints while training goes on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScheduledRuns {
+    /// Every so many steps.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub every: u32,
+    /// An `EvalRun` whose spec is the template; its arms that name this job take the checkpoint.
+    pub template_ref: LocalRef,
+}
