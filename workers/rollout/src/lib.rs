@@ -19,4 +19,4 @@ pub use codec::ModelCodec;
 pub use error::RolloutError;
 pub use peers::{AnswerOutcome, AnswerSource, GeneratorPeer, Link, Retrieve, RetrieverPeer};
 pub use play::{EpisodeRequest, Player, Sampling, question_key};
-pub use score::{Ask, Scored, distinct, score_answers};
+pub use score::{Ask, Missing, Scored, all_failed, distinct, score_answers};

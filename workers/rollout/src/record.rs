@@ -8,7 +8,7 @@ use crate::error::RolloutError;
 use crate::score::Scored;
 use s3_artifacts::{ArtifactError, digest_bytes};
 use s3_search::score::Verdict;
-use s3_search::{Passage, Question, Role, StopReason, Trajectory, Turn};
+use s3_search::{Action, Passage, Question, Role, StopReason, Trajectory, Turn};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,19 @@ impl EpisodeRecord {
     /// Positions of the action tokens, in order: those that are learned from.
     pub fn action_positions(&self) -> Vec<usize> {
         self.turns.iter().flat_map(|turn| turn.tokens.0..turn.tokens.1).collect()
+    }
+
+    /// The infrastructure failure that masks this episode, if there was one.
+    pub fn failure(&self) -> Option<&str> {
+        match &self.stop {
+            StopReason::Failed { reason } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Turns that could not be read.
+    pub fn invalid_turns(&self) -> usize {
+        self.turns.iter().filter(|turn| matches!(turn.action, Action::Invalid { .. })).count()
     }
 
     /// The trajectory again.
@@ -237,7 +250,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use s3_artifacts::Journal;
-    use s3_search::Action;
 
     fn episode(id: &str) -> (Question, Trajectory) {
         let question = Question { id: id.into(), dataset: "d".into(), question: "q".into(), answers: vec![] };

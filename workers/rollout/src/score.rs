@@ -28,7 +28,23 @@ pub struct Scored {
     pub verdict: Verdict,
     /// Why there is no answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<String>,
+    pub failure: Option<Missing>,
+}
+
+/// Why an answer is missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// What happened.
+    pub reason: String,
+    /// The service was out of reach, as opposed to refusing: asking again later may help.
+    pub outage: bool,
+}
+
+impl Scored {
+    /// A sample without an answer; it is masked.
+    pub fn missing(reason: String, outage: bool) -> Self {
+        Self { answer: None, judge: None, verdict: Verdict::Failed, failure: Some(Missing { reason, outage }) }
+    }
 }
 
 /// Asks once what is asked several times (the samples of a group often select the same passages): the first
@@ -49,15 +65,11 @@ pub fn distinct(items: &[Ask<'_>]) -> (Vec<usize>, Vec<usize>) {
     (first, of)
 }
 
-/// Answers and scores items, in parts of the configured chunk.
-///
-/// An item that could not be answered or judged is masked. When every item of the call failed, that is an
-/// outage (or a refusal) of the service and no longer a few lost samples: the call fails and nothing should be
-/// recorded, so that a later run asks again.
+/// Answers and scores items, in parts of the configured chunk. An item that could not be answered or judged is
+/// masked; see [`all_failed`] for when that is no longer a few lost samples.
 pub fn score_answers(source: &dyn AnswerSource, items: &[Ask<'_>]) -> Result<Vec<Scored>, RolloutError> {
     let config = source.config();
     let mut scored = Vec::with_capacity(items.len());
-    let mut failure: Option<(String, bool)> = None;
     for part in items.chunks(config.chunk.max(1)) {
         let asked: Vec<(&Question, &[Passage])> = part.iter().map(|item| (item.question, item.passages)).collect();
         let outcomes = source.answer(&asked)?;
@@ -69,20 +81,19 @@ pub fn score_answers(source: &dyn AnswerSource, items: &[Ask<'_>]) -> Result<Vec
                     let verdict = gen_acc(&answer, &item.question.answers, limit, judge);
                     Scored { answer: Some(answer), judge, verdict, failure: None }
                 }
-                AnswerOutcome::Failed { reason, outage } => {
-                    let seen = failure.get_or_insert_with(|| (reason.clone(), outage));
-                    seen.1 |= outage;
-                    Scored { answer: None, judge: None, verdict: Verdict::Failed, failure: Some(reason) }
-                }
+                AnswerOutcome::Failed { reason, outage } => Scored::missing(reason, outage),
             });
         }
     }
-    match failure {
-        Some((reason, outage)) if scored.iter().all(|one| one.failure.is_some()) => {
-            Err(RolloutError::AllFailed { reason, outage })
-        }
-        _ => Ok(scored),
-    }
+    Ok(scored)
+}
+
+/// The error to end with when not one item has an answer: the service is down or refuses everything. Nothing
+/// should be recorded then, so that a later run asks again. None when some item was answered or none was asked.
+pub fn all_failed(scored: &[Scored]) -> Option<RolloutError> {
+    let missing: Vec<&Missing> = scored.iter().map(|one| one.failure.as_ref()).collect::<Option<_>>()?;
+    let reason = missing.first()?.reason.clone();
+    Some(RolloutError::AllFailed { reason, outage: missing.iter().any(|one| one.outage) })
 }
 
 /// The judge's word on every answered item; `None` where there is no judge or no answer.
@@ -176,9 +187,10 @@ mod tests {
         let scored = score_answers(&fake(false), &items).unwrap();
         let verdicts: Vec<Verdict> = scored.iter().map(|one| one.verdict).collect();
         assert_eq!(verdicts, [Verdict::Correct, Verdict::Failed, Verdict::Incorrect, Verdict::Correct]);
-        let all = score_answers(&fake(false), &items[1..2]);
-        assert!(matches!(all, Err(RolloutError::AllFailed { outage: true, .. })));
-        assert!(score_answers(&fake(true), &[]).unwrap().is_empty());
+        assert!(all_failed(&scored).is_none());
+        let down = score_answers(&fake(false), &items[1..2]).unwrap();
+        assert!(matches!(all_failed(&down), Some(RolloutError::AllFailed { outage: true, .. })));
+        assert!(all_failed(&score_answers(&fake(true), &[]).unwrap()).is_none());
     }
 
     #[test]

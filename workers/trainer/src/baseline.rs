@@ -1,0 +1,235 @@
+//! Naive RAG: the top passages of the raw question, answered by the frozen generator, kept for good.
+//!
+//! Answers are stored under everything that they depend on: question, index, number of passages, ranking,
+//! generator and its decoding. What is missing is computed, never guessed; a new index or generator has keys
+//! of its own. One file holds the answers of one set of parameters.
+
+use crate::data::{self, Candidates};
+use crate::run::Run;
+use s3_artifacts::{Journal, digest_bytes, digest_json, write_atomic};
+use s3_config::TrainerConfig;
+use s3_rollout::{Ask, GeneratorPeer, Link, Missing, Retrieve, RetrieverPeer, RolloutError, Scored, all_failed, score_answers};
+use s3_search::Question;
+use s3_search::score::{Verdict, gen_acc};
+use s3_telemetry::{Failure, Outcome};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// One stored answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BaselineAnswer {
+    /// For people.
+    pub question: String,
+    /// Ids of the passages, best first.
+    pub passages: Vec<String>,
+    /// The answer; none when the generator refuses this question.
+    pub answer: Option<String>,
+    /// The judge's word, where there is a judge.
+    pub judge: Option<Verdict>,
+    /// Why there is no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// The stored answers of one set of parameters.
+pub struct BaselineStore<'a> {
+    journal: Journal<BaselineAnswer>,
+    config: &'a TrainerConfig,
+    link: &'a Link,
+    retriever: &'a RetrieverPeer,
+    generator: &'a GeneratorPeer,
+}
+
+impl<'a> BaselineStore<'a> {
+    /// Opens the store of the parameters in force.
+    pub fn open(run: &'a Run, retriever: &'a RetrieverPeer, generator: &'a GeneratorPeer) -> Result<Self, RolloutError> {
+        let config = &run.config;
+        let generation = &config.generator;
+        let parameters = json!({
+            "index": retriever.index_digest(),
+            "method": config.search.method,
+            "topK": config.baseline.top_k,
+            "generator": generator.digest(),
+            "model": generation.model,
+            "template": generation.template,
+            "maxTokens": generation.max_tokens,
+            "passageWords": generation.passage_words,
+            "judge": generation.judge,
+        });
+        let name = digest_json(&parameters)?[..16].to_owned();
+        write_atomic(&config.baseline_store.join(format!("{name}.json")), parameters.to_string().as_bytes())?;
+        let journal = Journal::open(&config.baseline_store.join(format!("{name}.journal")))?;
+        Ok(Self { journal, config, link: &run.link, retriever, generator })
+    }
+
+    /// A verdict depends on the golds, an answer alone does not.
+    fn key(&self, question: &Question) -> String {
+        let golds: &[String] = if self.config.generator.judge.is_some() { &question.answers } else { &[] };
+        digest_bytes(json!([question.question, golds]).to_string().as_bytes())
+    }
+
+    /// The baseline of a question, if it is known.
+    pub fn get(&self, question: &Question) -> Option<Scored> {
+        let stored = self.journal.get(&self.key(question))?;
+        Some(match &stored.answer {
+            Some(answer) => {
+                let limit = self.config.generator.max_answer_tokens as usize;
+                let verdict = gen_acc(answer, &question.answers, limit, stored.judge);
+                Scored { answer: Some(answer.clone()), judge: stored.judge, verdict, failure: None }
+            }
+            None => Scored::missing(stored.refused.clone().unwrap_or_default(), false),
+        })
+    }
+
+    /// The stored passages' ids of a question, best first.
+    pub fn passages(&self, question: &Question) -> Option<&[String]> {
+        self.journal.get(&self.key(question)).map(|stored| stored.passages.as_slice())
+    }
+
+    /// Computes what is missing, in parts of the generator's chunk. Questions whose answer was lost in an
+    /// outage stay missing and are counted; when a whole part is lost, the call fails.
+    pub fn ensure(&mut self, questions: &[Question], mut each: impl FnMut(usize)) -> Result<usize, RolloutError> {
+        let missing: Vec<&Question> = {
+            let mut seen = std::collections::BTreeSet::new();
+            let new = |question: &&Question| {
+                let key = self.key(question);
+                self.journal.get(&key).is_none() && seen.insert(key)
+            };
+            questions.iter().filter(new).collect()
+        };
+        let mut lost = 0;
+        for (at, part) in missing.chunks(self.config.generator.chunk.max(1)).enumerate() {
+            self.link.check()?;
+            let queries: Vec<String> = part.iter().map(|question| question.question.clone()).collect();
+            let found = self.retriever.retrieve(&queries, self.config.baseline.top_k, self.config.search.method)?;
+            let asks: Vec<Ask> =
+                part.iter().zip(&found).map(|(question, passages)| Ask { question, passages }).collect();
+            let scored = score_answers(self.generator, &asks)?;
+            if let Some(error) = all_failed(&scored).filter(|_| scored.iter().any(is_outage)) {
+                return Err(error);
+            }
+            for ((question, passages), one) in part.iter().zip(&found).zip(scored) {
+                // an outage is no property of the question; a refusal is, and so is a verdict
+                if is_outage(&one) || one.judge == Some(Verdict::Failed) {
+                    lost += 1;
+                    continue;
+                }
+                let stored = BaselineAnswer {
+                    question: question.question.clone(),
+                    passages: passages.iter().map(|passage| passage.id.clone()).collect(),
+                    answer: one.answer,
+                    judge: one.judge,
+                    refused: one.failure.map(|missing| missing.reason),
+                };
+                let key = self.key(question);
+                self.journal.append(&key, stored)?;
+            }
+            each((at * self.config.generator.chunk + part.len()).min(missing.len()));
+        }
+        Ok(lost)
+    }
+}
+
+fn is_outage(one: &Scored) -> bool {
+    matches!(one.failure, Some(Missing { outage: true, .. }))
+}
+
+/// The questions of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Chosen {
+    /// To train on, in order.
+    pub train: Vec<Question>,
+    /// Held out.
+    pub probe: Vec<Question>,
+    /// Left out because the baseline answers them.
+    pub solved: usize,
+}
+
+/// Reads the files and applies the filters that need no other worker.
+pub fn candidates(run: &Run) -> Result<Candidates, Failure> {
+    let config = &run.config;
+    run.progress.phase("choose questions", 0);
+    let train = data::load_questions(&config.data.datasets)?;
+    let held_out = match &config.probe {
+        Some(probe) => data::load_questions(&probe.datasets)?,
+        None => Vec::new(),
+    };
+    let mut corpus = Vec::new();
+    if let Some(path) = &config.data.corpus {
+        data::read_corpus(path, |passage| corpus.push((passage.title, passage.text)))?;
+    }
+    let corpus = config.data.corpus.is_some().then_some(corpus.as_slice());
+    let chosen = data::candidates(&config.data, config.probe.as_ref(), config.seed, train, held_out, corpus)?;
+    if chosen.train.is_empty() {
+        return Err(Failure::input("no training question is left after the filters of `data`; relax them or add files"));
+    }
+    Ok(chosen)
+}
+
+/// Chooses the questions; asks the baseline only as far as the choice needs it.
+pub fn choose(run: &Run, store: &mut BaselineStore<'_>) -> Result<Chosen, Failure> {
+    let config = &run.config;
+    let Candidates { train, probe } = candidates(run)?;
+    let limit = config.data.limit.unwrap_or(usize::MAX);
+    if !config.data.drop_baseline_solved {
+        return Ok(Chosen { train: train.into_iter().take(limit).collect(), probe, solved: 0 });
+    }
+    let (mut kept, mut solved) = (Vec::new(), 0);
+    let total = if limit == usize::MAX { train.len() } else { limit } as u64;
+    run.progress.phase("baseline answers", total);
+    for part in train.chunks(config.generator.chunk.max(1)) {
+        if kept.len() >= limit {
+            break;
+        }
+        let lost = store.ensure(part, |_| ())?;
+        if lost > 0 {
+            // which questions are trained on may not depend on an outage
+            let reason = format!("{lost} baseline answers could not be had");
+            return Err(RolloutError::AllFailed { reason, outage: true }.into());
+        }
+        for question in part {
+            match store.get(question).map(|scored| scored.verdict) {
+                Some(Verdict::Correct) => solved += 1,
+                Some(Verdict::Incorrect | Verdict::Undecided) => kept.push(question.clone()),
+                // the generator refuses this question: nothing can be gained or lost on it
+                Some(Verdict::Failed) | None => {}
+            }
+        }
+        run.progress.done((if limit == usize::MAX { kept.len() + solved } else { kept.len() }) as u64);
+    }
+    kept.truncate(limit);
+    if kept.is_empty() {
+        return Err(Failure::input("the baseline answers every training question; set data.dropBaselineSolved: false"));
+    }
+    Ok(Chosen { train: kept, probe, solved })
+}
+
+/// `s3-trainer baseline`: answers the chosen and the held-out questions.
+pub fn command(run: &Run) -> Result<Outcome, Failure> {
+    let (retriever, generator) = (run.retriever()?, run.generator()?);
+    let mut store = BaselineStore::open(run, &retriever, &generator)?;
+    let chosen = choose(run, &mut store)?;
+    let mut all = chosen.train.clone();
+    all.extend(chosen.probe.iter().cloned());
+    run.progress.phase("baseline answers", all.len() as u64);
+    let lost = store.ensure(&all, |done| run.progress.done(done as u64))?;
+    if lost > 0 {
+        let reason = format!("{lost} of {} baseline answers could not be had", all.len());
+        return Err(RolloutError::AllFailed { reason, outage: true }.into());
+    }
+    let scored: Vec<(String, Option<Scored>)> =
+        all.iter().map(|question| (s3_rollout::question_key(question), store.get(question))).collect();
+    let right = |of: &[Question]| {
+        of.iter().filter(|q| store.get(q).is_some_and(|one| one.verdict == Verdict::Correct)).count()
+    };
+    let digest = digest_json(&scored).map_err(RolloutError::from)?;
+    let summary = json!({
+        "questions": chosen.train.len(),
+        "solvedAndLeftOut": chosen.solved,
+        "right": right(&chosen.train),
+        "probeQuestions": chosen.probe.len(),
+        "probeRight": right(&chosen.probe),
+    });
+    Ok(Outcome { digest, summary })
+}

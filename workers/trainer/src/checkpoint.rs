@@ -1,0 +1,195 @@
+//! Checkpoints: trained tensors, optimiser state and position, published atomically.
+
+use crate::identity::Identity;
+use s3_artifacts::{ArtifactError, DigestWriter, load_manifest, publish_folder};
+use s3_config::{CheckpointConfig, DTypeKind, TrainerConfig};
+use s3_model::{AdamW, Decoder, load_tensors, save_tensors};
+use s3_rollout::RolloutError;
+use s3_telemetry::Failure;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+const KIND: &str = "checkpoint";
+const FORMAT: u32 = 1;
+const POLICY: &str = "policy.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Position {
+    /// Steps done.
+    pub step: u32,
+    /// Digest over the results of all steps so far, in order.
+    pub results: String,
+    /// Figures kept for the summary.
+    pub summary: serde_json::Value,
+}
+
+impl Position {
+    /// Chains one step's results to those before.
+    pub fn extend(&mut self, results: &str) {
+        let mut writer = DigestWriter::default();
+        writer.part("before", self.results.as_bytes()).part("step", results.as_bytes());
+        self.results = writer.finish();
+    }
+}
+
+/// The folder of a run's checkpoints.
+pub struct Checkpoints<'a> {
+    config: &'a CheckpointConfig,
+    identity: &'a Identity,
+}
+
+impl<'a> Checkpoints<'a> {
+    /// Of a run.
+    pub fn new(config: &'a CheckpointConfig, identity: &'a Identity) -> Self {
+        Self { config, identity }
+    }
+
+    /// Whether a checkpoint is due after `step` of `steps`.
+    pub fn due(&self, step: u32, steps: u32) -> bool {
+        step == steps || step.is_multiple_of(self.config.every.max(1))
+    }
+
+    /// Publishes a checkpoint and removes those beyond the number kept.
+    pub fn save(&self, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<PathBuf, Failure> {
+        let target = self.config.dir.join(format!("step-{:06}", position.step));
+        let staging = self.config.dir.join(format!(".staging-{:06}", position.step));
+        self.write(&staging, decoder, optimizer, position).inspect_err(|_| {
+            // a half-written folder helps nobody; the error that counts is the first
+            let _ = std::fs::remove_dir_all(&staging);
+        })?;
+        let identity = json!({ "run": self.identity.0, "step": position.step });
+        publish_folder(&staging, &target, KIND, FORMAT, identity, json!({})).map_err(RolloutError::from)?;
+        self.prune()?;
+        Ok(target)
+    }
+
+    fn write(&self, staging: &Path, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<(), Failure> {
+        let io = |source| {
+            RolloutError::from(ArtifactError::Io { action: "write checkpoint", path: staging.to_owned(), source })
+        };
+        if staging.exists() {
+            std::fs::remove_dir_all(staging).map_err(io)?;
+        }
+        std::fs::create_dir_all(staging).map_err(io)?;
+        save_tensors(&staging.join(POLICY), &decoder.trained_tensors()).map_err(RolloutError::from)?;
+        optimizer.save(&staging.join(OPTIMIZER)).map_err(RolloutError::from)?;
+        let state = serde_json::to_vec_pretty(position).map_err(Failure::internal)?;
+        std::fs::write(staging.join(STATE), state).map_err(io)?;
+        Ok(())
+    }
+
+    /// Steps with a published checkpoint, newest first.
+    fn steps(&self) -> Result<Vec<u32>, Failure> {
+        let dir = &self.config.dir;
+        let entries = match std::fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Failure::io(format!("{}: {error}", dir.display()))),
+        };
+        let mut steps = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(|e| Failure::io(format!("{}: {e}", dir.display())))?.file_name();
+            steps.extend(name.to_string_lossy().strip_prefix("step-").and_then(|digits| digits.parse::<u32>().ok()));
+        }
+        steps.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(steps)
+    }
+
+    fn folder(&self, step: u32) -> PathBuf {
+        self.config.dir.join(format!("step-{step:06}"))
+    }
+
+    fn prune(&self) -> Result<(), Failure> {
+        for step in self.steps()?.into_iter().skip(self.config.keep.max(1) as usize) {
+            let folder = self.folder(step);
+            std::fs::remove_dir_all(&folder).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Restores the newest whole checkpoint of this run; none when there is none yet. Damaged ones are
+    /// passed over with a warning; those of another run are refused.
+    pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<Option<Position>, Failure> {
+        for step in self.steps()? {
+            let folder = self.folder(step);
+            let manifest = match load_manifest(&folder, KIND) {
+                Ok(manifest) => manifest,
+                Err(error) => {
+                    tracing::warn!(%error, step, "checkpoint is damaged and passed over");
+                    continue;
+                }
+            };
+            self.identity.check(&manifest.identity["run"], &folder)?;
+            return read(&folder, decoder, optimizer).map(Some);
+        }
+        Ok(None)
+    }
+}
+
+fn read(folder: &Path, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<Position, Failure> {
+    let tensors = load_tensors(&folder.join(POLICY)).map_err(RolloutError::from)?;
+    let names: Vec<String> = decoder.trained_tensors().into_keys().collect();
+    if names.iter().ne(tensors.keys()) {
+        return Err(Failure::input(format!(
+            "{}: the checkpoint's tensors are not those of the model; choose another checkpoint.dir",
+            folder.display()
+        )));
+    }
+    for (name, tensor) in tensors {
+        decoder.set_trained(&name, tensor).map_err(RolloutError::from)?;
+    }
+    optimizer.load(&folder.join(OPTIMIZER), decoder).map_err(RolloutError::from)?;
+    let state = std::fs::read(folder.join(STATE)).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
+    serde_json::from_slice(&state).map_err(|e| Failure::input(format!("{}: {e}", folder.display())))
+}
+
+/// Digest of what a run made: trained tensors, optimiser state and all results, in this order.
+pub fn digest(decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<String, Failure> {
+    let mut writer = DigestWriter::default();
+    for (kind, tensors) in
+        [("policy", decoder.trained_tensors()), ("optimizer", optimizer.state().map_err(RolloutError::from)?)]
+    {
+        for (name, tensor) in tensors {
+            writer.part(kind, name.as_bytes()).part("shape", format!("{:?}", tensor.dims()).as_bytes());
+            writer.part("data", &bytes(&tensor).map_err(RolloutError::from)?);
+        }
+    }
+    writer.part("step", &position.step.to_le_bytes()).part("results", position.results.as_bytes());
+    Ok(writer.finish())
+}
+
+fn bytes(tensor: &candle_core::Tensor) -> Result<Vec<u8>, s3_model::ModelError> {
+    let mut out = Vec::with_capacity(tensor.elem_count() * 4);
+    let flat = tensor.flatten_all()?;
+    if tensor.dtype() == candle_core::DType::I64 {
+        out.extend(flat.to_vec1::<i64>()?.iter().flat_map(|x| x.to_le_bytes()));
+    } else {
+        out.extend(flat.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()));
+    }
+    Ok(out)
+}
+
+/// Writes the adapter in PEFT's layout as a published folder; returns the sha256 of its tensors' file.
+pub fn export_adapter(
+    decoder: &Decoder,
+    identity: &Identity,
+    step: u32,
+    config: &TrainerConfig,
+) -> Result<String, Failure> {
+    let target = &config.export;
+    let mut staging = target.as_os_str().to_owned();
+    staging.push(".staging");
+    let staging = PathBuf::from(staging);
+    if staging.exists() {
+        std::fs::remove_dir_all(&staging).map_err(|e| Failure::io(format!("{}: {e}", staging.display())))?;
+    }
+    decoder.save_adapter(&staging, config.export_dtype == DTypeKind::Bf16).map_err(RolloutError::from)?;
+    let identity = json!({ "run": identity.digest()?, "step": step });
+    let manifest = publish_folder(&staging, target, "adapter", FORMAT, identity, json!({})).map_err(RolloutError::from)?;
+    Ok(manifest.files.get("adapter_model.safetensors").cloned().unwrap_or_default())
+}

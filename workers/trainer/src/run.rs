@@ -1,0 +1,128 @@
+//! Starting a command: threads, runtime, signals, and the thread that computes.
+
+use crate::{baseline, sft, train};
+use s3_config::{TrainerConfig, load};
+use s3_model::{Decoder, TokenizerFile};
+use s3_rollout::{GeneratorPeer, Link, ModelCodec, RetrieverPeer, RolloutError};
+use s3_telemetry::{Failure, Outcome, Progress, Shutdown, serve_admin, write_outcome};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// What the trainer was asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Naive-RAG answers.
+    Baseline,
+    /// Supervised warm start.
+    Sft,
+    /// Reinforcement learning.
+    Train,
+    /// Export.
+    Export,
+}
+
+/// Everything that a command works with.
+pub struct Run {
+    /// The configuration, with the prompt template's text filled in.
+    pub config: TrainerConfig,
+    /// The way to other workers, and the request to stop.
+    pub link: Link,
+    /// Shown to people and to whoever started this.
+    pub progress: Progress,
+}
+
+/// Deep recursion is not expected, but a decoder's buffers on the stack and debug builds need room.
+const STACK: usize = 256 << 20;
+
+/// Runs one command to its end.
+pub fn start(command: Command, config: &Path) -> Result<(), Failure> {
+    let mut config: TrainerConfig = load(config).map_err(Failure::input)?;
+    fix_threads(config.runtime.threads)?;
+    if let Some(path) = &config.search.prompt_template {
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|e| Failure::input(format!("search.promptTemplate {}: {e}", path.display())))?;
+        config.search.prompt_text = Some(text);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Failure::internal)?;
+    let shutdown = {
+        let _inside = runtime.enter();
+        Shutdown::listen().map_err(Failure::internal)?
+    };
+    if let Some(address) = config.runtime.admin {
+        let ready = Arc::new(AtomicBool::new(true));
+        runtime.block_on(serve_admin(address, ready)).map_err(Failure::input)?;
+    }
+    let progress = Progress::new(config.runtime.progress.clone());
+    let link = Link { handle: runtime.handle().clone(), shutdown };
+    let run = Run { config, link, progress };
+    // arithmetic never runs on the runtime's threads, so calls and signals are always served
+    let compute = std::thread::Builder::new().name("compute".into()).stack_size(STACK).spawn(move || {
+        let outcome = match command {
+            Command::Baseline => baseline::command(&run),
+            Command::Sft => sft::command(&run),
+            Command::Train => train::command(&run),
+            Command::Export => Err(Failure::internal("export")),
+        }?;
+        if let Some(path) = &run.config.runtime.result {
+            write_outcome(path, &outcome).map_err(|e| Failure::io(format!("{}: {e}", path.display())))?;
+        }
+        tracing::info!(digest = %outcome.digest, summary = %outcome.summary, "done");
+        Ok::<Outcome, Failure>(outcome)
+    });
+    let outcome = compute.map_err(Failure::internal)?.join();
+    runtime.shutdown_background();
+    match outcome {
+        Ok(result) => {
+            println!("digest {}", result?.digest);
+            Ok(())
+        }
+        Err(_) => Err(Failure::internal("the compute thread panicked; the message above says where")),
+    }
+}
+
+/// Arithmetic libraries read their thread count from the environment when they start, so a configured count
+/// that differs starts this program again in place (same process, same arguments).
+fn fix_threads(threads: Option<usize>) -> Result<(), Failure> {
+    const VARIABLE: &str = "RAYON_NUM_THREADS";
+    let Some(threads) = threads.filter(|threads| *threads > 0) else { return Ok(()) };
+    if std::env::var(VARIABLE).is_ok_and(|value| value == threads.to_string()) {
+        return Ok(());
+    }
+    let program = std::env::current_exe().map_err(Failure::internal)?;
+    let mut again = std::process::Command::new(program);
+    Err(Failure::internal(again.args(std::env::args_os().skip(1)).env(VARIABLE, threads.to_string()).exec()))
+}
+
+impl Run {
+    /// Connects to the retriever.
+    pub fn retriever(&self) -> Result<RetrieverPeer, RolloutError> {
+        RetrieverPeer::connect(&self.link, &self.config.retriever)
+    }
+
+    /// Connects to the gateway.
+    pub fn generator(&self) -> Result<GeneratorPeer, RolloutError> {
+        GeneratorPeer::connect(&self.link, &self.config.generator, &self.config.runtime.name)
+    }
+
+    /// Loads the searcher with its adapter, or with a fresh one.
+    pub fn searcher(&self) -> Result<(Decoder, ModelCodec), Failure> {
+        self.progress.phase("load the searcher", 0);
+        let (mut decoder, tokenizer): (Decoder, TokenizerFile) =
+            Decoder::load(&self.config.searcher).map_err(RolloutError::from)?;
+        if self.config.searcher.adapter.is_none() {
+            decoder.attach_lora(&self.config.lora, self.config.seed).map_err(RolloutError::from)?;
+        }
+        Ok((decoder, ModelCodec::new(tokenizer)))
+    }
+
+    /// An error once the worker was asked to stop.
+    pub fn check(&self) -> Result<(), RolloutError> {
+        self.link.check()
+    }
+}

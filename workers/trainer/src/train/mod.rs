@@ -1,0 +1,350 @@
+//! Policy updates on real episodes.
+//!
+//! A step: the next questions, a group of episodes each, answers and rewards, advantages, optimiser steps, and
+//! at intervals a greedy evaluation on held-out questions and a checkpoint. Everything that comes from outside
+//! (episodes with their observations, answers, verdicts, failures) is journalled as it arrives; everything else
+//! is a function of the configuration. So a run that is killed anywhere ends with the same digest as one that
+//! is not.
+
+mod episodes;
+mod figures;
+mod update;
+
+use crate::baseline::{BaselineStore, Chosen, choose};
+use crate::checkpoint::{Checkpoints, Position, digest, export_adapter};
+use crate::identity::{Identity, Peers};
+use crate::run::Run;
+use episodes::{Arena, Played, Round, results_digest};
+use s3_artifacts::{Journal, write_atomic};
+use s3_config::{Estimator, TrainerConfig};
+use s3_model::{AdamW, Decoder};
+use s3_rollout::record::{StepEntry, step_journal};
+use s3_rollout::{RolloutError, Sampling};
+use s3_search::Question;
+use s3_search::eligible::sample;
+use s3_telemetry::{ExitClass, Failure, Outcome};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use update::{Updater, needs_critic};
+
+/// `s3-trainer train`.
+pub fn command(run: &Run) -> Result<Outcome, Failure> {
+    check(&run.config)?;
+    let _lock = lock(&run.config.runtime.state_dir)?;
+    let (retriever, generator) = (run.retriever()?, run.generator()?);
+    let mut store = BaselineStore::open(run, &retriever, &generator)?;
+    let chosen = choose(run, &mut store)?;
+    let (mut decoder, codec) = run.searcher()?;
+    let reference = (run.config.algorithm.kl_coefficient > 0.0).then(|| decoder.clone());
+    if needs_critic(&run.config.algorithm) {
+        decoder.attach_value_head().map_err(RolloutError::from)?;
+    }
+    let config = &run.config;
+    let more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": config.rollout,
+        "probe": config.probe.as_ref().map(|probe| (probe.every, probe.limit))});
+    let peers = Peers { index: retriever.index_digest(), generator: Some(generator.digest()) };
+    let identity = Identity::of(run, "train", &decoder, peers, [&chosen.train, &chosen.probe], more)?;
+    let folder = config.runtime.state_dir.join("training");
+    claim(&folder, &identity)?;
+    let arena = Arena { run, codec: &codec, retriever: &retriever, generator: &generator };
+    let training = Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref() };
+    training.run(decoder, &mut store)
+}
+
+struct Training<'a> {
+    arena: Arena<'a>,
+    chosen: &'a Chosen,
+    /// Journals of the steps.
+    folder: PathBuf,
+    identity: &'a Identity,
+    reference: Option<&'a Decoder>,
+}
+
+impl Training<'_> {
+    fn config(&self) -> &TrainerConfig {
+        &self.arena.run.config
+    }
+
+    fn run(&self, mut decoder: Decoder, store: &mut BaselineStore<'_>) -> Result<Outcome, Failure> {
+        let config = self.config();
+        let checkpoints = Checkpoints::new(&config.checkpoint, self.identity);
+        let mut optimizer = AdamW::new(&config.optimizer);
+        let restored = checkpoints.restore(&mut decoder, &mut optimizer)?;
+        let mut saved = restored.as_ref().map(|position| position.step);
+        let mut position = restored.unwrap_or_default();
+        if position.step > config.steps {
+            let reason = format!("the newest checkpoint is at step {}, steps is {}; raise steps", position.step, config.steps);
+            return Err(Failure::input(reason));
+        }
+        let result = self.steps(&mut decoder, &mut optimizer, store, &checkpoints, &mut position, &mut saved);
+        if let Err(failure) = &result
+            && failure.class == ExitClass::Interrupted
+            && saved != Some(position.step)
+            && optimizer.steps() == steps_at(&position)
+        {
+            checkpoints.save(&decoder, &optimizer, &position)?;
+        }
+        result?;
+        let adapter = export_adapter(&decoder, self.identity, position.step, config)?;
+        let mut summary = position.summary.clone();
+        if let Value::Object(summary) = &mut summary {
+            summary.insert("steps".into(), json!(position.step));
+            summary.insert("questions".into(), json!(self.chosen.train.len()));
+            summary.insert("solvedAndLeftOut".into(), json!(self.chosen.solved));
+            summary.insert("adapterSha256".into(), json!(adapter));
+        }
+        Ok(Outcome { digest: digest(&decoder, &optimizer, &position)?, summary })
+    }
+
+    fn steps(
+        &self,
+        decoder: &mut Decoder,
+        optimizer: &mut AdamW,
+        store: &mut BaselineStore<'_>,
+        checkpoints: &Checkpoints<'_>,
+        position: &mut Position,
+        saved: &mut Option<u32>,
+    ) -> Result<(), Failure> {
+        let config = self.config();
+        if position.results.is_empty() {
+            *position = self.noted(position, optimizer, None);
+            let mut journal = Journal::open(&step_journal(&self.folder, 0)).map_err(RolloutError::from)?;
+            self.probe(decoder, store, &mut journal, 0, position)?;
+        }
+        while position.step < config.steps {
+            let step = position.step + 1;
+            let mut journal = Journal::open(&step_journal(&self.folder, step)).map_err(RolloutError::from)?;
+            let questions = step_questions(&self.chosen.train, config, step);
+            let played = self.arena.round(decoder, store, &mut journal, &self.round(&questions, step))?;
+            let mut figures = figures::round_figures(&played);
+            self.arena.run.progress.phase(format!("step {step}/{}: update", config.steps), 0);
+            let started = std::time::Instant::now();
+            let updater =
+                Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown };
+            figures.extend(updater.update(decoder, optimizer, &played)?);
+            figures.insert("secondsUpdate".into(), started.elapsed().as_secs_f64());
+            let mut next = self.noted(position, optimizer, Some(&figures));
+            next.extend(&results_digest(&played)?);
+            next.step = step;
+            if journal.get("figures").is_none() {
+                let entry = StepEntry::Figures { figures: figures.clone() };
+                journal.append("figures", entry).map_err(RolloutError::from)?;
+            }
+            self.show(step, &figures);
+            if config.probe.as_ref().is_some_and(|probe| step == config.steps || step % probe.every.max(1) == 0) {
+                let probed = self.probe(decoder, store, &mut journal, step, &mut next);
+                if let Err(failure) = probed {
+                    // the update is done, so the journal brings a later run back to this very place
+                    return Err(failure);
+                }
+            }
+            *position = next;
+            if checkpoints.due(step, config.steps) {
+                let started = std::time::Instant::now();
+                checkpoints.save(decoder, optimizer, position)?;
+                *saved = Some(step);
+                let seconds = started.elapsed().as_secs_f64();
+                s3_telemetry::metrics().training_phase_seconds.with_label_values(&["checkpoint"]).observe(seconds);
+            }
+            self.arena.run.check()?;
+        }
+        Ok(())
+    }
+
+    fn round<'q>(&self, questions: &'q [Question], step: u32) -> Round<'q> {
+        let config = self.config();
+        Round {
+            prefix: "",
+            name: format!("step {step}/{}", config.steps),
+            questions,
+            samples: config.rollout.samples as u32,
+            sampling: Sampling {
+                temperature: config.rollout.temperature,
+                top_p: config.rollout.top_p,
+                seed: config.seed,
+                step: u64::from(step),
+            },
+        }
+    }
+
+    /// Greedy evaluation on the held-out questions.
+    fn probe(
+        &self,
+        decoder: &Decoder,
+        store: &mut BaselineStore<'_>,
+        journal: &mut Journal<StepEntry>,
+        step: u32,
+        position: &mut Position,
+    ) -> Result<(), Failure> {
+        if self.config().probe.is_none() || self.chosen.probe.is_empty() {
+            return Ok(());
+        }
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: self.config().seed, step: u64::from(step) };
+        let name = format!("step {step}/{}: held-out", self.config().steps);
+        let round = Round { prefix: "probe/", name, questions: &self.chosen.probe, samples: 1, sampling };
+        let played: Played = self.arena.round(decoder, store, journal, &round)?;
+        let figures = figures::round_figures(&played);
+        position.extend(&results_digest(&played)?);
+        let known = ["gain", "accuracy", "baselineAccuracy", "searches", "selected"];
+        let kept: BTreeMap<&str, f64> =
+            known.iter().filter_map(|name| Some((*name, *figures.get(*name)?))).collect();
+        let key = if position.summary["probeFirst"].is_null() { "probeFirst" } else { "probeLast" };
+        position.summary[key] = json!(kept);
+        tracing::info!(step, gain = figures["gain"], accuracy = figures["accuracy"], "held-out");
+        self.arena.run.progress.figure("heldOutGain", figures["gain"]);
+        if journal.get("probe/figures").is_none() {
+            journal.append("probe/figures", StepEntry::Figures { figures }).map_err(RolloutError::from)?;
+        }
+        Ok(())
+    }
+
+    /// The position with what the summary keeps of a step; no times.
+    fn noted(&self, position: &Position, optimizer: &AdamW, figures: Option<&BTreeMap<String, f64>>) -> Position {
+        let mut next = position.clone();
+        if next.summary.is_null() {
+            next.summary = json!({});
+        }
+        next.summary["optimizerSteps"] = json!(optimizer.steps());
+        if let Some(figures) = figures {
+            let kept: BTreeMap<&String, &f64> =
+                figures.iter().filter(|(name, _)| !name.starts_with("seconds")).collect();
+            let key = if next.summary["first"].is_null() { "first" } else { "last" };
+            next.summary[key] = json!(kept);
+            let masked = next.summary["masked"].as_f64().unwrap_or_default();
+            next.summary["masked"] = json!(masked + figures.get("masked").copied().unwrap_or_default());
+        }
+        next
+    }
+
+    fn show(&self, step: u32, figures: &BTreeMap<String, f64>) {
+        figures::publish(step, figures);
+        let figure = |name: &str| figures.get(name).copied().unwrap_or_default();
+        tracing::info!(
+            step,
+            reward = figure("reward"),
+            gain = figure("gain"),
+            accuracy = figure("accuracy"),
+            baseline = figure("baselineAccuracy"),
+            searches = figure("searches"),
+            invalid = figure("invalidTurns"),
+            entropy = figure("entropy"),
+            grad_norm = figure("gradNorm"),
+            mismatch_kl = figure("mismatchKl"),
+            masked = figure("masked"),
+            seconds_episodes = figure("secondsEpisodes"),
+            seconds_answers = figure("secondsAnswers"),
+            seconds_update = figure("secondsUpdate"),
+            "step"
+        );
+        let progress = &self.arena.run.progress;
+        progress.figure("step", f64::from(step));
+        for name in ["reward", "gain", "accuracy", "gradNorm", "searches"] {
+            progress.figure(name, figure(name));
+        }
+    }
+}
+
+/// Optimiser steps at a position: the decoder in memory is that position's policy only while they agree.
+fn steps_at(position: &Position) -> u64 {
+    position.summary["optimizerSteps"].as_u64().unwrap_or_default()
+}
+
+/// Refuses settings under which nothing could be learned.
+fn check(config: &TrainerConfig) -> Result<(), Failure> {
+    if config.rollout.temperature <= 0.0 {
+        return Err(Failure::input("rollout.temperature must be above 0 for training; greedy episodes teach nothing"));
+    }
+    if config.rollout.questions == 0 || config.rollout.samples == 0 {
+        return Err(Failure::input("rollout.questions and rollout.samples must be at least 1"));
+    }
+    let group = matches!(config.algorithm.estimator, Estimator::Rloo | Estimator::Grpo);
+    if group && config.rollout.samples < 2 {
+        let estimator = config.algorithm.estimator;
+        return Err(Failure::input(format!("{estimator:?} compares the samples of a question; set rollout.samples to 2 or more")));
+    }
+    s3_search::check(&config.search).map_err(Failure::input)
+}
+
+
+/// The questions of a step: consecutive ones of a sequence that goes through all of them again and again, each
+/// time in another order. A question is asked once in a step.
+fn step_questions(all: &[Question], config: &TrainerConfig, step: u32) -> Vec<Question> {
+    let count = config.rollout.questions;
+    let first = (step as usize - 1) * count;
+    let mut seen = BTreeSet::new();
+    let mut orders: BTreeMap<usize, Vec<Question>> = BTreeMap::new();
+    (first..first + count)
+        .filter_map(|place| {
+            let (pass, at) = (place / all.len(), place % all.len());
+            let order = orders.entry(pass).or_insert_with(|| {
+                if pass == 0 {
+                    return all.to_vec();
+                }
+                let salt = (pass as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                sample(all.to_vec(), config.seed ^ salt, all.len())
+            });
+            let question = order[at].clone();
+            seen.insert((question.dataset.clone(), question.id.clone())).then_some(question)
+        })
+        .collect()
+}
+
+/// Makes sure that a folder's journals belong to this run.
+pub(crate) fn claim(folder: &Path, identity: &Identity) -> Result<(), Failure> {
+    let path = folder.join("run.json");
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let found: Value = serde_json::from_slice(&bytes)
+                .map_err(|e| Failure::input(format!("{}: {e}; remove the folder to start anew", path.display())))?;
+            identity.check(&found, folder)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = serde_json::to_vec_pretty(&identity.0).map_err(Failure::internal)?;
+            write_atomic(&path, &text).map_err(|e| RolloutError::from(e).into())
+        }
+        Err(error) => Err(Failure::io(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// Refuses to share a state folder with another process; the lock ends with the process.
+pub(crate) fn lock(state: &Path) -> Result<std::fs::File, Failure> {
+    let path = state.join("lock");
+    let io = |e: std::io::Error| Failure::io(format!("{}: {e}", path.display()));
+    std::fs::create_dir_all(state).map_err(io)?;
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Failure::input(format!("{} is in use by another trainer; wait for it or choose another stateDir", state.display())))
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(io(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn steps_go_through_all_questions_before_any_comes_again() {
+        let all: Vec<Question> =
+            (0..7).map(|i| Question { id: i.to_string(), question: format!("q{i}"), ..Question::default() }).collect();
+        let text = "runtime: {name: t, stateDir: s}\nseed: 5\nsearcher: {path: m}\nretriever: {address: 'http://a'}\n\
+            generator: {endpoint: {address: 'http://a'}}\ndata: {datasets: []}\nbaselineStore: b\nsteps: 9\n\
+            checkpoint: {dir: c}\nexport: e\nrollout: {questions: 3}\n";
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.yaml");
+        std::fs::write(&path, text).unwrap();
+        let config: TrainerConfig = s3_config::load(&path).unwrap();
+        let ids = |step| step_questions(&all, &config, step).into_iter().map(|q| q.id).collect::<Vec<_>>();
+        assert_eq!([ids(1), ids(2)].concat(), ["0", "1", "2", "3", "4", "5"]);
+        let mut two_passes: Vec<String> = (1..=7).flat_map(ids).collect();
+        assert!(two_passes.len() >= 20 && two_passes.len() <= 21, "a pass may end inside a step");
+        two_passes.sort();
+        two_passes.dedup();
+        assert_eq!(two_passes.len(), 7);
+        assert_eq!(ids(5), ids(5));
+    }
+}
