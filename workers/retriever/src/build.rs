@@ -1,0 +1,207 @@
+//! `s3-retriever build`: corpus to published index.
+//!
+//! Everything is staged in `<output>/.staging-<digest>` and published by one rename; embeddings, the dear
+//! part, are kept by shard in the state folder until then. Killed anywhere and run again, the build goes on
+//! and ends with the same index; run again after its end, it changes nothing.
+
+use crate::analyzer;
+use crate::audit::audit;
+use crate::corpus::{corpus_digest, read_corpus};
+use crate::embed::{PassageEncoder, collect_vectors};
+use crate::error::{Result, RetrieverError};
+use crate::index::{
+    Answerable, DenseIdentity, FORMAT, Facts, Identity, KIND, LEXICAL, LexicalIdentity, VECTORS, Verified,
+    index_digest, set_current, verify,
+};
+use crate::lexical::LexicalBuilder;
+use crate::passages::{PassageStore, PassageWriter};
+use s3_config::{DenseConfig, IndexBuildConfig};
+use s3_telemetry::{Outcome, Progress, Shutdown};
+use serde_json::json;
+use std::fs::File;
+use std::path::Path;
+
+/// Builds, publishes and points `CURRENT` at the index; returns its digest and summary.
+pub fn build(config: &IndexBuildConfig, progress: &Progress, shutdown: &Shutdown) -> Result<Outcome> {
+    check(config)?;
+    progress.phase("check inputs", 0);
+    let encoder = config.dense.as_ref().map(PassageEncoder::identify).transpose()?;
+    let corpus = corpus_digest(&config.corpus)?;
+    let identity = Identity {
+        corpus_sha256: corpus.clone(),
+        limit: config.corpus.limit,
+        lexical: config.lexical.as_ref().map(|lexical| LexicalIdentity {
+            analyzer: analyzer::VERSION.to_owned(),
+            k1: lexical.k1,
+            b: lexical.b,
+        }),
+        dense: config.dense.as_ref().zip(encoder).map(|(dense, files)| dense_identity(dense, files)),
+    };
+    let digest = index_digest(&identity)?;
+    let _lock = lock(&config.output)?;
+    let verified = match verify(&config.output, &digest) {
+        Ok(present) => {
+            tracing::info!(%digest, "an index of these inputs is published already");
+            set_current(&config.output, &digest)?;
+            present
+        }
+        Err(_) => publish(config, &identity, &digest, progress, shutdown)?,
+    };
+    let answerable = audits(config, &digest, &verified.facts.answerable, progress)?;
+    outcome(digest, &verified, &answerable)
+}
+
+fn check(config: &IndexBuildConfig) -> Result<()> {
+    let invalid = |reason: &str| Err(RetrieverError::Invalid(reason.to_owned()));
+    if config.lexical.is_none() && config.dense.is_none() {
+        return invalid("neither lexical nor dense is configured: an index needs at least one of them");
+    }
+    if let Some(lexical) = &config.lexical
+        && !(lexical.k1 >= 0.0 && lexical.k1.is_finite() && (0.0..=1.0).contains(&lexical.b))
+    {
+        return invalid("lexical: k1 must be at least 0 and b between 0 and 1");
+    }
+    if config.corpus.limit == Some(0) {
+        return invalid("corpus.limit is 0: leave it out to index the whole corpus");
+    }
+    Ok(())
+}
+
+fn dense_identity(dense: &DenseConfig, (encoder_sha256, tokenizer_sha256): (String, String)) -> DenseIdentity {
+    DenseIdentity {
+        kind: "Flat".to_owned(),
+        encoder_sha256,
+        tokenizer_sha256,
+        pooling: dense.pooling,
+        query_prefix: dense.query_prefix.clone(),
+        passage_prefix: dense.passage_prefix.clone(),
+        max_tokens: dense.max_tokens,
+        vectors_sha256: dense.vectors.as_ref().map(|vectors| vectors.sha256.to_ascii_lowercase()),
+    }
+}
+
+/// Two builds in one output would remove each other's staging; the lock goes with the process.
+fn lock(output: &Path) -> Result<File> {
+    std::fs::create_dir_all(output).map_err(RetrieverError::io("create folder", output))?;
+    let path = output.join(".lock");
+    let file = File::create(&path).map_err(RetrieverError::io("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(RetrieverError::Busy(output.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => Err(RetrieverError::Io { action: "lock", path, source }),
+    }
+}
+
+fn publish(
+    config: &IndexBuildConfig,
+    identity: &Identity,
+    digest: &str,
+    progress: &Progress,
+    shutdown: &Shutdown,
+) -> Result<Verified> {
+    let staging = config.output.join(format!(".staging-{digest}"));
+    if staging.exists() {
+        std::fs::remove_dir_all(&staging).map_err(RetrieverError::io("clear", &staging))?;
+    }
+    std::fs::create_dir_all(&staging).map_err(RetrieverError::io("create folder", &staging))?;
+
+    progress.phase("index passages", 0);
+    let mut writer = PassageWriter::create(&staging)?;
+    let mut lexical = config.lexical.as_ref().map(|parameters| (LexicalBuilder::default(), parameters));
+    let mut read = 0;
+    let passages = read_corpus(&config.corpus, &identity.corpus_sha256, |passage| {
+        if let Some((builder, _)) = &mut lexical {
+            builder.add(&passage.title, &passage.text);
+        }
+        read += 1;
+        if read % 1000 == 0 {
+            progress.done(read);
+            stop_if_asked(shutdown)?;
+        }
+        writer.add(&passage)
+    })?;
+    writer.finish()?;
+    progress.done(passages);
+    if let Some((builder, parameters)) = lexical {
+        let path = staging.join(LEXICAL);
+        std::fs::write(&path, builder.finish(parameters).to_bytes()).map_err(RetrieverError::io("write", &path))?;
+    }
+    let store = PassageStore::open(&staging)?;
+    let shards = config.runtime.state_dir.join(format!("vectors-{digest}"));
+    let mut dimensions = 0;
+    if let Some(dense) = &config.dense {
+        let vectors = collect_vectors(dense, config.corpus.limit.is_some(), &store, &shards, progress, shutdown)?;
+        dimensions = vectors.dimensions as u64;
+        let path = staging.join(VECTORS);
+        std::fs::write(&path, vectors.encode()).map_err(RetrieverError::io("write", &path))?;
+    }
+    progress.phase("audit questions", config.audit.len() as u64);
+    let answerable = config.audit.iter().map(|dataset| audit(dataset, &store, &[])).collect::<Result<Vec<_>>>()?;
+    drop(store);
+    stop_if_asked(shutdown)?;
+
+    progress.phase("publish", 0);
+    let facts = Facts { passages, dimensions, bytes: folder_bytes(&staging)?, answerable };
+    let as_json = |error: serde_json::Error| RetrieverError::Internal(error.to_string());
+    let target = config.output.join(digest);
+    s3_artifacts::publish_folder(
+        &staging,
+        &target,
+        KIND,
+        FORMAT,
+        serde_json::to_value(identity).map_err(as_json)?,
+        serde_json::to_value(&facts).map_err(as_json)?,
+    )?;
+    set_current(&config.output, digest)?;
+    if shards.exists() {
+        std::fs::remove_dir_all(&shards).map_err(RetrieverError::io("clear", &shards))?;
+    }
+    verify(&config.output, digest)
+}
+
+pub(crate) fn stop_if_asked(shutdown: &Shutdown) -> Result<()> {
+    if shutdown.requested() { Err(RetrieverError::Interrupted) } else { Ok(()) }
+}
+
+fn folder_bytes(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder).map_err(RetrieverError::io("list", folder))? {
+        let metadata = entry.and_then(|entry| entry.metadata()).map_err(RetrieverError::io("list", folder))?;
+        bytes += metadata.len();
+    }
+    Ok(bytes)
+}
+
+/// The configured audits, from the manifest where it has them: a dataset may be added after the build.
+fn audits(
+    config: &IndexBuildConfig,
+    digest: &str,
+    known: &[Answerable],
+    progress: &Progress,
+) -> Result<Vec<Answerable>> {
+    progress.phase("audit questions", config.audit.len() as u64);
+    let store = PassageStore::open(&config.output.join(digest))?;
+    let results = config.audit.iter().map(|dataset| audit(dataset, &store, known)).collect();
+    progress.done(config.audit.len() as u64);
+    results
+}
+
+fn outcome(digest: String, verified: &Verified, answerable: &[Answerable]) -> Result<Outcome> {
+    let facts = &verified.facts;
+    let datasets: serde_json::Map<String, serde_json::Value> = answerable
+        .iter()
+        .map(|found| {
+            let fraction = found.answerable as f64 / found.questions.max(1) as f64;
+            let entry = json!({"questions": found.questions, "answerable": found.answerable, "fraction": fraction});
+            (found.dataset.clone(), entry)
+        })
+        .collect();
+    let summary = json!({
+        "passages": facts.passages,
+        "dimensions": facts.dimensions,
+        "bytes": facts.bytes,
+        "contentDigest": verified.manifest.content_digest()?,
+        "answerable": datasets,
+    });
+    Ok(Outcome { digest, summary })
+}

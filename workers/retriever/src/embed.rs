@@ -1,0 +1,184 @@
+//! Passages to vectors: computed shard by shard, or taken from a file after checking a sample.
+
+use crate::build::stop_if_asked;
+use crate::corpus::contents;
+use crate::error::{Result, RetrieverError};
+use crate::passages::PassageStore;
+use crate::vectors::Vectors;
+use s3_config::{DenseConfig, VectorsConfig};
+use s3_model::encoder::{Encoder, EncoderSpec};
+use s3_telemetry::{Progress, Shutdown};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Passages per shard: the most that a killed build computes again.
+const SHARD: usize = 256;
+/// Below this a stored vector is not the encoder's.
+const SAME: f64 = 0.9999;
+
+/// An encoder with the passage side's settings.
+pub struct PassageEncoder {
+    encoder: Encoder,
+    prefix: String,
+}
+
+impl PassageEncoder {
+    /// sha256 of the encoder's weights and tokenizer; refuses weights other than the configured.
+    pub fn identify(dense: &DenseConfig) -> Result<(String, String)> {
+        encoder_files(&dense.encoder, dense.encoder_sha256.as_deref())
+    }
+
+    /// Loads the configured encoder.
+    pub fn load(dense: &DenseConfig) -> Result<Self> {
+        let spec = EncoderSpec { pooling: dense.pooling, max_tokens: dense.max_tokens };
+        let encoder = Encoder::load(&dense.encoder, &spec, &s3_model::device(dense.device)?)?;
+        Ok(Self { encoder, prefix: dense.passage_prefix.clone() })
+    }
+
+    /// Elements of a vector.
+    pub fn dimensions(&self) -> usize {
+        self.encoder.dimensions()
+    }
+
+    /// Unit vectors of the passages at `positions`.
+    pub fn encode(&self, store: &PassageStore, positions: impl IntoIterator<Item = usize>) -> Result<Vec<Vec<f32>>> {
+        let texts = positions
+            .into_iter()
+            .map(|at| Ok(format!("{}{}", self.prefix, contents(&store.get(at)?))))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(self.encoder.encode(&texts)?)
+    }
+}
+
+/// sha256 of `model.safetensors` and `tokenizer.json` of an encoder's folder.
+pub fn encoder_files(folder: &Path, expected: Option<&str>) -> Result<(String, String)> {
+    let digest = |name: &str| -> Result<String> {
+        let path = folder.join(name);
+        std::fs::metadata(&path).map_err(RetrieverError::open("encoder file", &path))?;
+        if let Some(expected) = expected.filter(|_| name.ends_with(".safetensors")) {
+            s3_artifacts::verify_file(&path, expected)?;
+        }
+        Ok(s3_artifacts::digest_file(&path)?)
+    };
+    Ok((digest("model.safetensors")?, digest("tokenizer.json")?))
+}
+
+/// The vectors of all passages, by whichever way is configured.
+pub fn collect_vectors(
+    dense: &DenseConfig,
+    limited: bool,
+    store: &PassageStore,
+    shards: &Path,
+    progress: &Progress,
+    shutdown: &Shutdown,
+) -> Result<Vectors> {
+    let encoder = PassageEncoder::load(dense)?;
+    match &dense.vectors {
+        Some(file) => take_vectors(&encoder, file, limited, store, progress, shutdown),
+        None => embed(&encoder, store, shards, progress, shutdown),
+    }
+}
+
+/// Embeds every passage; finished shards in `shards` are taken over.
+pub fn embed(
+    encoder: &PassageEncoder,
+    store: &PassageStore,
+    shards: &Path,
+    progress: &Progress,
+    shutdown: &Shutdown,
+) -> Result<Vectors> {
+    progress.phase("embed passages", store.len() as u64);
+    let dimensions = encoder.dimensions();
+    let mut all = Vectors { dimensions, values: Vec::with_capacity(store.len() * dimensions) };
+    for first in (0..store.len()).step_by(SHARD) {
+        let positions = first..(first + SHARD).min(store.len());
+        let path = shards.join(format!("{first:012}.shard"));
+        let shard = match Vectors::read_shard(&path, positions.len(), dimensions) {
+            Some(shard) => shard,
+            None => {
+                stop_if_asked(shutdown)?;
+                let shard = Vectors::from_rows(&encoder.encode(store, positions.clone())?, dimensions);
+                shard.write_shard(&path)?;
+                shard
+            }
+        };
+        all.values.extend_from_slice(&shard.values);
+        progress.done(positions.end as u64);
+    }
+    Ok(all)
+}
+
+/// Takes vectors from a file, after encoding a sample of the passages again.
+fn take_vectors(
+    encoder: &PassageEncoder,
+    file: &VectorsConfig,
+    limited: bool,
+    store: &PassageStore,
+    progress: &Progress,
+    shutdown: &Shutdown,
+) -> Result<Vectors> {
+    std::fs::metadata(&file.path).map_err(RetrieverError::open("vectors file", &file.path))?;
+    s3_artifacts::verify_file(&file.path, &file.sha256)?;
+    let mut vectors = Vectors::read_safetensors(&file.path)?;
+    let bad = |reason: String| Err(RetrieverError::content(&file.path, reason));
+    if vectors.dimensions != encoder.dimensions() {
+        return bad(format!("{} dimensions, the encoder has {}", vectors.dimensions, encoder.dimensions()));
+    }
+    // A limited corpus is the beginning of the whole one, and so are its vectors.
+    if vectors.len() < store.len() || (vectors.len() > store.len() && !limited) {
+        return bad(format!("{} vectors for {} passages; embed this corpus again", vectors.len(), store.len()));
+    }
+    vectors.values.truncate(store.len() * vectors.dimensions);
+    let sample = sample(&file.sha256, store.len(), file.verify);
+    progress.phase("verify vectors", sample.len() as u64);
+    let mut worst = (1.0, 0);
+    for (done, &at) in sample.iter().enumerate() {
+        stop_if_asked(shutdown)?;
+        let fresh = encoder.encode(store, [at])?;
+        let cosine = cosine(&fresh[0], &vectors.row(at));
+        // NaN is below everything here
+        if !(cosine >= SAME) {
+            return bad(format!(
+                "the vector of passage {at} has cosine {cosine:.6} with the encoder's own, below {SAME}; \
+                 embed the corpus again with this encoder and these settings"
+            ));
+        }
+        if cosine < worst.0 {
+            worst = (cosine, at);
+        }
+        progress.done(done as u64 + 1);
+    }
+    tracing::info!(checked = sample.len(), worst_cosine = worst.0, passage = worst.1, "vectors verified");
+    Ok(vectors)
+}
+
+/// `count` different positions below `n`, drawn by the file's digest: another file, another sample.
+fn sample(seed: &str, n: usize, count: usize) -> Vec<usize> {
+    let mut chosen = BTreeSet::new();
+    let mut counter = 0u64;
+    while chosen.len() < count.min(n) {
+        let digest = s3_artifacts::digest_bytes(format!("{seed} {counter}").as_bytes());
+        let word = u64::from_str_radix(&digest[..15], 16).unwrap_or_default();
+        chosen.insert((word % n as u64) as usize);
+        counter += 1;
+    }
+    chosen.into_iter().collect()
+}
+
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_distinct_and_follow_the_file() {
+        let first = sample("ab", 1000, 64);
+        assert_eq!((first.len(), &first), (64, &sample("ab", 1000, 64)));
+        assert_ne!(first, sample("ac", 1000, 64));
+        assert_eq!(sample("ab", 5, 64), [0, 1, 2, 3, 4]);
+    }
+}

@@ -1,0 +1,251 @@
+//! A published index: its identity, the pointer to the current version, and opening it verified.
+//!
+//! Layout: `<output>/<digest>/{manifest.json, passages.jsonl, passages.ends, lexical.bin, vectors.f16}` and
+//! the pointer `<output>/CURRENT`, one line: the digest and the sha256 of that version's manifest. The
+//! pointer thus fixes every byte of the version.
+
+use crate::dense::DenseIndex;
+use crate::error::{Result, RetrieverError};
+use crate::lexical::LexicalIndex;
+use crate::passages::PassageStore;
+use crate::vectors::Vectors;
+use s3_artifacts::{Manifest, digest_file, load_manifest, write_atomic};
+use s3_config::Pooling;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Manifest kind.
+pub const KIND: &str = "index";
+/// Layout version.
+pub const FORMAT: u32 = 1;
+/// File of the inverted index.
+pub const LEXICAL: &str = "lexical.bin";
+/// File of the vectors.
+pub const VECTORS: &str = "vectors.f16";
+const CURRENT: &str = "CURRENT";
+const HEX: usize = 64;
+
+/// Everything that decides what an index holds; its digest names the index.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Identity {
+    /// sha256 of the corpus file.
+    pub corpus_sha256: String,
+    /// Only the first this many passages.
+    pub limit: Option<u64>,
+    /// The lexical leg.
+    pub lexical: Option<LexicalIdentity>,
+    /// The dense leg.
+    pub dense: Option<DenseIdentity>,
+}
+
+/// See [`Identity`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LexicalIdentity {
+    /// Version of the analyzer.
+    pub analyzer: String,
+    /// Term-frequency saturation.
+    pub k1: f64,
+    /// Length normalisation.
+    pub b: f64,
+}
+
+/// See [`Identity`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DenseIdentity {
+    /// How vectors are kept and searched.
+    pub kind: String,
+    /// sha256 of the encoder's `model.safetensors`.
+    pub encoder_sha256: String,
+    /// sha256 of its `tokenizer.json`.
+    pub tokenizer_sha256: String,
+    /// Token states to vector.
+    pub pooling: Pooling,
+    /// Put before queries.
+    pub query_prefix: String,
+    /// Put before passages.
+    pub passage_prefix: String,
+    /// Truncation.
+    pub max_tokens: usize,
+    /// sha256 of the file that the vectors came from, when they were not computed by the build.
+    pub vectors_sha256: Option<String>,
+}
+
+/// What is worth knowing about an index beside its identity.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Facts {
+    /// Passages.
+    pub passages: u64,
+    /// Elements of a vector; 0 without a dense leg.
+    pub dimensions: u64,
+    /// Size of all files but the manifest.
+    pub bytes: u64,
+    /// Audited datasets.
+    pub answerable: Vec<Answerable>,
+}
+
+/// How much of a dataset the corpus can answer at all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Answerable {
+    /// Dataset name.
+    pub dataset: String,
+    /// sha256 of the question file.
+    pub sha256: String,
+    /// Questions in it.
+    pub questions: u64,
+    /// Those with a gold answer that stands in some passage and not in the question.
+    pub answerable: u64,
+}
+
+/// The digest that an index of this identity gets.
+pub fn index_digest(identity: &Identity) -> Result<String> {
+    Ok(manifest_like(identity)?.digest()?)
+}
+
+fn manifest_like(identity: &Identity) -> Result<Manifest> {
+    let identity = serde_json::to_value(identity).map_err(|e| RetrieverError::Internal(e.to_string()))?;
+    let (facts, files) = (serde_json::Value::Null, std::collections::BTreeMap::new());
+    Ok(Manifest { kind: KIND.to_owned(), format: FORMAT, identity, facts, files })
+}
+
+/// Makes `digest` the version that `<output>/CURRENT` points to.
+pub fn set_current(output: &Path, digest: &str) -> Result<()> {
+    let manifest = digest_file(&output.join(digest).join("manifest.json"))?;
+    Ok(write_atomic(&output.join(CURRENT), format!("{digest} {manifest}\n").as_bytes())?)
+}
+
+/// The digest in `<output>/CURRENT` and the manifest's sha256.
+pub fn current(output: &Path) -> Result<(String, String)> {
+    let path = output.join(CURRENT);
+    let bytes = std::fs::read(&path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => {
+            RetrieverError::content(output, "no index is published there; run `s3-retriever build` first")
+        }
+        _ => RetrieverError::Io { action: "read", path: path.clone(), source },
+    })?;
+    let is_hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    match &bytes[..] {
+        [digest @ .., b'\n'] if digest.len() == 2 * HEX + 1 => {
+            let (digest, manifest) = (&digest[..HEX], &digest[HEX..]);
+            if let [b' ', manifest @ ..] = manifest
+                && is_hex(digest)
+                && is_hex(manifest)
+            {
+                let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
+                return Ok((text(digest), text(manifest)));
+            }
+        }
+        _ => {}
+    }
+    Err(RetrieverError::content(&path, "is damaged; run `s3-retriever build` again to restore it"))
+}
+
+/// Manifest, identity and facts of a published version whose files are whole.
+pub struct Verified {
+    /// As published.
+    pub manifest: Manifest,
+    /// Parsed from the manifest.
+    pub identity: Identity,
+    /// Parsed from the manifest.
+    pub facts: Facts,
+}
+
+/// Verifies version `digest` in `output`: every file's sha256 and the identity's digest.
+pub fn verify(output: &Path, digest: &str) -> Result<Verified> {
+    let folder = output.join(digest);
+    let manifest = load_manifest(&folder, KIND)?;
+    let bad = |reason: String| RetrieverError::content(&folder, format!("{reason}; build the index again"));
+    if manifest.format != FORMAT {
+        return Err(bad(format!("layout {} is not {FORMAT}, the one this program reads", manifest.format)));
+    }
+    if manifest.digest()? != digest {
+        return Err(bad("the manifest describes another index".to_owned()));
+    }
+    let unreadable = |error: serde_json::Error| bad(format!("manifest is not readable ({error})"));
+    let identity = serde_json::from_value(manifest.identity.clone()).map_err(unreadable)?;
+    let facts = serde_json::from_value(manifest.facts.clone()).map_err(unreadable)?;
+    Ok(Verified { manifest, identity, facts })
+}
+
+/// An index ready to be searched.
+pub struct Index {
+    /// Its name.
+    pub digest: String,
+    /// Digest of its files.
+    pub content_digest: String,
+    /// What decides its content.
+    pub identity: Identity,
+    /// Its passages.
+    pub passages: PassageStore,
+    /// The lexical leg.
+    pub lexical: Option<LexicalIndex>,
+    /// The dense leg.
+    pub dense: Option<DenseIndex>,
+}
+
+impl Index {
+    /// Opens the version that `<output>/CURRENT` points to, after verifying all of it.
+    pub fn open_current(output: &Path) -> Result<Self> {
+        let (digest, manifest_sha256) = current(output)?;
+        let folder = output.join(&digest);
+        s3_artifacts::verify_file(&folder.join("manifest.json"), &manifest_sha256)?;
+        let Verified { manifest, identity, facts } = verify(output, &digest)?;
+        let read = |name: &str| -> Result<(PathBuf, Vec<u8>)> {
+            let path = folder.join(name);
+            let bytes = std::fs::read(&path).map_err(RetrieverError::io("read", &path))?;
+            // The file could change between verifying and reading; what is served is what was read.
+            let expected = manifest.files.get(name).map(String::as_str).unwrap_or_default();
+            if s3_artifacts::digest_bytes(&bytes) != expected {
+                return Err(RetrieverError::content(&path, "not the content that the manifest names"));
+            }
+            Ok((path, bytes))
+        };
+        let mut lexical = None;
+        if identity.lexical.is_some() {
+            let (path, bytes) = read(LEXICAL)?;
+            lexical = Some(LexicalIndex::from_bytes(&bytes).map_err(|e| RetrieverError::content(&path, e))?);
+        }
+        let mut dense = None;
+        if identity.dense.is_some() {
+            let (path, bytes) = read(VECTORS)?;
+            let vectors = Vectors::decode(&bytes).map_err(|e| RetrieverError::content(&path, e))?;
+            dense = Some(DenseIndex::new(&vectors.values, vectors.dimensions));
+        }
+        let passages = PassageStore::open(&folder)?;
+        let counts = [
+            facts.passages as usize,
+            lexical.as_ref().map_or(passages.len(), LexicalIndex::len),
+            dense.as_ref().map_or(passages.len(), DenseIndex::len),
+        ];
+        if counts.iter().any(|count| *count != passages.len()) {
+            let reason = format!("its parts hold {} and {counts:?} passages; build the index again", passages.len());
+            return Err(RetrieverError::content(&folder, reason));
+        }
+        let content_digest = manifest.content_digest()?;
+        Ok(Self { digest, content_digest, identity, passages, lexical, dense })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_pointer_is_read_strictly() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(current(dir.path()).unwrap_err().to_string().contains("s3-retriever build"));
+        let line = format!("{} {}\n", "0f".repeat(32), "a9".repeat(32));
+        let path = dir.path().join(CURRENT);
+        std::fs::write(&path, &line).unwrap();
+        assert_eq!(current(dir.path()).unwrap(), ("0f".repeat(32), "a9".repeat(32)));
+        for bad in [&line[1..], line.trim(), &line.to_uppercase(), &line.replace(' ', "\n"), "", &(line.clone() + "\n")] {
+            std::fs::write(&path, bad).unwrap();
+            assert!(current(dir.path()).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The retriever: builds an index over a corpus and serves it.
+//!
+//! * build: [`corpus`] → [`passages`], [`lexical`], [`embed`] → [`index`] (published by digest)
+//! * serve: [`index`] → [`engine`] → [`grpc`] and [`http`]
+//!
+//! Ranking ([`lexical`], [`dense`], [`rank`]) is pure; the edges are [`mod@build`] and [`serve`].
+
+pub mod analyzer;
+pub mod audit;
+pub mod build;
+pub mod cache;
+pub mod corpus;
+pub mod dense;
+pub mod embed;
+pub mod engine;
+mod error;
+pub mod export;
+pub mod grpc;
+pub mod http;
+pub mod index;
+pub mod lexical;
+pub mod lexical_file;
+pub mod passages;
+pub mod porter;
+pub mod rank;
+pub mod serve;
+pub mod vectors;
+
+pub use error::{Result, RetrieverError};

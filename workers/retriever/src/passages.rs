@@ -1,0 +1,98 @@
+//! The passages of an index on disk: canonical JSON lines and a table of their ends, memory-mapped, so
+//! that a corpus larger than memory is served as well.
+#![allow(unsafe_code)] // memory maps; the files are verified against the manifest and never changed in place
+
+use crate::error::{Result, RetrieverError};
+use memmap2::Mmap;
+use s3_search::Passage;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// File names inside an index.
+pub const PASSAGES: &str = "passages.jsonl";
+/// Ends of the lines, u64 little endian.
+pub const PASSAGE_ENDS: &str = "passages.ends";
+
+/// Writes passages in order.
+pub struct PassageWriter {
+    paths: [PathBuf; 2],
+    lines: BufWriter<File>,
+    ends: BufWriter<File>,
+    written: u64,
+}
+
+impl PassageWriter {
+    /// Starts both files in `folder`.
+    pub fn create(folder: &Path) -> Result<Self> {
+        let paths = [folder.join(PASSAGES), folder.join(PASSAGE_ENDS)];
+        let create = |path: &Path| File::create(path).map(BufWriter::new).map_err(RetrieverError::io("create", path));
+        Ok(Self { lines: create(&paths[0])?, ends: create(&paths[1])?, paths, written: 0 })
+    }
+
+    /// Adds the next passage.
+    pub fn add(&mut self, passage: &Passage) -> Result<()> {
+        let mut line = serde_json::to_vec(passage).map_err(|e| RetrieverError::Internal(e.to_string()))?;
+        line.push(b'\n');
+        self.written += line.len() as u64;
+        self.lines.write_all(&line).map_err(RetrieverError::io("write", &self.paths[0]))?;
+        self.ends.write_all(&self.written.to_le_bytes()).map_err(RetrieverError::io("write", &self.paths[1]))
+    }
+
+    /// Ends both files.
+    pub fn finish(mut self) -> Result<()> {
+        self.lines.flush().map_err(RetrieverError::io("write", &self.paths[0]))?;
+        self.ends.flush().map_err(RetrieverError::io("write", &self.paths[1]))
+    }
+}
+
+/// Reads passages by position.
+pub struct PassageStore {
+    path: PathBuf,
+    lines: Mmap,
+    ends: Mmap,
+}
+
+fn map(path: &Path) -> Result<Mmap> {
+    let file = File::open(path).map_err(RetrieverError::io("open", path))?;
+    // SAFETY: published files are written once under their digest and only ever removed, which keeps a
+    // mapped file alive; nobody writes into one.
+    unsafe { Mmap::map(&file) }.map_err(RetrieverError::io("map", path))
+}
+
+impl PassageStore {
+    /// Maps the files of `folder` and checks that their ends fit.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join(PASSAGES);
+        let store = Self { lines: map(&path)?, ends: map(&folder.join(PASSAGE_ENDS))?, path };
+        let sorted = (0..store.len()).map(|at| store.end(at)).is_sorted();
+        let last = store.len().checked_sub(1).map(|last| store.end(last));
+        if !sorted || !store.ends.len().is_multiple_of(8) || last != Some(store.lines.len() as u64) {
+            return Err(RetrieverError::content(&store.path, "its table of lines does not fit; build the index again"));
+        }
+        Ok(store)
+    }
+
+    /// Number of passages.
+    pub fn len(&self) -> usize {
+        self.ends.len() / 8
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn end(&self, at: usize) -> u64 {
+        let (ends, _) = self.ends.as_chunks::<8>();
+        u64::from_le_bytes(ends[at])
+    }
+
+    /// The passage at `position`.
+    pub fn get(&self, position: usize) -> Result<Passage> {
+        let start = if position == 0 { 0 } else { self.end(position - 1) };
+        let line = &self.lines[start as usize..self.end(position) as usize];
+        serde_json::from_slice(line)
+            .map_err(|error| RetrieverError::content(&self.path, format!("passage {position}: {error}")))
+    }
+}

@@ -1,0 +1,90 @@
+//! `s3-retriever serve`: the current index over gRPC and HTTP.
+
+use crate::engine::Engine;
+use crate::error::{Result, RetrieverError};
+use crate::grpc::RetrieverService;
+use crate::http::router;
+use s3_config::RetrieverServeConfig;
+use s3_proto::MESSAGE_LIMIT;
+use s3_proto::v1::retriever_server::RetrieverServer;
+use s3_telemetry::{Failure, Progress, Shutdown};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+/// How long requests under way may take after the signal to stop.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Serves until asked to stop. Nothing is answered before the self-query has passed.
+pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(), Failure> {
+    // Ports first: a taken one is known at once, not after loading.
+    let grpc = bind("grpc", config.grpc).await?;
+    let http = match config.http {
+        Some(address) => Some(bind("http", address).await?),
+        None => None,
+    };
+    let ready = Arc::new(AtomicBool::new(false));
+    if let Some(address) = config.runtime.admin {
+        s3_telemetry::serve_admin(address, ready.clone()).await.map_err(Failure::input)?;
+    }
+    let progress = Progress::new(config.runtime.progress.clone());
+    progress.phase("load index", 0);
+    let opening = tokio::task::spawn_blocking(move || Engine::open(&config));
+    let opened = tokio::select! {
+        opened = opening => opened.map_err(Failure::internal)?,
+        () = shutdown.wait() => return Ok(()),
+    };
+    let engine = Arc::new(opened?);
+    tracing::info!(
+        index = %engine.index().digest,
+        passages = engine.index().passages.len(),
+        method = engine.method().label(),
+        "serving"
+    );
+
+    let stop = |shutdown: Shutdown| async move { shutdown.wait().await };
+    let mut servers = tokio::task::JoinSet::new();
+    let service = RetrieverServer::new(RetrieverService(engine.clone()))
+        .max_decoding_message_size(MESSAGE_LIMIT)
+        .max_encoding_message_size(MESSAGE_LIMIT);
+    let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
+    let serving = Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, stop(shutdown.clone()));
+    servers.spawn(async move { serving.await.map_err(|error| format!("grpc server: {error}")) });
+    if let Some(http) = http {
+        let serving = axum::serve(http, router(engine)).with_graceful_shutdown(stop(shutdown.clone()));
+        servers.spawn(async move { serving.await.map_err(|error| format!("http server: {error}")) });
+    }
+    progress.phase("serve", 0);
+    progress.ready();
+    ready.store(true, Ordering::SeqCst);
+
+    // Either server's end ends the process; after the signal both get time to finish.
+    let draining = async {
+        shutdown.wait().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::pin!(draining);
+    loop {
+        tokio::select! {
+            ended = servers.join_next() => match ended {
+                None => return Ok(()),
+                Some(Ok(Ok(()))) if shutdown.requested() => {}
+                Some(Ok(Ok(()))) => return Err(Failure::internal("a server ended by itself")),
+                Some(Ok(Err(error))) => return Err(Failure::internal(error)),
+                Some(Err(error)) => return Err(Failure::internal(error)),
+            },
+            () = &mut draining => {
+                tracing::warn!("requests under way did not end in time; leaving");
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|source| RetrieverError::Bind { what, address, source })
+}

@@ -1,0 +1,218 @@
+//! Building: killed anywhere it ends with the same index; wrong inputs and damaged files are refused.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::{World, command, read_json, refused, run};
+use s3_retriever::index::Index;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+#[test]
+fn killed_at_any_time_ends_with_the_same_index() {
+    let passages = 2000;
+    let whole = World::new(passages);
+    let started = Instant::now();
+    let expected = whole.build();
+    let duration = started.elapsed();
+
+    let world = World::new(passages);
+    // The corpus is the same, so only the encoder's bytes could tell the worlds apart; they are the same too.
+    let config = world.save("build.yaml", &world.build_config());
+    let arguments = ["build", "--config", config.to_str().unwrap()];
+    let mut killed = 0;
+    for round in 0..14u32 {
+        let mut child = command(&arguments).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(duration.mul_f64(f64::from(round * 37 % 100) / 100.0));
+        child.kill().unwrap();
+        killed += u32::from(child.wait().unwrap().code().is_none());
+        // whatever is published is whole
+        if world.path("index/CURRENT").exists() {
+            Index::open_current(&world.path("index")).unwrap();
+        }
+    }
+    assert!(killed >= 10, "only {killed} of 14 were killed before their end");
+    assert_eq!(world.build(), expected);
+    let published = |world: &World| {
+        let mut names: Vec<String> = std::fs::read_dir(world.path("index"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let digest = expected["digest"].as_str().unwrap();
+    assert_eq!(published(&world), [".lock", digest, "CURRENT"].map(String::from));
+    assert!(std::fs::read_dir(world.path("build-state")).unwrap().next().is_none(), "shards are left behind");
+}
+
+#[test]
+fn the_same_inputs_change_nothing_and_other_inputs_make_another_version() {
+    let world = World::new(60);
+    let first = world.build();
+    let manifest = world.path("index").join(first["digest"].as_str().unwrap()).join("manifest.json");
+    let modified = std::fs::metadata(&manifest).unwrap().modified().unwrap();
+    assert_eq!(world.build(), first);
+    assert_eq!(std::fs::metadata(&manifest).unwrap().modified().unwrap(), modified);
+
+    let mut digests = vec![first["digest"].clone()];
+    for (pointer, value) in [
+        ("/lexical/k1", json!(1.2)),
+        ("/corpus/limit", json!(30)),
+        ("/dense/passagePrefix", json!("actor ")),
+        ("/dense/pooling", json!("Cls")),
+        ("/dense/maxTokens", json!(8)),
+    ] {
+        let mut config = world.build_config();
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        config.pointer_mut(parent).unwrap()[key] = value;
+        let path = world.save("other.yaml", &config);
+        assert_eq!(run(&["build", "--config", path.to_str().unwrap()]).0, 0, "{pointer}");
+        let digest = read_json(&world.path("build-result.json"))["digest"].clone();
+        assert!(!digests.contains(&digest), "{pointer} is not part of the identity");
+        assert_eq!(Index::open_current(&world.path("index")).unwrap().digest, digest.as_str().unwrap());
+        digests.push(digest);
+    }
+    // and back: the pointer moves, nothing is built
+    assert_eq!(world.build(), first);
+    assert_eq!(Index::open_current(&world.path("index")).unwrap().digest, first["digest"].as_str().unwrap());
+}
+
+#[test]
+fn every_damaged_file_is_refused() {
+    let world = World::new(50);
+    let digest = world.build()["digest"].as_str().unwrap().to_owned();
+    let output = world.path("index");
+    Index::open_current(&output).unwrap();
+    let folder = output.join(&digest);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.push(output.join("CURRENT"));
+    assert_eq!(files.len(), 6);
+    let mut mutations = 0;
+    for path in files {
+        let whole = std::fs::read(&path).unwrap();
+        let mut damaged: Vec<Vec<u8>> = vec![Vec::new(), whole[..whole.len() - 1].to_vec(), [&whole[..], b"\n"].concat()];
+        let step = (whole.len() / 150).max(1);
+        for at in (0..whole.len()).step_by(step).chain([whole.len() - 1]) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            damaged.push(bytes);
+        }
+        for bytes in damaged {
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(Index::open_current(&output).is_err(), "{} damaged and served", path.display());
+            mutations += 1;
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(Index::open_current(&output).is_err(), "{} missing and served", path.display());
+        std::fs::write(&path, &whole).unwrap();
+        Index::open_current(&output).unwrap();
+    }
+    assert!(mutations > 700);
+
+    // one line for whoever serves, and building again repairs
+    std::fs::write(folder.join("lexical.bin"), b"x").unwrap();
+    let serve = world.save("serve.yaml", &world.serve_config());
+    assert_eq!(refused(&["serve", "--config", serve.to_str().unwrap()]).0, 64);
+    world.build();
+    Index::open_current(&output).unwrap();
+}
+
+#[test]
+fn wrong_inputs_end_in_one_line() {
+    let world = World::new(30);
+    let build = |change: &dyn Fn(&mut Value)| {
+        let mut config = world.build_config();
+        change(&mut config);
+        let path = world.save("refused.yaml", &config);
+        refused(&["build", "--config", path.to_str().unwrap()])
+    };
+    std::fs::write(world.path("twice.jsonl"), "{\"id\":\"a\",\"text\":\"t\"}\n{\"id\":\"a\",\"text\":\"t\"}\n").unwrap();
+    let wrong = "0".repeat(64);
+    let cases: [(&dyn Fn(&mut Value), &str); 8] = [
+        (&|c| c["corpus"]["path"] = json!(world.path("none.jsonl")), "none.jsonl is not there"),
+        (&|c| c["corpus"]["sha256"] = json!(wrong), "sha256 is"),
+        (&|c| c["corpus"]["path"] = json!(world.path("twice.jsonl")), "line 2: id \"a\" stands on an earlier line"),
+        (&|c| c["corpus"]["colour"] = json!("red"), "unknown field `colour`"),
+        (&|c| c["dense"]["encoderSha256"] = json!(wrong), "model.safetensors: sha256 is"),
+        (&|c| c["dense"]["encoder"] = json!(world.path("nowhere")), "model.safetensors is not there"),
+        (&|c| c["dense"]["maxTokens"] = json!(65), "3 to 64 tokens"),
+        (&|c| c["audit"] = json!([{"name": "nq", "path": world.path("q.jsonl")}]), "q.jsonl is not there"),
+    ];
+    for (change, says) in cases {
+        let (code, error) = build(change);
+        assert_eq!(code, 64, "{error}");
+        assert!(error.contains(says), "{error}");
+    }
+    assert!(!world.path("index/CURRENT").exists());
+}
+
+#[test]
+fn audits_count_answerable_questions() {
+    let world = World::new(30);
+    let question = |id: &str, text: &str, answer: &str| json!({"id": id, "question": text, "answers": [answer]}).to_string();
+    let lines = [
+        question("1", "what flows", "River 0"),
+        question("2", "which opera is it", "the opera"),
+        question("3", "who", "Nobody Here"),
+        question("4", "which art", "painter"),
+    ];
+    std::fs::write(world.path("q.jsonl"), lines.join("\n")).unwrap();
+    let mut config = world.build_config();
+    config["audit"] = json!([{"name": "few", "path": world.path("q.jsonl")}]);
+    let path = world.save("audit.yaml", &config);
+    for _ in 0..2 {
+        assert_eq!(run(&["build", "--config", path.to_str().unwrap()]).0, 0);
+        let summary = read_json(&world.path("build-result.json"))["summary"].clone();
+        let found = &summary["answerable"]["few"];
+        assert_eq!(found["questions"], 4);
+        let titles: Vec<String> = std::fs::read_to_string(world.path("corpus.jsonl")).unwrap().lines().map(String::from).collect();
+        let first = u64::from(titles[0].contains("\"river 0\""));
+        assert_eq!(found["answerable"], 1 + first, "{found}");
+    }
+}
+
+/// Vectors exported once are taken over by builds, and refused when they are another encoder's.
+#[test]
+fn exported_vectors_are_checked_and_taken() {
+    let world = World::new(300);
+    let computed = world.build();
+    let config = world.save("build.yaml", &world.build_config());
+    let file = world.path("v/vectors.safetensors");
+    let arguments = ["embed", "--config", config.to_str().unwrap(), "--output", file.to_str().unwrap()];
+    let mut child = command(&arguments).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(run(&arguments).0, 0);
+    let sha256 = read_json(&world.path("build-result.json"))["digest"].as_str().unwrap().to_owned();
+    assert_eq!(s3_artifacts::digest_file(&file).unwrap(), sha256);
+
+    let build = |encoder: &str, corpus: &str| {
+        let mut config = world.build_config();
+        config["dense"]["vectors"] = json!({"path": file, "sha256": sha256, "verify": 20});
+        config["dense"]["encoder"] = json!(world.path(encoder));
+        config["corpus"]["path"] = json!(world.path(corpus));
+        let path = world.save("taken.yaml", &config);
+        run(&["build", "--config", path.to_str().unwrap()])
+    };
+    let vectors_of = |digest: &Value| std::fs::read(world.path("index").join(digest.as_str().unwrap()).join("vectors.f16")).unwrap();
+    assert_eq!(build("encoder", "corpus.jsonl").0, 0);
+    let taken = read_json(&world.path("build-result.json"));
+    assert_ne!(taken["digest"], computed["digest"]);
+    assert_eq!(vectors_of(&taken["digest"]), vectors_of(&computed["digest"]));
+
+    common::write_encoder(&world.path("other"), 6);
+    let (code, error) = build("other", "corpus.jsonl");
+    assert!(code == 64 && error.contains("embed the corpus again"), "{error}");
+    common::write_corpus(&world.path("longer.jsonl"), 301);
+    let (code, error) = build("encoder", "longer.jsonl");
+    assert!(code == 64 && error.contains("300 vectors for 301 passages"), "{error}");
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let (code, error) = build("encoder", "corpus.jsonl");
+    assert!(code == 64 && error.contains("sha256 is"), "{error}");
+}
