@@ -4,6 +4,7 @@
 //! The trainer renders its examples with [`render`], so that the built-in generator is trained on exactly the
 //! prompts it is asked later.
 
+mod built_in;
 mod cache;
 mod engine;
 mod grpc;
@@ -17,6 +18,7 @@ mod retry;
 mod serve;
 mod templates;
 
+pub use built_in::{BuiltIn, BuiltInError};
 pub use cache::{AnswerCache, CacheError};
 pub use engine::{Answered, Answers, Gateway, GatewayError, Lane};
 pub use grpc::{GeneratorService, generator_digest};

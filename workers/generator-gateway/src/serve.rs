@@ -1,5 +1,6 @@
 //! From a configuration to serving sockets.
 
+use crate::built_in::BuiltIn;
 use crate::cache::{AnswerCache, CacheError};
 use crate::engine::Gateway;
 use crate::grpc::GeneratorService;
@@ -111,11 +112,11 @@ pub fn build(config: &GatewayConfig) -> Result<Arc<Gateway>, Failure> {
         Some(path) => Some(AnswerCache::open(path).map_err(|e| cache_failure(&e))?),
         None => None,
     };
-    let providers = config.providers.iter().map(|provider| make(provider, config)).collect::<Result<_, _>>()?;
+    let providers = config.providers.iter().map(|provider| make(provider)).collect::<Result<_, _>>()?;
     Ok(Gateway::new(providers, templates, cache))
 }
 
-fn make(provider: &ProviderConfig, _config: &GatewayConfig) -> Result<Box<dyn Provider>, Failure> {
+fn make(provider: &ProviderConfig) -> Result<Box<dyn Provider>, Failure> {
     match provider {
         ProviderConfig::OpenAi { name, base_url, model, api_key_file, concurrency, deadline_ms, attempts } => {
             let settings = OpenAiSettings {
@@ -129,7 +130,10 @@ fn make(provider: &ProviderConfig, _config: &GatewayConfig) -> Result<Box<dyn Pr
             };
             Ok(Box::new(OpenAi::new(settings).map_err(Failure::input)?))
         }
-        ProviderConfig::BuiltIn { .. } => Err(Failure::input("providers of kind BuiltIn are not served yet; use OpenAi")),
+        ProviderConfig::BuiltIn { name, model, batch, context_tokens } => {
+            tracing::info!(provider = name, model = %model.path.display(), "loading");
+            Ok(Box::new(BuiltIn::load(name, model, *batch, *context_tokens).map_err(Failure::input)?))
+        }
     }
 }
 

@@ -1,0 +1,340 @@
+//! A candle model inside the gateway, for a machine without any endpoint.
+//!
+//! One thread owns the model and computes one batch at a time, so the async threads never wait on arithmetic.
+//! A batch is cut in its own order into chunks of fixed size: what is computed together depends on the request
+//! alone, so that Bitwise runs repeat. Decoding is greedy.
+
+use crate::provider::{BoxFuture, Call, CallFailure, Completion, FailureKind, Finish, Message, Outcomes, Provider, Role};
+use s3_artifacts::{ArtifactError, digest_file, digest_json};
+use s3_config::{DTypeKind, ModelSpec};
+use s3_model::{Decoder, GenerateRequest, ModelError, SampleKey, Sampling, TokenizerFile};
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Instant;
+use tokio::sync::oneshot;
+
+/// New tokens when the caller names no limit.
+const DEFAULT_TOKENS: u32 = 64;
+
+/// Why the built-in model cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum BuiltInError {
+    /// The model cannot be loaded.
+    #[error("provider {name:?}: {source}")]
+    Model {
+        /// The provider.
+        name: String,
+        /// What is wrong.
+        source: ModelError,
+    },
+    /// A file of the model cannot be digested.
+    #[error("provider {name:?}: {source}")]
+    Files {
+        /// The provider.
+        name: String,
+        /// What is wrong.
+        source: ArtifactError,
+    },
+    /// The sizes make no sense.
+    #[error("provider {name:?}: {reason}")]
+    Sizes {
+        /// The provider.
+        name: String,
+        /// What to change.
+        reason: String,
+    },
+    /// The system gives no thread.
+    #[error("cannot start the model's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+struct Job {
+    calls: Vec<Call>,
+    reply: oneshot::Sender<Outcomes>,
+}
+
+/// The provider.
+pub struct BuiltIn {
+    name: String,
+    digest: String,
+    scope: String,
+    context: usize,
+    jobs: mpsc::Sender<Job>,
+}
+
+impl BuiltIn {
+    /// Loads the model, checks its digests, merges the adapter and starts the model's thread.
+    pub fn load(name: &str, spec: &ModelSpec, batch: usize, context_tokens: usize) -> Result<Self, BuiltInError> {
+        let failed = |source| BuiltInError::Model { name: name.to_owned(), source };
+        let (mut decoder, tokenizer) = Decoder::load(spec).map_err(failed)?;
+        if spec.adapter.is_some() {
+            decoder.merge_adapter().map_err(failed)?;
+        }
+        let digest = identity(spec).map_err(|source| BuiltInError::Files { name: name.to_owned(), source })?;
+        Self::start(name, decoder, tokenizer, digest, batch, context_tokens)
+    }
+
+    /// Serves a model that is in memory; `digest` names its weights.
+    pub fn start(
+        name: &str,
+        decoder: Decoder,
+        tokenizer: TokenizerFile,
+        digest: String,
+        batch: usize,
+        context_tokens: usize,
+    ) -> Result<Self, BuiltInError> {
+        let longest = decoder.config().max_positions;
+        if batch == 0 || context_tokens < 2 || context_tokens > longest {
+            let reason = format!(
+                "batch is {batch}, contextTokens {context_tokens}; batch must be at least 1 and contextTokens 2 to {longest}, the model's limit"
+            );
+            return Err(BuiltInError::Sizes { name: name.to_owned(), reason });
+        }
+        // kernels of another processor round differently, so their answers are kept apart
+        let scope = if decoder.device().is_cuda() { "cuda" } else { "cpu" };
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let engine = Engine { name: name.to_owned(), decoder, tokenizer, batch, context: context_tokens };
+        std::thread::Builder::new()
+            .name("built-in-model".to_owned())
+            .spawn(move || {
+                while let Ok(job) = inbox.recv() {
+                    // nobody waits any more when the process is stopping
+                    let _ = job.reply.send(engine.complete(&job.calls));
+                }
+            })
+            .map_err(BuiltInError::Thread)?;
+        Ok(Self { name: name.to_owned(), digest, scope: scope.to_owned(), context: context_tokens, jobs })
+    }
+}
+
+/// What decides the text: weights, adapter with its scale, tokenizer of a folder, precision, decoding.
+fn identity(spec: &ModelSpec) -> Result<String, ArtifactError> {
+    let weights = if spec.path.is_dir() { folder_digest(&spec.path)? } else { digest_file(&spec.path)? };
+    let adapter = match &spec.adapter {
+        Some(adapter) => Some((
+            digest_file(&adapter.path.join("adapter_model.safetensors"))?,
+            digest_file(&adapter.path.join("adapter_config.json"))?,
+        )),
+        None => None,
+    };
+    let precision = match spec.dtype {
+        DTypeKind::F32 => "f32",
+        DTypeKind::Bf16 => "bf16",
+    };
+    digest_json(&("builtIn", 1, weights, adapter, precision, "greedy"))
+}
+
+fn folder_digest(folder: &Path) -> Result<String, ArtifactError> {
+    let io = |source| ArtifactError::Io { action: "list", path: folder.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or("");
+        if matches!(kind, "safetensors" | "json" | "jinja") {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.push((name, digest_file(&path)?));
+        }
+    }
+    files.sort();
+    digest_json(&files)
+}
+
+struct Engine {
+    name: String,
+    decoder: Decoder,
+    tokenizer: TokenizerFile,
+    batch: usize,
+    context: usize,
+}
+
+struct Prepared {
+    at: usize,
+    prompt: Vec<u32>,
+    max_tokens: usize,
+}
+
+impl Engine {
+    fn complete(&self, calls: &[Call]) -> Outcomes {
+        let mut outcomes: Vec<Option<Result<Completion, CallFailure>>> = vec![None; calls.len()];
+        let mut prepared = Vec::with_capacity(calls.len());
+        for (at, call) in calls.iter().enumerate() {
+            match self.prepare(at, call) {
+                Ok(ready) => prepared.push(ready),
+                Err(failure) => outcomes[at] = Some(Err(failure)),
+            }
+        }
+        for chunk in prepared.chunks(self.batch) {
+            let started = Instant::now();
+            let made = self.chunk(calls, chunk);
+            let seconds = &s3_telemetry::metrics().gateway_seconds;
+            seconds.with_label_values(&[&self.name]).observe(started.elapsed().as_secs_f64());
+            match made {
+                Ok(completions) => {
+                    for (ready, completion) in chunk.iter().zip(completions) {
+                        outcomes[ready.at] = Some(Ok(completion));
+                    }
+                }
+                Err(error) => {
+                    let failure = CallFailure::new(FailureKind::Unavailable, format!("{}: {error}", self.name));
+                    for ready in chunk {
+                        outcomes[ready.at] = Some(Err(failure.clone()));
+                    }
+                }
+            }
+        }
+        let lost = || Err(CallFailure::new(FailureKind::Unavailable, "the model returned too few answers"));
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(lost)).collect()
+    }
+
+    fn prepare(&self, at: usize, call: &Call) -> Result<Prepared, CallFailure> {
+        let rejected = |message: String| CallFailure::new(FailureKind::Rejected, format!("{}: {message}", self.name));
+        if !call.sampling.is_greedy() {
+            return Err(rejected("the built-in model decodes greedily; set temperature to 0 or leave it out".to_owned()));
+        }
+        let (system, user) = conversation(&call.messages).map_err(rejected)?;
+        let prompt = self.tokenizer.chat(system, user).map_err(|e| rejected(e.to_string()))?;
+        let max_tokens = call.sampling.max_tokens.unwrap_or(DEFAULT_TOKENS) as usize;
+        if prompt.len() + max_tokens > self.context {
+            return Err(rejected(format!(
+                "a prompt of {} tokens and {max_tokens} new ones exceed contextTokens {}; send fewer or shorter passages",
+                prompt.len(),
+                self.context
+            )));
+        }
+        Ok(Prepared { at, prompt, max_tokens })
+    }
+
+    fn chunk(&self, calls: &[Call], chunk: &[Prepared]) -> Result<Vec<Completion>, ModelError> {
+        let mut cache = self.decoder.cache(chunk.len())?;
+        let requests: Vec<GenerateRequest> = chunk
+            .iter()
+            .enumerate()
+            .map(|(row, ready)| GenerateRequest {
+                row,
+                prompt: ready.prompt.clone(),
+                max_new_tokens: ready.max_tokens,
+            })
+            .collect();
+        let mut broken = None;
+        let mut stop = |row: usize, tokens: &[u32]| match self.end(&calls[chunk[row].at].sampling.stop, tokens) {
+            Ok(end) => end.is_some(),
+            Err(error) => {
+                broken = Some(error);
+                true
+            }
+        };
+        // greedy decoding draws nothing; the key is never looked at
+        let key = |_: usize, token: u32| SampleKey { seed: 0, step: 0, question: "", sample: 0, turn: 0, token };
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0 };
+        let made = s3_model::generate(&self.decoder, &mut cache, &requests, sampling, &key, &mut stop)?;
+        if let Some(error) = broken {
+            return Err(error);
+        }
+        made.iter()
+            .zip(chunk)
+            .map(|(said, ready)| {
+                let end = self.end(&calls[ready.at].sampling.stop, &said.tokens)?;
+                let (text, finish) = match end {
+                    Some(text) => (text, Finish::Stop),
+                    None => (self.tokenizer.decode(&said.tokens)?, Finish::Length),
+                };
+                Ok(Completion {
+                    text,
+                    prompt_tokens: ready.prompt.len() as u32,
+                    completion_tokens: said.tokens.len() as u32,
+                    finish,
+                })
+            })
+            .collect()
+    }
+
+    /// The answer, when `tokens` has come to its end: an end token, or the first stop string after some text.
+    fn end(&self, stops: &[String], tokens: &[u32]) -> Result<Option<String>, ModelError> {
+        let ended = tokens.last().is_some_and(|last| self.tokenizer.eos().contains(last));
+        if !ended && stops.is_empty() {
+            return Ok(None);
+        }
+        let text = self.tokenizer.decode(if ended { &tokens[..tokens.len() - 1] } else { tokens })?;
+        Ok(cut(&text, stops).or_else(|| ended.then_some(text)))
+    }
+}
+
+/// The text before the first stop string. White space before the first word stops nothing: a model that opens
+/// with a line break has not answered yet.
+fn cut(text: &str, stops: &[String]) -> Option<String> {
+    let lead = text.len() - text.trim_start().len();
+    let at = stops.iter().filter_map(|stop| text[lead..].find(stop.as_str())).min()?;
+    Some(text[..lead + at].to_owned())
+}
+
+/// The chat templates of small models know a system message and a question; longer talks are refused, not cut.
+fn conversation(messages: &[Message]) -> Result<(Option<&str>, &str), String> {
+    match messages {
+        [Message { role: Role::User, content }] => Ok((None, content)),
+        [Message { role: Role::System, content: system }, Message { role: Role::User, content }] => {
+            Ok((Some(system), content))
+        }
+        _ => Err("the built-in model takes one user message, with or without a system message before it".to_owned()),
+    }
+}
+
+impl Provider for BuiltIn {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    fn scope(&self) -> &str {
+        &self.scope
+    }
+
+    fn context_tokens(&self) -> u32 {
+        self.context as u32
+    }
+
+    fn is_serial(&self) -> bool {
+        true
+    }
+
+    fn complete(&self, calls: Vec<Call>) -> BoxFuture<'_, Outcomes> {
+        Box::pin(async move {
+            let count = calls.len();
+            let (reply, outcomes) = oneshot::channel();
+            let sent = self.jobs.send(Job { calls, reply }).is_ok();
+            let stopped = || CallFailure::new(FailureKind::Unavailable, "the model's thread has ended; restart the gateway");
+            match outcomes.await {
+                Ok(outcomes) if sent => outcomes,
+                _ => vec![Err(stopped()); count],
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn stop_strings_cut_after_the_first_word() {
+        let newline = ["\n".to_owned()];
+        assert_eq!(cut("Paris\nFrance", &newline).as_deref(), Some("Paris"));
+        assert_eq!(cut("\n\n Paris", &newline), None);
+        assert_eq!(cut("\n Paris \n", &newline).as_deref(), Some("\n Paris "));
+        assert_eq!(cut("a END b", &["b".to_owned(), "END".to_owned()]).as_deref(), Some("a "));
+        assert_eq!(cut("a", &[]), None);
+    }
+
+    #[test]
+    fn only_short_talks_are_taken() {
+        let user = Message::new(Role::User, "q");
+        let system = Message::new(Role::System, "s");
+        assert_eq!(conversation(std::slice::from_ref(&user)), Ok((None, "q")));
+        assert_eq!(conversation(&[system.clone(), user.clone()]), Ok((Some("s"), "q")));
+        assert!(conversation(&[user.clone(), system]).is_err());
+        assert!(conversation(&[]).is_err());
+    }
+}
