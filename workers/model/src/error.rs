@@ -58,8 +58,13 @@ pub enum ModelError {
     #[error("tokenizer: {0}")]
     Tokenizer(String),
     /// A tensor operation failed (shapes, memory, device).
-    #[error("tensor operation: {0}")]
+    #[error("tensor operation: {}", first_line(.0))]
     Tensor(#[from] candle_core::Error),
+}
+
+/// An error's own line: with `RUST_BACKTRACE` set, candle's errors go on for a screen.
+fn first_line(error: &impl std::fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Result of this crate.
@@ -72,8 +77,8 @@ impl ModelError {
     pub(crate) fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Write { path: path.to_owned(), source }
     }
-    pub(crate) fn format(path: &Path, reason: impl ToString) -> Self {
-        Self::Format { path: path.to_owned(), reason: reason.to_string() }
+    pub(crate) fn format(path: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::Format { path: path.to_owned(), reason: first_line(&reason) }
     }
     pub(crate) fn invalid(reason: impl Into<String>) -> Self {
         Self::Invalid(reason.into())

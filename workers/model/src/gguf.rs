@@ -34,7 +34,7 @@ impl Gguf {
         Ok(Self { path: path.to_owned(), content, file })
     }
 
-    fn bad(&self, reason: impl ToString) -> ModelError {
+    fn bad(&self, reason: impl std::fmt::Display) -> ModelError {
         ModelError::format(&self.path, reason)
     }
 

@@ -20,6 +20,10 @@ const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}
 #[derive(Clone)]
 pub struct TokenizerFile {
     inner: Tokenizer,
+    /// The same, taking the text of special tokens for plain text.
+    plain: Tokenizer,
+    /// Texts of the special tokens.
+    special: Vec<String>,
     template: Option<String>,
     bos: Option<String>,
     eos: Vec<u32>,
@@ -136,12 +140,22 @@ impl TokenizerFile {
         if seen.is_empty() {
             return Err(ModelError::Tokenizer("the model names no end-of-sequence token".to_owned()));
         }
-        Ok(Self { inner, template, bos, eos: seen })
+        let mut plain = inner.clone();
+        plain.set_encode_special_tokens(true);
+        let mut special: Vec<String> = inner
+            .get_added_tokens_decoder()
+            .into_values()
+            .filter(|token| token.special)
+            .map(|token| token.content)
+            .collect();
+        special.sort();
+        Ok(Self { inner, plain, special, template, bos, eos: seen })
     }
 
-    /// Token ids of plain text; nothing is added, but special tokens written out are recognised.
+    /// Token ids of plain text: nothing is added, and special tokens written out stay text, so a
+    /// passage cannot open a turn.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+        let encoding = self.plain.encode_fast(text, false).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -162,11 +176,18 @@ impl TokenizerFile {
         environment.set_lstrip_blocks(true);
         let failed = |e: minijinja::Error| ModelError::Tokenizer(format!("chat template: {e:#}"));
         environment.add_template("chat", template).map_err(failed)?;
+        // Special tokens written out in what people and passages say are torn apart.
+        let tame = |text: &str| {
+            self.special.iter().filter(|s| s.len() > 1).fold(text.to_owned(), |text, special| {
+                let (head, tail) = special.split_at(special.chars().next().map_or(0, char::len_utf8));
+                text.replace(special, &format!("{head} {tail}"))
+            })
+        };
         let mut messages = Vec::new();
         if let Some(system) = system {
-            messages.push(context! { role => "system", content => system });
+            messages.push(context! { role => "system", content => tame(system) });
         }
-        messages.push(context! { role => "user", content => user });
+        messages.push(context! { role => "user", content => tame(user) });
         let eos = self.inner.id_to_token(self.end_of_turn()).unwrap_or_default();
         let values = context! { messages, add_generation_prompt => true, bos_token => self.bos.as_deref().unwrap_or(""), eos_token => eos };
         environment.get_template("chat").and_then(|t| t.render(values)).map_err(failed)
@@ -174,7 +195,9 @@ impl TokenizerFile {
 
     /// Token ids of [`Self::chat_text`].
     pub fn chat(&self, system: Option<&str>, user: &str) -> Result<Vec<u32>> {
-        self.encode(&self.chat_text(system, user)?)
+        let text = self.chat_text(system, user)?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// The token that closes an assistant's turn.
