@@ -1,1 +1,45 @@
-//! s3-plan
+//! One plan, two runtimes: turns custom resources into components.
+//!
+//! A component is one process: a program, its typed configuration, what it needs and what it asks of
+//! its machine. Nothing here reads a file or a clock; what only a runtime knows stays a [`Symbol`]
+//! that the runtime binds through [`Binder`]. The operator renders components to Kubernetes objects,
+//! `s3 run` to local processes.
+
+mod ask;
+mod component;
+mod convert;
+mod decide;
+mod error;
+mod evaluation;
+mod gateway;
+mod index;
+mod names;
+mod planner;
+mod policy;
+mod resources;
+mod sources;
+mod symbol;
+mod template;
+mod training;
+
+pub use ask::{Choice, ask};
+pub use component::{
+    Component, ComponentKind, ComponentResources, Endpoint, Input, Notice, Plan, Readiness, Role,
+};
+pub use decide::{
+    Decision, Finished, Observed, WorkIdentity, all_needs, decide, fingerprint, run_digest, work_identity,
+};
+pub use error::PlanError;
+pub use names::{evaluation_name, index_name, retriever_name, training_name, warm_start_name, baseline_name};
+pub use planner::plan;
+pub use policy::{Exit, ExitKind, Next, RestartPolicy};
+pub use resources::{Resources, Secrets, Sourced};
+pub use symbol::Symbol;
+pub use template::{Binder, Schema, Template, WorkerConfig, bind_symbol};
+
+/// Name of the port of `/metrics`, `/healthz`, `/readyz`.
+pub const ADMIN_PORT: &str = "admin";
+/// Name of the gRPC port.
+pub const GRPC_PORT: &str = "grpc";
+/// Name of the HTTP port.
+pub const HTTP_PORT: &str = "http";

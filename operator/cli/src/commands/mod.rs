@@ -1,0 +1,8 @@
+//! One file per command.
+
+pub mod ask;
+pub mod logs;
+pub mod plan;
+pub mod report;
+pub mod run;
+pub mod status;

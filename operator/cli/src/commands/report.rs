@@ -1,0 +1,106 @@
+//! `s3 report`, and the end of `s3 run`.
+
+use super::run::Record;
+use crate::StateArg;
+use crate::bind::LocalBinder;
+use crate::observe::outcome;
+use crate::state::State;
+use crate::table::{Summary, draw};
+use crate::text::Problem;
+use clap::Args;
+use s3_plan::{Component, ComponentKind, Plan, WorkerConfig};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+/// Arguments of `s3 report`.
+#[derive(Args)]
+pub struct ReportArgs {
+    /// Opens the page in the browser.
+    #[arg(long)]
+    open: bool,
+    /// Writes the page again from the stored results.
+    #[arg(long)]
+    render: bool,
+    #[command(flatten)]
+    state: StateArg,
+}
+
+/// Prints the tables of a finished run and the place of its page.
+pub fn run(args: &ReportArgs) -> Result<ExitCode, Problem> {
+    let state = State::existing(&args.state.state)?;
+    let Some(record) = state.read::<Record>("run.json")? else {
+        return Err(Problem::input("the run has not started yet"));
+    };
+    if args.render {
+        render(&record, &state)?;
+    }
+    let pages = print(&record.plan, &state)?;
+    if pages.is_empty() && !has_result(&record.plan, &state) {
+        return Err(Problem::input("no evaluation is finished yet; run the same `s3 run` again to continue"));
+    }
+    if args.open {
+        for page in &pages {
+            let status = Command::new("xdg-open").arg(page).stdin(Stdio::null()).status();
+            if !status.is_ok_and(|status| status.success()) {
+                return Err(Problem::unavailable(format!("no browser could be started; open {} yourself", page.display())));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn evaluations(plan: &Plan) -> impl Iterator<Item = &Component> {
+    plan.components.iter().filter(|component| component.kind == ComponentKind::Evaluation)
+}
+
+fn has_result(plan: &Plan, state: &State) -> bool {
+    evaluations(plan).any(|component| outcome(state, &component.name).is_some())
+}
+
+/// Prints table, sentences and page of every finished evaluation; returns the pages.
+pub fn print(plan: &Plan, state: &State) -> Result<Vec<PathBuf>, Problem> {
+    let mut pages = Vec::new();
+    for component in evaluations(plan) {
+        let Some(outcome) = outcome(state, &component.name) else { continue };
+        let summary: Summary = serde_json::from_value(outcome.summary)
+            .map_err(|error| Problem::internal(format!("summary of {}: {error}", component.name)))?;
+        let judged = component.config.value.pointer("/generator/judge").is_some();
+        println!();
+        if evaluations(plan).count() > 1 {
+            println!("{}", component.name);
+        }
+        if !summary.table.is_empty() {
+            println!("{}", draw(&summary, judged));
+        }
+        for note in &summary.notes {
+            println!("{note}");
+        }
+        if let Some(page) = &summary.report {
+            println!("report {page}");
+            pages.push(PathBuf::from(page));
+        }
+    }
+    Ok(pages)
+}
+
+fn render(record: &Record, state: &State) -> Result<(), Problem> {
+    let binder = LocalBinder::attached(&record.plan, state, &record.volumes)?;
+    for component in evaluations(&record.plan) {
+        let config: WorkerConfig = component.config.bind(&component.name, &binder)?;
+        let path = state.root().join("configs").join(format!("{}-report.yaml", component.name));
+        s3_config::save(&path, &config).map_err(Problem::input)?;
+        let binary = crate::process::binary_folder().map_err(Problem::internal)?.join(&component.binary);
+        let output = Command::new(&binary)
+            .args(["report", "--config"])
+            .arg(&path)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| Problem::io("start", &binary, &error))?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            let line = text.lines().rev().find_map(|line| line.strip_prefix("error: ")).unwrap_or("no reason given");
+            return Err(Problem::input(format!("{}: {line}", component.name)));
+        }
+    }
+    Ok(())
+}

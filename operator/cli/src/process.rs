@@ -1,0 +1,154 @@
+//! One child process: started so that it cannot outlive `s3`, found again when it did.
+
+// `pre_exec` runs between fork and exec; only async-signal-safe calls stand in it.
+#![allow(unsafe_code)]
+
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::{Pid, getppid};
+use s3_plan::Exit;
+use serde::{Deserialize, Serialize};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// A process as it is recorded in the state folder. Pids are used again by the system, start times are not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// Process and process-group id.
+    pub pid: i32,
+    /// Start time in clock ticks since boot, from `/proc/PID/stat`.
+    pub started: u64,
+}
+
+impl Identity {
+    fn of(pid: i32) -> Option<Self> {
+        let (state, started) = stat(pid)?;
+        (state != 'Z').then_some(Self { pid, started })
+    }
+
+    /// Whether that very process still runs.
+    pub fn alive(&self) -> bool {
+        Self::of(self.pid).is_some_and(|now| now == *self)
+    }
+}
+
+/// State letter and start time of a process.
+fn stat(pid: i32) -> Option<(char, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name is in brackets and may hold anything.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// A running worker.
+pub struct Process {
+    child: Child,
+    /// For the record of running processes.
+    pub identity: Identity,
+    /// When it was started.
+    pub since: Instant,
+}
+
+impl Process {
+    /// Starts `binary` in its own process group, output appended to `log`.
+    ///
+    /// The kernel kills it when the calling thread ends, so this must be called from the main thread.
+    pub fn start(binary: &Path, args: &[String], log: &Path) -> io::Result<Self> {
+        let output = OpenOptions::new().create(true).append(true).open(log)?;
+        let parent = Pid::this();
+        let mut command = Command::new(binary);
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .env("NO_COLOR", "1")
+            .process_group(0);
+        // SAFETY: prctl and getppid are async-signal-safe and touch no memory of the parent.
+        unsafe {
+            command.pre_exec(move || {
+                prctl::set_pdeathsig(Signal::SIGKILL)?;
+                // The parent may have died before the line above took effect.
+                if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+            });
+        }
+        let child = command.spawn()?;
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        let started = stat(pid).map_or(0, |(_, started)| started);
+        Ok(Self { child, identity: Identity { pid, started }, since: Instant::now() })
+    }
+
+    /// How it ended; none while it runs.
+    pub fn ended(&mut self) -> io::Result<Option<Exit>> {
+        Ok(self.child.try_wait()?.map(exit_of))
+    }
+
+    /// Sends a signal to its whole group.
+    pub fn signal(&self, signal: Signal) {
+        // An error means that the group is gone, which `ended` will tell.
+        let _ = killpg(Pid::from_raw(self.identity.pid), signal);
+    }
+}
+
+fn exit_of(status: ExitStatus) -> Exit {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, signal) => Exit::Signal(signal.unwrap_or(0)),
+    }
+}
+
+/// Ends processes that an earlier `s3` left behind: asks, waits, then kills. Returns how many there were.
+pub fn end_leftovers(leftovers: &[Identity], patience: Duration) -> usize {
+    let alive: Vec<&Identity> = leftovers.iter().filter(|process| process.alive()).collect();
+    let send = |signal| {
+        for process in alive.iter().filter(|process| process.alive()) {
+            // The group first; the process itself in case it made a group of its own.
+            let _ = killpg(Pid::from_raw(process.pid), signal);
+            let _ = kill(Pid::from_raw(process.pid), signal);
+        }
+    };
+    let wait = |limit: Duration| {
+        let start = Instant::now();
+        while alive.iter().any(|process| process.alive()) && start.elapsed() < limit {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    send(Signal::SIGTERM);
+    wait(patience);
+    send(Signal::SIGKILL);
+    wait(Duration::from_secs(5));
+    alive.len()
+}
+
+/// The folder of the worker programs: `S3_BIN_DIR`, else where `s3` itself lies.
+pub fn binary_folder() -> io::Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("S3_BIN_DIR") {
+        return Ok(folder.into());
+    }
+    let own = std::env::current_exe()?;
+    Ok(own.parent().map(Path::to_owned).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_pid_and_start_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let mut process = Process::start(Path::new("/bin/sleep"), &["30".into()], &log).unwrap();
+        assert!(process.identity.alive());
+        let other = Identity { started: process.identity.started + 1, ..process.identity.clone() };
+        assert!(!other.alive(), "the same pid with another start time is another process");
+        assert_eq!(end_leftovers(&[other, process.identity.clone()], Duration::from_secs(5)), 1);
+        assert_eq!(process.ended().unwrap(), Some(Exit::Signal(15)));
+    }
+}

@@ -1,0 +1,127 @@
+//! The final tables.
+
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use serde::Deserialize;
+use std::time::Duration;
+
+/// What the evaluator leaves in its outcome's summary.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Summary {
+    /// One row per arm and dataset (`all` for all together).
+    pub table: Vec<Row>,
+    /// Sentences for people: what the run is worth, what it can detect.
+    pub notes: Vec<String>,
+    /// The report page.
+    pub report: Option<String>,
+}
+
+/// A figure with its interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+pub struct Estimate {
+    /// The figure.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// One arm on one dataset.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    /// The arm.
+    pub arm: String,
+    /// The dataset.
+    pub dataset: String,
+    /// Questions.
+    pub n: u64,
+    /// Share of right answers.
+    pub gen_acc: Estimate,
+    /// Share of exact matches.
+    pub em: Estimate,
+    /// Mean token F1.
+    pub f1: Estimate,
+    /// Gain over the baseline arm; none for itself.
+    #[serde(default)]
+    pub gbr: Option<Estimate>,
+    /// Searches per question.
+    #[serde(default)]
+    pub searches: f64,
+    /// Passages per question.
+    #[serde(default)]
+    pub passages: f64,
+    /// Seconds that the arm took.
+    #[serde(default)]
+    pub seconds: f64,
+}
+
+/// Draws the table of one evaluation. `judged` names the GenAcc column by what decides.
+pub fn draw(summary: &Summary, judged: bool) -> String {
+    let several = summary.table.iter().any(|row| row.dataset != summary.table[0].dataset);
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    let accuracy = if judged { "GenAcc" } else { "GenAcc (span)" };
+    let mut header = vec!["arm"];
+    if several {
+        header.push("dataset");
+    }
+    header.extend(["n", accuracy, "EM", "F1", "GBR", "searches", "passages", "time"]);
+    table.set_header(header);
+    let mut last_dataset = None;
+    for row in &summary.table {
+        let mut cells = vec![Cell::new(&row.arm)];
+        if several {
+            // A dataset's name stands once, at its first arm.
+            let first = last_dataset != Some(&row.dataset);
+            cells.push(Cell::new(if first { row.dataset.as_str() } else { "" }));
+            last_dataset = Some(&row.dataset);
+        }
+        let gain = row.gbr.map_or_else(|| "–".to_owned(), |gbr| interval(gbr, true));
+        let figures = [
+            row.n.to_string(),
+            interval(row.gen_acc, false),
+            interval(row.em, false),
+            interval(row.f1, false),
+            gain,
+            format!("{:.2}", row.searches),
+            format!("{:.2}", row.passages),
+            crate::text::duration(Duration::try_from_secs_f64(row.seconds).unwrap_or_default()),
+        ];
+        cells.extend(figures.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
+        table.add_row(cells);
+    }
+    table.to_string()
+}
+
+fn interval(estimate: Estimate, signed: bool) -> String {
+    let number = |value: f64| {
+        // Minus as typeset, and no negative zero.
+        let value = if value.abs() < 0.0005 { 0.0 } else { value };
+        let text = if signed { format!("{value:+.3}") } else { format!("{value:.3}") };
+        text.replace('-', "−")
+    };
+    format!("{} [{}, {}]", number(estimate.value), number(estimate.low), number(estimate.high))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn a_table_shows_gains_signed_and_the_baseline_without() {
+        let text = r#"{"table":[
+            {"arm":"direct","dataset":"all","n":48,"genAcc":{"value":0.1,"low":0.03,"high":0.2},"em":{"value":0,"low":0,"high":0.07},
+             "f1":{"value":0.05,"low":0.01,"high":0.1},"gbr":{"value":-0.15,"low":-0.3,"high":-0.0001},"searches":0,"passages":0,"seconds":12.3},
+            {"arm":"rag-3","dataset":"all","n":48,"genAcc":{"value":0.25,"low":0.14,"high":0.39},"em":{"value":0.2,"low":0.1,"high":0.3},
+             "f1":{"value":0.25,"low":0.1,"high":0.4},"gbr":null,"searches":0,"passages":3,"seconds":61.0}],
+            "notes":["a"],"report":null}"#;
+        let summary: Summary = serde_json::from_str(text).unwrap();
+        let drawn = draw(&summary, false);
+        assert!(drawn.contains("GenAcc (span)") && !drawn.contains("dataset"), "{drawn}");
+        assert!(drawn.contains("−0.150 [−0.300, +0.000]"), "{drawn}");
+        assert!(drawn.contains('–') && drawn.contains("1 min 01 s"), "{drawn}");
+    }
+}

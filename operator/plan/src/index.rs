@@ -1,0 +1,148 @@
+//! `RetrieverIndex` → a build and a retriever.
+
+use crate::component::{asked, in_work, runtime};
+use crate::names::{index_name, retriever_name};
+use crate::sources::{IntoConfig, Reader};
+use crate::{
+    ADMIN_PORT, Component, ComponentKind, GRPC_PORT, HTTP_PORT, PlanError, Readiness, Role, Sourced, Template,
+    WorkerConfig,
+};
+use s3_config::{
+    AuditConfig, CorpusConfig, DenseConfig, IndexBuildConfig, LexicalConfig, RetrievalMethod, RetrieverServeConfig,
+    VectorsConfig,
+};
+use s3_crds::{Dense, FusionKind, IndexBuild, RetrieverIndex};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// What other resources take from an index.
+pub(crate) fn corpus(index: &Sourced<RetrieverIndex>, resource: &str) -> Result<(PathBuf, Vec<crate::Input>, BTreeSet<String>), PlanError> {
+    let build = build_of(index, resource)?;
+    let mut reader = Reader::new(resource, index.folder.as_deref());
+    let path = reader.file(&build.corpus.uri, build.corpus.sha256.as_ref(), "source.build.corpus.uri")?;
+    Ok((path, reader.inputs, reader.volumes))
+}
+
+fn build_of<'a>(index: &'a Sourced<RetrieverIndex>, resource: &str) -> Result<&'a IndexBuild, PlanError> {
+    index.object.spec.source.build.as_ref().ok_or_else(|| {
+        PlanError::field(resource, "source", "set source.build; importing an index is not supported yet")
+    })
+}
+
+/// The build and the retriever of one index.
+pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<[Component; 2], PlanError> {
+    let resource = format!("RetrieverIndex/{name}");
+    let build = build_of(index, &resource)?;
+    let spec = &index.object.spec;
+    let (build_name, serve_name) = (index_name(name), retriever_name(name));
+    let owners = BTreeSet::from([resource.clone()]);
+    let mut reader = Reader::new(&resource, index.folder.as_deref());
+
+    let lexical = build.lexical.as_ref().map(|lexical| LexicalConfig { k1: lexical.k1, b: lexical.b });
+    let dense = build.dense.as_ref().map(|dense| dense_config(dense, &mut reader)).transpose()?;
+    let output = in_work(&build_name, "index");
+    let config = IndexBuildConfig {
+        runtime: runtime(&build_name),
+        corpus: CorpusConfig {
+            path: reader.file(&build.corpus.uri, build.corpus.sha256.as_ref(), "source.build.corpus.uri")?,
+            sha256: build.corpus.sha256.clone(),
+            limit: build.corpus.limit,
+        },
+        lexical,
+        dense: dense.clone(),
+        audit: reader
+            .datasets(&spec.audit.datasets, "audit.datasets")?
+            .into_iter()
+            .map(|dataset| AuditConfig { name: dataset.name, path: dataset.path })
+            .collect(),
+        output: output.clone(),
+    };
+    let listens = [("/runtime/admin", ADMIN_PORT)];
+    let build_component = Component {
+        name: build_name.clone(),
+        kind: ComponentKind::IndexBuild,
+        role: Role::Job,
+        owners: owners.clone(),
+        binary: "s3-retriever".into(),
+        args: vec!["build".into()],
+        needs: BTreeSet::new(),
+        ports: BTreeSet::from([ADMIN_PORT.to_owned()]),
+        endpoints: Vec::new(),
+        volumes: reader.volumes.clone(),
+        secrets: BTreeSet::new(),
+        inputs: reader.inputs,
+        resources: asked(&build.resources, 0, 256 << 20),
+        readiness: Readiness::Outcome,
+        config: Template::new(&WorkerConfig::IndexBuild(Box::new(config)), &listens)?,
+    };
+
+    let serving = &spec.serving;
+    let stand_in = SocketAddr::from(([0, 0, 0, 0], 0));
+    let config = RetrieverServeConfig {
+        runtime: runtime(&serve_name),
+        index: output,
+        encoder: dense.map(|dense| dense.encoder),
+        device: serving.device.into_config(),
+        grpc: stand_in,
+        http: Some(stand_in),
+        method: method(spec, build),
+        fusion: (&spec.fusion).into_config(),
+        top_k: serving.top_k,
+        top_k_limit: serving.top_k_limit,
+        queries_limit: serving.queries_limit as usize,
+        cache_entries: serving.cache_entries as usize,
+    };
+    let listens = [("/grpc", GRPC_PORT), ("/http", HTTP_PORT), ("/runtime/admin", ADMIN_PORT)];
+    let serve_component = Component {
+        name: serve_name,
+        kind: ComponentKind::Retriever,
+        role: Role::Service,
+        owners,
+        binary: "s3-retriever".into(),
+        args: vec!["serve".into()],
+        needs: BTreeSet::from([build_name]),
+        ports: listens.iter().map(|(_, port)| (*port).to_owned()).collect(),
+        endpoints: Vec::new(),
+        volumes: reader.volumes,
+        secrets: BTreeSet::new(),
+        inputs: Vec::new(),
+        resources: asked(&serving.resources, 0, 0),
+        readiness: Readiness::Reported,
+        config: Template::new(&WorkerConfig::Retriever(Box::new(config)), &listens)?,
+    };
+    Ok([build_component, serve_component])
+}
+
+fn dense_config(dense: &Dense, reader: &mut Reader<'_>) -> Result<DenseConfig, PlanError> {
+    let encoder = &dense.encoder;
+    let vectors = match &dense.vectors {
+        Some(vectors) => Some(VectorsConfig {
+            path: reader.file(&vectors.uri, Some(&vectors.sha256), "source.build.dense.vectors.uri")?,
+            sha256: vectors.sha256.clone(),
+            verify: vectors.verify as usize,
+        }),
+        None => None,
+    };
+    Ok(DenseConfig {
+        encoder: reader.encoder(&encoder.model, "source.build.dense.encoder.model")?,
+        encoder_sha256: encoder.model.sha256.clone(),
+        pooling: encoder.pooling.into_config(),
+        query_prefix: encoder.query_prefix.clone(),
+        passage_prefix: encoder.passage_prefix.clone(),
+        max_tokens: encoder.max_tokens as usize,
+        vectors,
+        device: encoder.device.into_config(),
+    })
+}
+
+/// What `Default` means for this index: hybrid where both legs are there and fused, else the leg it has.
+fn method(spec: &s3_crds::RetrieverIndexSpec, build: &IndexBuild) -> RetrievalMethod {
+    let asked = spec.serving.method.into_config();
+    match (asked, &build.lexical, &build.dense, spec.fusion.kind) {
+        (RetrievalMethod::Default, Some(_), Some(_), FusionKind::ReciprocalRank) => RetrievalMethod::Hybrid,
+        (RetrievalMethod::Default, _, Some(_), _) => RetrievalMethod::Dense,
+        (RetrievalMethod::Default, Some(_), None, _) => RetrievalMethod::Lexical,
+        (asked, ..) => asked,
+    }
+}

@@ -1,0 +1,148 @@
+//! The resources that a plan is made of.
+
+use crate::{Notice, PlanError};
+use s3_crds::{
+    Document, EvalRun, Kind, Resource, RetrieverIndex, S3TrainingJob, cluster_only, parse_documents, refuse_unsupported,
+};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// An object and where it was written.
+#[derive(Clone, Debug)]
+pub struct Sourced<T> {
+    /// The object, defaults filled in.
+    pub object: T,
+    /// Folder of its manifest: `file://./…` starts there. None in a cluster.
+    pub folder: Option<PathBuf>,
+    /// The file that it was read from, for messages.
+    pub file: String,
+}
+
+/// Values of secrets by name and key.
+pub type Secrets = BTreeMap<(String, String), Vec<u8>>;
+
+/// Everything that is asked for, by kind and name.
+#[derive(Clone, Debug, Default)]
+pub struct Resources {
+    /// `RetrieverIndex`.
+    pub indices: BTreeMap<String, Sourced<RetrieverIndex>>,
+    /// `S3TrainingJob`.
+    pub jobs: BTreeMap<String, Sourced<S3TrainingJob>>,
+    /// `EvalRun`.
+    pub runs: BTreeMap<String, Sourced<EvalRun>>,
+    /// Values from Secret manifests.
+    pub secrets: Secrets,
+    /// Fields that only a cluster honours.
+    pub notices: Vec<Notice>,
+}
+
+impl Resources {
+    /// Reads all documents of one manifest. `folder` is where `file://./…` starts.
+    ///
+    /// Everything wrong in it is returned, not only the first thing; then nothing of it is added.
+    pub fn add_manifest(&mut self, file: &str, folder: Option<&Path>, text: &str) -> Result<(), Vec<PlanError>> {
+        let documents = parse_documents(file, text).map_err(|errors| {
+            let place = |error: &s3_crds::ParseError| {
+                format!("{}{}", error.file, error.title.as_ref().map(|title| format!(" ({title})")).unwrap_or_default())
+            };
+            errors.into_iter().map(|e| PlanError::Document { place: place(&e), reason: e.what }).collect::<Vec<_>>()
+        })?;
+        let refused: Vec<PlanError> = documents
+            .iter()
+            .flat_map(|document| {
+                let place = format!("{} ({})", document.file, document.resource.title());
+                let written = kind_of(&document.resource).zip(document.written.as_ref());
+                let errors = written.map(|(kind, written)| refuse_unsupported(kind, written)).unwrap_or_default();
+                errors.into_iter().map(move |e| PlanError::Document { place: place.clone(), reason: e.to_string() })
+            })
+            .collect();
+        if !refused.is_empty() {
+            return Err(refused);
+        }
+        let twins: Vec<PlanError> =
+            documents.into_iter().filter_map(|document| self.add(document, folder).err()).collect();
+        if twins.is_empty() { Ok(()) } else { Err(twins) }
+    }
+
+    fn add(&mut self, document: Document, folder: Option<&Path>) -> Result<(), PlanError> {
+        let title = document.resource.title();
+        if let Some((kind, written)) = kind_of(&document.resource).zip(document.written.as_ref()) {
+            self.notices.extend(notices(kind, &title, written));
+        }
+        let (file, folder) = (document.file, folder.map(Path::to_owned));
+        let earlier = match document.resource {
+            Resource::RetrieverIndex(object) => insert(&mut self.indices, *object, file.clone(), folder),
+            Resource::S3TrainingJob(object) => insert(&mut self.jobs, *object, file.clone(), folder),
+            Resource::EvalRun(object) => insert(&mut self.runs, *object, file.clone(), folder),
+            Resource::Secret(secret) => {
+                for (key, value) in secret.values {
+                    self.secrets.insert((secret.name.clone(), key), value);
+                }
+                None
+            }
+        };
+        match earlier {
+            None => Ok(()),
+            Some(earlier) => Err(PlanError::Document {
+                place: file,
+                reason: format!("{title} is in {earlier}, too; remove one or rename it"),
+            }),
+        }
+    }
+
+    /// An index that a resource refers to.
+    pub(crate) fn index(&self, resource: &str, field: &str, name: &str) -> Result<&Sourced<RetrieverIndex>, PlanError> {
+        self.indices.get(name).ok_or_else(|| PlanError::Missing {
+            resource: resource.to_owned(),
+            field: field.to_owned(),
+            kind: "RetrieverIndex",
+            name: name.to_owned(),
+        })
+    }
+
+    /// A job that a resource refers to.
+    pub(crate) fn job(&self, resource: &str, field: &str, name: &str) -> Result<&Sourced<S3TrainingJob>, PlanError> {
+        self.jobs.get(name).ok_or_else(|| PlanError::Missing {
+            resource: resource.to_owned(),
+            field: field.to_owned(),
+            kind: "S3TrainingJob",
+            name: name.to_owned(),
+        })
+    }
+
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty() && self.jobs.is_empty() && self.runs.is_empty()
+    }
+}
+
+fn kind_of(resource: &Resource) -> Option<Kind> {
+    match resource {
+        Resource::RetrieverIndex(_) => Some(Kind::RetrieverIndex),
+        Resource::S3TrainingJob(_) => Some(Kind::S3TrainingJob),
+        Resource::EvalRun(_) => Some(Kind::EvalRun),
+        Resource::Secret(_) => None,
+    }
+}
+
+/// Puts an object under its name; returns the file of one that was there.
+fn insert<T: kube::ResourceExt>(
+    all: &mut BTreeMap<String, Sourced<T>>,
+    object: T,
+    file: String,
+    folder: Option<PathBuf>,
+) -> Option<String> {
+    all.insert(object.name_any(), Sourced { object, folder, file }).map(|earlier| earlier.file)
+}
+
+fn notices(kind: Kind, title: &str, written: &Value) -> Vec<Notice> {
+    cluster_only(kind, written)
+        .into_iter()
+        .map(|error| Notice {
+            resource: title.to_owned(),
+            field: error.path.to_string(),
+            message: error.message,
+        })
+        .collect()
+}

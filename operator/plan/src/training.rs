@@ -1,0 +1,225 @@
+//! `S3TrainingJob` → baseline, warm start and training.
+
+use crate::component::{asked, in_work, runtime};
+use crate::gateway::{Gateways, peer};
+use crate::names::{baseline_name, retriever_name, training_name, warm_start_name};
+use crate::sources::{IntoConfig, Reader};
+use crate::{
+    ADMIN_PORT, Component, ComponentKind, GRPC_PORT, PlanError, Readiness, Resources, Role,
+    Sourced, Symbol, Template, WorkerConfig, convert, index,
+};
+use s3_config::{
+    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, LoraConfig, OptimizerConfig, ProbeConfig,
+    RewardConfig, RolloutConfig, SftConfig, TrainDataConfig, TrainerConfig,
+};
+use s3_crds::{AdapterKind, ArmMethod, OnInfrastructureFailure, S3TrainingJob};
+use std::collections::BTreeSet;
+
+/// A checkpoint of LoRA weights with both moments, or an exported adapter, of a small model: bytes.
+const CHECKPOINT: u64 = 96 << 20;
+
+/// The components of one job, in order.
+pub(crate) fn components(
+    name: &str,
+    job: &Sourced<S3TrainingJob>,
+    resources: &Resources,
+    gateways: &mut Gateways,
+) -> Result<Vec<Component>, PlanError> {
+    let resource = format!("S3TrainingJob/{name}");
+    let spec = &job.object.spec;
+    refuse(&resource, job)?;
+    let index_ref = &spec.retriever.index_ref.name;
+    let index = resources.index(&resource, "retriever.indexRef.name", index_ref)?;
+    let folder = job.folder.as_deref();
+    let (gateway, generator) = gateways.join(&resource, folder, &spec.generator, spec.judge.as_ref())?;
+    let retriever = retriever_name(index_ref);
+    let (baseline, warm, train) = (baseline_name(name), warm_start_name(name), training_name(name));
+
+    let mut reader = Reader::new(&resource, folder);
+    let base = base_config(name, job, index, &mut reader, generator, &retriever)?;
+    let builder = Builder { resource: &resource, job, reader: &reader };
+    let mut components = Vec::new();
+
+    if spec.steps > 0 {
+        // What the baseline does not depend on stays at its default, so that changing it repeats nothing.
+        let config = TrainerConfig {
+            runtime: runtime(&baseline),
+            algorithm: AlgorithmConfig::default(),
+            optimizer: OptimizerConfig::default(),
+            rollout: RolloutConfig::default(),
+            reward: RewardConfig::default(),
+            sft: SftConfig::default(),
+            steps: 0,
+            ..base.clone()
+        };
+        let needs = [retriever.clone(), gateway.clone()];
+        components.push(builder.component(&baseline, ComponentKind::Baseline, "baseline", needs, config, 16 << 20)?);
+    }
+    if let Some(warm_start) = &spec.warm_start {
+        let config = TrainerConfig {
+            runtime: runtime(&warm),
+            optimizer: warm_start.optimizer.as_ref().unwrap_or(&spec.optimizer).into_config(),
+            sft: warm_start.into_config(),
+            // Supervision asks no baseline.
+            data: TrainDataConfig { drop_baseline_solved: false, ..base.data.clone() },
+            steps: 0,
+            checkpoint: CheckpointConfig { dir: in_work(&warm, "checkpoints"), ..base.checkpoint.clone() },
+            export: in_work(&warm, "export"),
+            ..base.clone()
+        };
+        let disk = 2 * CHECKPOINT;
+        components.push(builder.component(&warm, ComponentKind::WarmStart, "sft", [retriever.clone()], config, disk)?);
+    }
+    if spec.steps > 0 {
+        let mut config = base;
+        let mut needs = BTreeSet::from([retriever, gateway, baseline]);
+        if spec.warm_start.is_some() {
+            config.searcher.adapter = Some(AdapterSpec { path: in_work(&warm, "export"), sha256: None });
+            needs.insert(warm);
+        }
+        let disk = CHECKPOINT * (u64::from(spec.checkpoint.keep) + 2);
+        components.push(builder.component(&train, ComponentKind::Training, "train", needs, config, disk)?);
+    }
+    Ok(components)
+}
+
+/// The component whose export is the job's searcher.
+pub(crate) fn final_component(name: &str, job: &S3TrainingJob) -> String {
+    if job.spec.steps > 0 { training_name(name) } else { warm_start_name(name) }
+}
+
+/// What no worker can do yet, beyond what the resources themselves refuse.
+fn refuse(resource: &str, job: &Sourced<S3TrainingJob>) -> Result<(), PlanError> {
+    let spec = &job.object.spec;
+    if spec.searcher.adapter.kind != AdapterKind::Lora {
+        return Err(PlanError::field(resource, "searcher.adapter.kind", "only Lora is trained yet"));
+    }
+    if spec.reward.baseline.method != ArmMethod::Rag {
+        return Err(PlanError::field(resource, "reward.baseline.method", "only Rag is served as a baseline yet"));
+    }
+    if spec.reward.on_infrastructure_failure != OnInfrastructureFailure::Mask {
+        return Err(PlanError::field(resource, "reward.onInfrastructureFailure", "only Mask is served yet"));
+    }
+    if spec.steps == 0 && spec.warm_start.is_none() {
+        return Err(PlanError::field(resource, "steps", "with 0 steps and no warmStart nothing is trained; set one"));
+    }
+    Ok(())
+}
+
+fn base_config(
+    name: &str,
+    job: &Sourced<S3TrainingJob>,
+    index: &Sourced<s3_crds::RetrieverIndex>,
+    reader: &mut Reader<'_>,
+    generator: s3_config::GeneratorConfig,
+    retriever: &str,
+) -> Result<TrainerConfig, PlanError> {
+    let spec = &job.object.spec;
+    let train = training_name(name);
+    let adapter = &spec.searcher.adapter;
+    let mut searcher =
+        reader.model(&spec.searcher.model, spec.searcher.device, spec.searcher.dtype, "searcher.model")?;
+    if let Some(init) = &adapter.init {
+        searcher.adapter = Some(reader.adapter(init, "searcher.adapter.init")?);
+    }
+    let corpus = if spec.data.filters.drop_unanswerable {
+        let (path, inputs, volumes) = index::corpus(index, &format!("RetrieverIndex/{}", spec.retriever.index_ref.name))?;
+        reader.inputs.extend(inputs);
+        reader.volumes.extend(volumes);
+        Some(path)
+    } else {
+        None
+    };
+    let probe = match &spec.evaluation.probe {
+        Some(probe) => Some(ProbeConfig {
+            every: probe.every,
+            datasets: reader.datasets(&probe.datasets, "evaluation.probe.datasets")?,
+            limit: probe.limit as usize,
+        }),
+        None => None,
+    };
+    Ok(TrainerConfig {
+        runtime: runtime(&train),
+        seed: spec.seed,
+        determinism: spec.determinism.into_config(),
+        searcher,
+        lora: LoraConfig { rank: adapter.rank as usize, alpha: adapter.alpha },
+        retriever: peer(&Symbol::address(retriever, GRPC_PORT)),
+        generator,
+        data: TrainDataConfig {
+            datasets: reader.datasets(&spec.data.datasets, "data.datasets")?,
+            corpus,
+            part: spec.data.part.clone(),
+            limit: spec.data.limit.and_then(|limit| usize::try_from(limit).ok()),
+            drop_baseline_solved: spec.data.filters.drop_baseline_solved,
+            drop_yes_no: spec.data.filters.drop_yes_no,
+        },
+        baseline: BaselineConfig { top_k: spec.reward.baseline.top_k },
+        baseline_store: in_work(&baseline_name(name), "answers"),
+        search: search_config(job, reader)?,
+        reward: (&spec.reward).into_config(),
+        algorithm: (&spec.algorithm).into_config(),
+        optimizer: (&spec.optimizer).into_config(),
+        rollout: (&spec.rollout).into_config(),
+        steps: spec.steps,
+        checkpoint: CheckpointConfig {
+            dir: in_work(&train, "checkpoints"),
+            every: spec.checkpoint.every,
+            keep: spec.checkpoint.keep,
+        },
+        probe,
+        sft: SftConfig::default(),
+        export: in_work(&train, "export"),
+        export_dtype: spec.searcher.dtype.into_config(),
+    })
+}
+
+/// The loop of a job's searcher; evaluations of it take the same unless they name their own.
+pub(crate) fn search_config(
+    job: &Sourced<S3TrainingJob>,
+    reader: &mut Reader<'_>,
+) -> Result<s3_config::SearchConfig, PlanError> {
+    let spec = &job.object.spec;
+    let template = match &spec.search.prompt_template {
+        Some(source) => Some(reader.data(source, "search.promptTemplate")?),
+        None => None,
+    };
+    Ok(convert::search(&spec.search, spec.search_top_k(), spec.retriever.method, spec.compatibility, template))
+}
+
+struct Builder<'a> {
+    resource: &'a str,
+    job: &'a Sourced<S3TrainingJob>,
+    reader: &'a Reader<'a>,
+}
+
+impl Builder<'_> {
+    fn component(
+        &self,
+        name: &str,
+        kind: ComponentKind,
+        command: &str,
+        needs: impl IntoIterator<Item = String>,
+        config: TrainerConfig,
+        disk: u64,
+    ) -> Result<Component, PlanError> {
+        let spec = &self.job.object.spec;
+        Ok(Component {
+            name: name.to_owned(),
+            kind,
+            role: Role::Job,
+            owners: BTreeSet::from([self.resource.to_owned()]),
+            binary: "s3-trainer".into(),
+            args: vec![command.to_owned()],
+            needs: needs.into_iter().collect(),
+            ports: BTreeSet::from([ADMIN_PORT.to_owned()]),
+            endpoints: Vec::new(),
+            volumes: self.reader.volumes.clone(),
+            secrets: BTreeSet::new(),
+            inputs: self.reader.inputs.clone(),
+            resources: asked(&spec.resources, spec.parallelism.gpus_per_replica, disk),
+            readiness: Readiness::Outcome,
+            config: Template::new(&WorkerConfig::Trainer(Box::new(config)), &[("/runtime/admin", ADMIN_PORT)])?,
+        })
+    }
+}

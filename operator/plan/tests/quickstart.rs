@@ -1,0 +1,203 @@
+//! The plan of the quickstart, held by a committed snapshot, and what holds for every plan.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use s3_plan::{
+    Binder, Choice, ComponentKind, Decision, Finished, Observed, Plan, PlanError, Resources, Role, ask, decide,
+    fingerprint, plan, run_digest,
+};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+const FILES: [&str; 3] = ["evalrun.yaml", "retrieverindex.yaml", "s3trainingjob.yaml"];
+
+fn example(folder: &str, file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(folder).join(file);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn planned(texts: &[String]) -> Result<Plan, Vec<PlanError>> {
+    let mut resources = Resources::default();
+    for (number, text) in texts.iter().enumerate() {
+        resources.add_manifest(&format!("{number}.yaml"), None, text)?;
+    }
+    plan(&resources).map_err(|error| vec![error])
+}
+
+fn quickstart() -> Vec<String> {
+    FILES.iter().map(|file| example("quickstart", file)).collect()
+}
+
+fn changed(from: &str, to: &str) -> Plan {
+    let texts: Vec<String> = quickstart();
+    assert!(texts.iter().any(|text| text.contains(from)), "{from} is in no file");
+    planned(&texts.iter().map(|text| text.replace(from, to)).collect::<Vec<_>>()).unwrap()
+}
+
+struct Somewhere;
+
+impl Binder for Somewhere {
+    fn volume(&self, name: &str, path: &str) -> Result<PathBuf, PlanError> {
+        Ok(Path::new("/volumes").join(name).join(path))
+    }
+    fn work(&self, component: &str, path: &str) -> Result<PathBuf, PlanError> {
+        Ok(Path::new("/work").join(component).join(path))
+    }
+    fn listen(&self, _: &str, _: &str) -> Result<SocketAddr, PlanError> {
+        Ok(SocketAddr::from(([127, 0, 0, 1], 4000)))
+    }
+    fn address(&self, component: &str, port: &str) -> Result<String, PlanError> {
+        Ok(format!("http://{component}:{port}"))
+    }
+    fn secret(&self, name: &str, key: &str) -> Result<PathBuf, PlanError> {
+        Ok(Path::new("/secrets").join(name).join(key))
+    }
+}
+
+#[test]
+fn the_plan_is_the_committed_one() {
+    let plan = planned(&quickstart()).unwrap();
+    let text = serde_yaml_ng::to_string(&plan).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/quickstart.yaml");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&golden, &text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&golden).unwrap();
+    assert!(text == expected, "the plan changed; look at it and run again with UPDATE_GOLDEN=1:\n{text}");
+}
+
+#[test]
+fn the_order_of_files_changes_nothing() {
+    let files = quickstart();
+    let expected = planned(&files).unwrap();
+    for order in [[1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        assert_eq!(planned(&order.map(|at| files[at].clone())).unwrap(), expected);
+    }
+    assert_eq!(planned(&[files.join("\n---\n")]).unwrap(), expected, "one file with three documents");
+}
+
+#[test]
+fn every_example_plans_and_every_configuration_binds() {
+    let recipe = |name: &str| vec![example("quickstart-gpu", "retrieverindex.yaml"), example("recipes", name)];
+    let gpu = FILES.iter().map(|file| example("quickstart-gpu", file)).collect();
+    for texts in [quickstart(), gpu, recipe("sft-searcher.yaml"), recipe("sft-generator.yaml")] {
+        let plan = planned(&texts).unwrap();
+        assert_eq!(plan.notices, [], "examples name nothing that a single machine ignores");
+        let mut before = std::collections::BTreeSet::new();
+        for component in &plan.components {
+            assert!(component.needs.is_subset(&before), "{} stands before what it needs", component.name);
+            before.insert(component.name.clone());
+            component.config.bind(&component.name, &Somewhere).unwrap();
+        }
+    }
+}
+
+#[test]
+fn equal_gateways_are_one_and_a_searcher_comes_from_its_job() {
+    let plan = planned(&quickstart()).unwrap();
+    let gateways: Vec<_> = plan.components.iter().filter(|c| c.kind == ComponentKind::Gateway).collect();
+    assert_eq!(gateways.len(), 1);
+    assert_eq!(gateways[0].owners.len(), 2);
+    assert_eq!(gateways[0].config.value["providers"].as_array().unwrap().len(), 1);
+    let evaluation = plan.component("quickstart-eval").unwrap();
+    assert!(evaluation.needs.contains("quickstart-train"));
+    assert_eq!(
+        evaluation.config.value["arms"][3]["searcher"]["adapter"]["path"],
+        "work://quickstart-train/export"
+    );
+}
+
+/// Everything finished, as after a whole run.
+fn finished(plan: &Plan) -> Observed {
+    let mut observed = Observed::default();
+    for component in plan.components.iter().filter(|component| component.role == Role::Job) {
+        let print = fingerprint(plan, component, &observed).unwrap();
+        let digest = format!("outcome of {}", component.name);
+        observed.finished.insert(component.name.clone(), Finished { fingerprint: print, digest });
+    }
+    observed
+}
+
+#[test]
+fn only_what_depends_on_a_change_runs_again() {
+    let plan = planned(&quickstart()).unwrap();
+    let observed = finished(&plan);
+    let again = |plan: &Plan, observed: &Observed| -> Vec<String> {
+        let keep = |decision| matches!(decision, Decision::Keep { .. } | Decision::Idle);
+        plan.components.iter().filter(|c| !keep(decide(plan, c, observed))).map(|c| c.name.clone()).collect()
+    };
+    assert_eq!(again(&plan, &observed), [""; 0]);
+
+    let rate = changed("learningRate: 0.00005", "learningRate: 0.0001");
+    assert_eq!(
+        again(&rate, &observed),
+        ["gateway-built-in", "quickstart-retriever", "quickstart-train"],
+        "the baseline and the evaluation of the same searcher stand"
+    );
+    let size = changed("size: 48", "size: 64");
+    assert_eq!(again(&size, &observed), ["gateway-built-in", "quickstart-retriever", "quickstart-eval"]);
+
+    let mut other_data = observed.clone();
+    other_data.inputs.insert("volume://data/corpus/wiki-vital.jsonl".into(), "changed".into());
+    assert!(again(&plan, &other_data).contains(&"quickstart-index".to_owned()));
+
+    let mut moved_on = observed;
+    moved_on.finished.get_mut("quickstart-train").unwrap().digest = "another adapter".into();
+    assert!(again(&plan, &moved_on).contains(&"quickstart-eval".to_owned()));
+}
+
+#[test]
+fn the_run_digest_is_of_the_jobs_outcomes_alone() {
+    let plan = planned(&quickstart()).unwrap();
+    let mut observed = finished(&plan);
+    let digest = run_digest(&plan, &observed).unwrap();
+    observed.inputs.insert("anything".into(), "else".into());
+    observed.finished.values_mut().for_each(|finished| finished.fingerprint.clear());
+    assert_eq!(run_digest(&plan, &observed).unwrap(), digest);
+    observed.finished.get_mut("quickstart-eval").unwrap().digest = "other answers".into();
+    assert_ne!(run_digest(&plan, &observed).unwrap(), digest);
+    observed.finished.remove("quickstart-eval");
+    assert!(run_digest(&plan, &observed).is_err());
+}
+
+#[test]
+fn more_steps_go_on_from_the_last_checkpoint_and_other_changes_do_not() {
+    let of = |plan: &Plan| {
+        let train = plan.component("quickstart-train").unwrap();
+        s3_plan::work_identity(plan, train, &finished(plan)).unwrap()
+    };
+    let base = of(&planned(&quickstart()).unwrap());
+    assert!(of(&changed("steps: 3", "steps: 5")).continues(&base));
+    assert!(!of(&changed("steps: 3", "steps: 2")).continues(&base));
+    assert!(!of(&changed("learningRate: 0.00005", "learningRate: 0.0001")).continues(&base));
+}
+
+#[test]
+fn a_searcher_can_be_asked_by_job_and_by_arm() {
+    let plan = planned(&quickstart()).unwrap();
+    for choice in [
+        Choice::default(),
+        Choice { arm: Some("s3".into()), job: None },
+        Choice { arm: None, job: Some("quickstart".into()) },
+    ] {
+        let component = ask(&plan, &choice).unwrap();
+        component.config.bind("ask", &Somewhere).unwrap();
+        let needs: Vec<&str> = component.needs.iter().map(String::as_str).collect();
+        assert_eq!(needs, ["gateway-built-in", "quickstart-retriever", "quickstart-train"]);
+    }
+    let error = ask(&plan, &Choice { arm: Some("rag-3".into()), job: None }).unwrap_err().to_string();
+    assert_eq!(error, "no S3 arm rag-3; there are: s3");
+}
+
+#[test]
+fn refusals_name_the_field_and_what_to_do() {
+    for (from, to, expected) in [
+        ("    indexRef:\n      name: quickstart", "    indexRef:\n      name: other", "RetrieverIndex/other"),
+        ("uri: pvc://data/models/smollm2-135m-instruct/model.gguf", "uri: hf://owner/model", "hf://"),
+        ("maxSearches: 1", "maxSearchs: 1", "maxSearchs"),
+    ] {
+        let texts: Vec<String> = quickstart().iter().map(|text| text.replace(from, to)).collect();
+        let errors = planned(&texts).unwrap_err();
+        let text = errors[0].to_string();
+        assert!(text.contains(expected) && !text.contains('\n'), "{text}");
+    }
+}
