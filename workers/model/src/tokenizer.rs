@@ -210,6 +210,21 @@ impl TokenizerFile {
         &self.eos
     }
 
+    /// Writes `tokenizer.json` and `tokenizer_config.json` (chat template, special tokens) into `folder`.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let path = folder.join("tokenizer.json");
+        self.inner.save(&path, false).map_err(|e| ModelError::format(&path, e))?;
+        let settings = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "chat_template": self.template,
+            "bos_token": self.bos,
+            "eos_token": self.inner.id_to_token(self.end_of_turn()),
+            "clean_up_tokenization_spaces": false,
+        });
+        let path = folder.join("tokenizer_config.json");
+        std::fs::write(&path, format!("{settings:#}\n")).map_err(ModelError::write(&path))
+    }
+
     /// Number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
