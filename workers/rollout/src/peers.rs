@@ -64,6 +64,8 @@ impl RetrieverPeer {
     /// Connects and notes the index digest.
     pub fn connect(link: &Link, endpoint: &Endpoint) -> Result<Self, RolloutError> {
         let deadline = Duration::from_millis(endpoint.deadline_ms);
+        // the channel is made on the runtime, also when called from the compute thread
+        let _inside = link.handle.enter();
         let client = RetrieverClient::new(&endpoint.address, deadline, endpoint.attempts)?;
         let info = link.wait(client.info())?;
         Ok(Self { link: link.clone(), client, digest: info.index_digest })
@@ -147,6 +149,8 @@ impl GeneratorPeer {
     /// Connects and notes the provider's digest. `tenant` names the caller for accounting.
     pub fn connect(link: &Link, config: &GeneratorConfig, tenant: &str) -> Result<Self, RolloutError> {
         let deadline = Duration::from_millis(config.endpoint.deadline_ms);
+        // the channel is made on the runtime, also when called from the compute thread
+        let _inside = link.handle.enter();
         let client = GeneratorClient::new(&config.endpoint.address, deadline, config.endpoint.attempts)?;
         let info = link.wait(client.info(&config.model, &config.template))?;
         Ok(Self {
