@@ -82,9 +82,10 @@ impl Encoder {
         let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         let ids = encoding.get_ids();
         match ids.iter().find(|id| **id as usize >= self.shape.vocab) {
-            Some(id) => {
-                Err(ModelError::Tokenizer(format!("token {id} is not in the encoder's vocabulary of {}", self.shape.vocab)))
-            }
+            Some(id) => Err(ModelError::Tokenizer(format!(
+                "token {id} is not in the encoder's vocabulary of {}",
+                self.shape.vocab
+            ))),
             None if ids.is_empty() => Err(ModelError::Tokenizer("a text has no tokens".to_owned())),
             None => Ok(ids.to_vec()),
         }

@@ -47,11 +47,8 @@ pub fn audit(audit: &AuditConfig, passages: &PassageStore, known: &[Answerable])
     let found = answerable(&questions, texts).into_iter().filter(|yes| *yes).count() as u64;
     match failed {
         Some(error) => Err(error),
-        None => Ok(Answerable {
-            dataset: audit.name.clone(),
-            sha256,
-            questions: questions.len() as u64,
-            answerable: found,
-        }),
+        None => {
+            Ok(Answerable { dataset: audit.name.clone(), sha256, questions: questions.len() as u64, answerable: found })
+        }
     }
 }

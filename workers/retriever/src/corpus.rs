@@ -31,8 +31,7 @@ fn split_contents(contents: &str) -> (String, String) {
 
 fn parse(line: &str) -> Result<Passage, String> {
     let form = "expected {\"id\",\"title\",\"text\"} or {\"id\",\"contents\"}, all strings";
-    let Line { id, title, text, contents } =
-        serde_json::from_str(line).map_err(|error| format!("{error}; {form}"))?;
+    let Line { id, title, text, contents } = serde_json::from_str(line).map_err(|error| format!("{error}; {form}"))?;
     if id.is_empty() {
         return Err("the id is empty".to_owned());
     }

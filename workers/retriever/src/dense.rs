@@ -195,7 +195,8 @@ mod tests {
         let d = 50;
         let value = |at: usize| ((at * 2_654_435_761) % 1_000_003) as f32 / 1_000_003.0 - 0.5;
         let rows: Vec<f16> = (0..3000 * d).map(|at| f16::from_f32(value(at))).collect();
-        let queries: Vec<Vec<f32>> = (0..9).map(|q| (0..d).map(|at| value(at * 77 + q * 1_234_567)).collect()).collect();
+        let queries: Vec<Vec<f32>> =
+            (0..9).map(|q| (0..d).map(|at| value(at * 77 + q * 1_234_567)).collect()).collect();
         let index = DenseIndex::new(&rows, d);
         let together = index.search(&queries, 12);
         for (at, query) in queries.iter().enumerate() {

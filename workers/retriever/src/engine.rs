@@ -109,7 +109,10 @@ impl Engine {
         let name = index.digest.as_str().into();
         let engine = Self { index, name, encoder, method, fusion: config.fusion.clone(), limits, cache, pool };
         engine.self_query()?;
-        s3_telemetry::metrics().retriever_passages.with_label_values::<&str>(&[]).set(engine.index.passages.len() as f64);
+        s3_telemetry::metrics()
+            .retriever_passages
+            .with_label_values::<&str>(&[])
+            .set(engine.index.passages.len() as f64);
         Ok(engine)
     }
 
@@ -133,7 +136,10 @@ impl Engine {
         let method = method.unwrap_or(self.method);
         let limit = self.limits.queries;
         if queries.len() > limit {
-            return refused("queries", format!("{} queries in one request; at most {limit} are accepted", queries.len()));
+            return refused(
+                "queries",
+                format!("{} queries in one request; at most {limit} are accepted", queries.len()),
+            );
         }
         let limit = self.limits.top_k_limit;
         let k = if top_k == 0 { self.limits.top_k } else { top_k as usize };
@@ -141,7 +147,8 @@ impl Engine {
             return refused("top_k", format!("top-k {top_k} is too large; at most {limit} is accepted"));
         }
         if !self.can(method) {
-            let message = format!("{} search is not available: this index or server lacks a leg for it", method.label());
+            let message =
+                format!("{} search is not available: this index or server lacks a leg for it", method.label());
             return refused("method", message);
         }
         let ranked = self.ranked(queries, k, method);

@@ -13,9 +13,10 @@ use std::path::Path;
 /// Embeds the corpus of a build configuration (whose `dense.vectors` is not looked at) into `output`.
 /// Killed and run again, it goes on from the last finished shard.
 pub fn export(config: &IndexBuildConfig, output: &Path, progress: &Progress, shutdown: &Shutdown) -> Result<Outcome> {
-    let dense = config.dense.as_ref().ok_or_else(|| {
-        RetrieverError::Invalid("dense is not configured: embedding needs an encoder".to_owned())
-    })?;
+    let dense = config
+        .dense
+        .as_ref()
+        .ok_or_else(|| RetrieverError::Invalid("dense is not configured: embedding needs an encoder".to_owned()))?;
     let (encoder_sha256, tokenizer_sha256) = PassageEncoder::identify(dense)?;
     let corpus = corpus_digest(&config.corpus)?;
     // What the vectors depend on; it also keeps shards of different settings apart.

@@ -2,8 +2,7 @@
 
 use crate::engine::{Engine, Found, Method, SearchError};
 use s3_proto::v1::{
-    self, Hit, Hits, RetrieverInfo, RetrieverInfoRequest, SearchRequest, SearchResponse,
-    retriever_server::Retriever,
+    self, Hit, Hits, RetrieverInfo, RetrieverInfoRequest, SearchRequest, SearchResponse, retriever_server::Retriever,
 };
 use std::sync::Arc;
 use std::time::Instant;

@@ -79,7 +79,9 @@ async fn retrieve(State(engine): State<Arc<Engine>>, body: Result<Bytes, BytesRe
     };
     let label = engine.method().label();
     let searching = tokio::task::spawn_blocking(move || {
-        engine.search(&request.queries, request.topk.unwrap_or(0), None).map(|found| shape(found, request.return_scores))
+        engine
+            .search(&request.queries, request.topk.unwrap_or(0), None)
+            .map(|found| shape(found, request.return_scores))
     });
     let response = match searching.await {
         Ok(Ok(result)) => Json(json!({ "result": result })).into_response(),

@@ -243,7 +243,8 @@ mod tests {
         let path = dir.path().join(CURRENT);
         std::fs::write(&path, &line).unwrap();
         assert_eq!(current(dir.path()).unwrap(), ("0f".repeat(32), "a9".repeat(32)));
-        for bad in [&line[1..], line.trim(), &line.to_uppercase(), &line.replace(' ', "\n"), "", &(line.clone() + "\n")] {
+        for bad in [&line[1..], line.trim(), &line.to_uppercase(), &line.replace(' ', "\n"), "", &(line.clone() + "\n")]
+        {
             std::fs::write(&path, bad).unwrap();
             assert!(current(dir.path()).is_err(), "{bad:?}");
         }

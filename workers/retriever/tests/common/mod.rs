@@ -4,9 +4,10 @@
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 pub const WORDS: [&str; 8] = ["river", "mountain", "actor", "painter", "opera", "planet", "metal", "treaty"];
@@ -144,8 +145,13 @@ pub fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
+/// A free port on a loopback address of its own: tests side by side, and their clients, cannot take it.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let process = std::process::id();
+    let host =
+        Ipv4Addr::new(127, 1 + (process % 250) as u8, (process / 250 % 250) as u8, NEXT.fetch_add(1, Ordering::SeqCst));
+    TcpListener::bind((host, 0)).unwrap().local_addr().unwrap()
 }
 
 pub fn command(arguments: &[&str]) -> Command {
@@ -196,7 +202,8 @@ impl Served {
     pub fn try_request(&self, verb: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.http)?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        let head = format!("{verb} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+        let head =
+            format!("{verb} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
         stream.write_all(format!("{head}content-type: application/json\r\n\r\n{body}").as_bytes())?;
         let mut reply = String::new();
         stream.read_to_string(&mut reply)?;
