@@ -20,7 +20,7 @@ const DEFAULT_TOKENS: u32 = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum BuiltInError {
     /// The model cannot be loaded.
-    #[error("provider {name:?}: {source}")]
+    #[error("provider {name:?}: {}", first_line(source))]
     Model {
         /// The provider.
         name: String,
@@ -46,6 +46,11 @@ pub enum BuiltInError {
     /// The system gives no thread.
     #[error("cannot start the model's thread: {0}")]
     Thread(std::io::Error),
+}
+
+/// With `RUST_BACKTRACE` set, errors of tensor operations carry a stack trace after their first line.
+fn first_line(error: &ModelError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 struct Job {
@@ -175,7 +180,7 @@ impl Engine {
                     }
                 }
                 Err(error) => {
-                    let failure = CallFailure::new(FailureKind::Unavailable, format!("{}: {error}", self.name));
+                    let failure = CallFailure::new(FailureKind::Unavailable, format!("{}: {}", self.name, first_line(&error)));
                     for ready in chunk {
                         outcomes[ready.at] = Some(Err(failure.clone()));
                     }
@@ -192,7 +197,7 @@ impl Engine {
             return Err(rejected("the built-in model decodes greedily; set temperature to 0 or leave it out".to_owned()));
         }
         let (system, user) = conversation(&call.messages).map_err(rejected)?;
-        let prompt = self.tokenizer.chat(system, user).map_err(|e| rejected(e.to_string()))?;
+        let prompt = self.tokenizer.chat(system, user).map_err(|e| rejected(first_line(&e)))?;
         let max_tokens = call.sampling.max_tokens.unwrap_or(DEFAULT_TOKENS) as usize;
         if prompt.len() + max_tokens > self.context {
             return Err(rejected(format!(
