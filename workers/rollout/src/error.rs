@@ -28,6 +28,12 @@ pub enum RolloutError {
         /// Whether the service was out of reach, as opposed to refusing.
         outage: bool,
     },
+    /// Something that must be complete is not, because a service was out of reach for a part of it.
+    #[error("{reason}; what was had is kept, run again once the service answers")]
+    Incomplete {
+        /// What is missing.
+        reason: String,
+    },
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -56,7 +62,7 @@ impl From<RolloutError> for Failure {
     fn from(error: RolloutError) -> Self {
         let class = match &error {
             RolloutError::Call(call) if call.is_outage() => ExitClass::Unavailable,
-            RolloutError::AllFailed { outage: true, .. } => ExitClass::Unavailable,
+            RolloutError::AllFailed { outage: true, .. } | RolloutError::Incomplete { .. } => ExitClass::Unavailable,
             RolloutError::Call(_)
             | RolloutError::AllFailed { .. }
             | RolloutError::Reply { .. }

@@ -15,6 +15,9 @@ use s3_telemetry::{Failure, Outcome};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+/// So many lost answers in a row are an outage that waiting within this call does not end.
+const GONE: usize = 8;
+
 /// One stored answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -88,7 +91,7 @@ impl<'a> BaselineStore<'a> {
     }
 
     /// Computes what is missing, in parts of the generator's chunk. Questions whose answer was lost in an
-    /// outage stay missing and are counted; when a whole part is lost, the call fails.
+    /// outage stay missing and are counted; when nothing comes back any more, the call fails.
     pub fn ensure(&mut self, questions: &[Question], mut each: impl FnMut(usize)) -> Result<usize, RolloutError> {
         let missing: Vec<&Question> = {
             let mut seen = std::collections::BTreeSet::new();
@@ -98,7 +101,7 @@ impl<'a> BaselineStore<'a> {
             };
             questions.iter().filter(new).collect()
         };
-        let mut lost = 0;
+        let (mut lost, mut gone) = (0, 0);
         for (at, part) in missing.chunks(self.config.generator.chunk.max(1)).enumerate() {
             self.link.check()?;
             let queries: Vec<String> = part.iter().map(|question| question.question.clone()).collect();
@@ -106,7 +109,12 @@ impl<'a> BaselineStore<'a> {
             let asks: Vec<Ask> =
                 part.iter().zip(&found).map(|(question, passages)| Ask { question, passages }).collect();
             let scored = score_answers(self.generator, &asks)?;
-            if let Some(error) = all_failed(&scored).filter(|_| scored.iter().any(is_outage)) {
+            if scored.iter().all(is_outage) {
+                gone += scored.len();
+            } else {
+                gone = 0;
+            }
+            if let Some(error) = all_failed(&scored).filter(|_| gone >= part.len().max(GONE)) {
                 return Err(error);
             }
             for ((question, passages), one) in part.iter().zip(&found).zip(scored) {
@@ -186,7 +194,7 @@ pub fn choose(run: &Run, store: &mut BaselineStore<'_>) -> Result<Chosen, Failur
         if lost > 0 {
             // which questions are trained on may not depend on an outage
             let reason = format!("{lost} baseline answers could not be had");
-            return Err(RolloutError::AllFailed { reason, outage: true }.into());
+            return Err(RolloutError::Incomplete { reason }.into());
         }
         for question in part {
             match store.get(question).map(|scored| scored.verdict) {
@@ -216,7 +224,7 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     let lost = store.ensure(&all, |done| run.progress.done(done as u64))?;
     if lost > 0 {
         let reason = format!("{lost} of {} baseline answers could not be had", all.len());
-        return Err(RolloutError::AllFailed { reason, outage: true }.into());
+        return Err(RolloutError::Incomplete { reason }.into());
     }
     let scored: Vec<(String, Option<Scored>)> =
         all.iter().map(|question| (s3_rollout::question_key(question), store.get(question))).collect();

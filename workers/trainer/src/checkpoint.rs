@@ -83,69 +83,86 @@ impl<'a> Checkpoints<'a> {
         Ok(())
     }
 
-    /// Steps with a published checkpoint, newest first.
-    fn steps(&self) -> Result<Vec<u32>, Failure> {
-        let dir = &self.config.dir;
-        let entries = match std::fs::read_dir(dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(Failure::io(format!("{}: {error}", dir.display()))),
-        };
-        let mut steps = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(|e| Failure::io(format!("{}: {e}", dir.display())))?.file_name();
-            steps.extend(name.to_string_lossy().strip_prefix("step-").and_then(|digits| digits.parse::<u32>().ok()));
-        }
-        steps.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(steps)
-    }
-
-    fn folder(&self, step: u32) -> PathBuf {
-        self.config.dir.join(format!("step-{step:06}"))
-    }
-
     fn prune(&self) -> Result<(), Failure> {
-        for step in self.steps()?.into_iter().skip(self.config.keep.max(1) as usize) {
-            let folder = self.folder(step);
+        for step in steps(&self.config.dir)?.into_iter().skip(self.config.keep.max(1) as usize) {
+            let folder = folder(&self.config.dir, step);
             std::fs::remove_dir_all(&folder).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
         }
         Ok(())
     }
 
-    /// Restores the newest whole checkpoint of this run; none when there is none yet. Damaged ones are
-    /// passed over with a warning; those of another run are refused.
+    /// Restores the newest whole checkpoint of this run; none when there is none yet. A checkpoint of another
+    /// run is refused.
     pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<Option<Position>, Failure> {
-        for step in self.steps()? {
-            let folder = self.folder(step);
-            let manifest = match load_manifest(&folder, KIND) {
-                Ok(manifest) => manifest,
-                Err(error) => {
-                    tracing::warn!(%error, step, "checkpoint is damaged and passed over");
-                    continue;
-                }
-            };
-            self.identity.check(&manifest.identity["run"], &folder)?;
-            return read(&folder, decoder, optimizer).map(Some);
-        }
-        Ok(None)
+        let Some(checkpoint) = newest(&self.config.dir)? else { return Ok(None) };
+        let folder = &checkpoint.folder;
+        self.identity.check(&checkpoint.run, folder)?;
+        checkpoint.lay_over(decoder)?;
+        optimizer.load(&folder.join(OPTIMIZER), decoder).map_err(RolloutError::from)?;
+        let state = std::fs::read(folder.join(STATE)).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
+        serde_json::from_slice(&state).map(Some).map_err(|e| Failure::input(format!("{}: {e}", folder.display())))
     }
 }
 
-fn read(folder: &Path, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<Position, Failure> {
-    let tensors = load_tensors(&folder.join(POLICY)).map_err(RolloutError::from)?;
-    let names: Vec<String> = decoder.trained_tensors().into_keys().collect();
-    if names.iter().ne(tensors.keys()) {
-        return Err(Failure::input(format!(
-            "{}: the checkpoint's tensors are not those of the model; choose another checkpoint.dir",
-            folder.display()
-        )));
+/// A published checkpoint whose files are whole.
+pub struct Checkpoint {
+    folder: PathBuf,
+    /// Steps done.
+    pub step: u32,
+    /// Identity of the run that made it.
+    run: serde_json::Value,
+}
+
+/// The newest whole checkpoint of a folder; damaged ones are passed over with a warning.
+pub fn newest(dir: &Path) -> Result<Option<Checkpoint>, Failure> {
+    for step in steps(dir)? {
+        let folder = folder(dir, step);
+        match load_manifest(&folder, KIND) {
+            Ok(manifest) => return Ok(Some(Checkpoint { folder, step, run: manifest.identity["run"].clone() })),
+            Err(error) => tracing::warn!(%error, step, "checkpoint is damaged and passed over"),
+        }
     }
-    for (name, tensor) in tensors {
-        decoder.set_trained(&name, tensor).map_err(RolloutError::from)?;
+    Ok(None)
+}
+
+impl Checkpoint {
+    /// Puts the checkpoint's tensors into a decoder that trains the same tensors; a value head that the decoder
+    /// lacks is left out.
+    pub fn lay_over(&self, decoder: &mut Decoder) -> Result<(), Failure> {
+        let mut tensors = load_tensors(&self.folder.join(POLICY)).map_err(RolloutError::from)?;
+        let wanted = decoder.trained_tensors();
+        tensors.retain(|name, _| wanted.contains_key(name) || !name.starts_with("value_head."));
+        if wanted.keys().ne(tensors.keys()) {
+            return Err(Failure::input(format!(
+                "{}: the checkpoint's tensors are not those of the model; choose another checkpoint.dir",
+                self.folder.display()
+            )));
+        }
+        for (name, tensor) in tensors {
+            decoder.set_trained(&name, tensor).map_err(RolloutError::from)?;
+        }
+        Ok(())
     }
-    optimizer.load(&folder.join(OPTIMIZER), decoder).map_err(RolloutError::from)?;
-    let state = std::fs::read(folder.join(STATE)).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
-    serde_json::from_slice(&state).map_err(|e| Failure::input(format!("{}: {e}", folder.display())))
+}
+
+/// Steps with a published checkpoint, newest first.
+fn steps(dir: &Path) -> Result<Vec<u32>, Failure> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Failure::io(format!("{}: {error}", dir.display()))),
+    };
+    let mut steps = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|e| Failure::io(format!("{}: {e}", dir.display())))?.file_name();
+        steps.extend(name.to_string_lossy().strip_prefix("step-").and_then(|digits| digits.parse::<u32>().ok()));
+    }
+    steps.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(steps)
+}
+
+fn folder(dir: &Path, step: u32) -> PathBuf {
+    dir.join(format!("step-{step:06}"))
 }
 
 /// Digest of what a run made: trained tensors, optimiser state and all results, in this order.

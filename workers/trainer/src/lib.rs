@@ -8,6 +8,7 @@
 pub mod baseline;
 pub mod checkpoint;
 pub mod data;
+pub mod export;
 pub mod identity;
 pub mod learn;
 pub mod run;

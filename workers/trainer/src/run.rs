@@ -1,6 +1,6 @@
 //! Starting a command: threads, runtime, signals, and the thread that computes.
 
-use crate::{baseline, sft, train};
+use crate::{baseline, export, sft, train};
 use s3_config::{TrainerConfig, load};
 use s3_model::{Decoder, TokenizerFile};
 use s3_rollout::{GeneratorPeer, Link, ModelCodec, RetrieverPeer, RolloutError};
@@ -67,7 +67,7 @@ pub fn start(command: Command, config: &Path) -> Result<(), Failure> {
             Command::Baseline => baseline::command(&run),
             Command::Sft => sft::command(&run),
             Command::Train => train::command(&run),
-            Command::Export => Err(Failure::internal("export")),
+            Command::Export => export::command(&run),
         }?;
         if let Some(path) = &run.config.runtime.result {
             write_outcome(path, &outcome).map_err(|e| Failure::io(format!("{}: {e}", path.display())))?;

@@ -1,0 +1,193 @@
+//! The real `s3-trainer` process against services over real sockets: killed anywhere, slow, failing.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use s3_rollout::record::read_training;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use support::{World, run, spawn};
+
+const TRAIN: &str = "steps: 5\nrollout: {questions: 4, samples: 4, batch: 8, microBatch: 4}\n\
+    probe: {every: 2, limit: 4, datasets: [{name: d, path: ROOT/questions.jsonl}]}";
+
+fn train(world: &World) -> String {
+    TRAIN.replace("ROOT", &world.dir.path().display().to_string())
+}
+
+#[test]
+fn killed_anywhere_the_digest_is_the_same() {
+    let world = World::start();
+    let undisturbed = world.config("undisturbed", &train(&world));
+    let started = std::time::Instant::now();
+    let (code, stdout, stderr) = run("train", &undisturbed);
+    assert_eq!(code, 0, "{stderr}");
+    let whole = started.elapsed();
+    let expected = world.outcome("undisturbed");
+    assert!(stdout.ends_with(&format!("digest {}\n", expected.digest)), "{stdout}");
+    assert!(expected.summary["last"]["gradNorm"].as_f64().unwrap() > 0.0, "{}", expected.summary);
+    assert!(expected.summary["last"]["mismatchMax"].as_f64().unwrap() <= 1e-5, "{}", expected.summary);
+
+    // latencies reorder nothing
+    world.behaviour.latency.store(15, Ordering::SeqCst);
+    let disturbed = world.config("disturbed", &train(&world));
+    let mut random = 7u64;
+    let mut kills = 0;
+    while kills < 12 {
+        let mut child = spawn("train", &disturbed);
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let share = (random >> 40) as f64 / (1u64 << 24) as f64;
+        std::thread::sleep(whole.mul_f64(0.05 + 0.6 * share) + Duration::from_millis(3));
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    let (code, _, stderr) = run("train", &disturbed);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(kills >= 10 || kills > 0 && world.outcome("disturbed").digest == expected.digest, "killed {kills} times");
+    assert_eq!(world.outcome("disturbed").digest, expected.digest, "after {kills} kills");
+
+    let steps = read_training(&world.dir.path().join("disturbed/state/training")).unwrap();
+    assert_eq!(steps.len(), 6);
+    assert!(steps[1..].iter().all(|step| step.episodes.len() == 16 && step.figures.contains_key("gradNorm")));
+    assert_eq!([0, 2, 4, 5].map(|at: usize| steps[at].probe_episodes.len()), [4, 4, 4, 4]);
+}
+
+#[test]
+fn an_outage_masks_samples_and_is_never_a_wrong_answer() {
+    let world = World::start();
+    world.behaviour.failing.store(4, Ordering::SeqCst);
+    for name in ["first", "second"] {
+        let (code, _, stderr) = run("train", &world.config(name, &train(&world)));
+        assert_eq!(code, 0, "{stderr}");
+    }
+    let outcome = world.outcome("first");
+    assert_eq!(outcome.digest, world.outcome("second").digest);
+    assert!(outcome.summary["masked"].as_f64().unwrap() > 0.0, "{}", outcome.summary);
+    let mut masked = 0;
+    for step in read_training(&world.dir.path().join("first/state/training")).unwrap() {
+        for record in step.episodes {
+            let outcome = record.outcome.unwrap();
+            let known = [&outcome.searcher, &outcome.baseline].iter().all(|scored| scored.answer.is_some());
+            assert_eq!(outcome.reward.is_some(), known);
+            masked += usize::from(!known);
+        }
+    }
+    assert!((outcome.summary["masked"].as_f64().unwrap() - masked as f64).abs() < 0.5);
+}
+
+#[test]
+fn dead_services_end_in_one_line_and_lose_nothing() {
+    let world = World::start();
+    world.behaviour.failing.store(1, Ordering::SeqCst);
+    let config = world.config("dead", &train(&world));
+    let (code, _, stderr) = run("train", &config);
+    assert_eq!(code, 69, "{stderr}");
+    assert_eq!(stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{stderr}");
+    world.behaviour.failing.store(0, Ordering::SeqCst);
+    let (code, _, stderr) = run("train", &config);
+    assert_eq!(code, 0, "{stderr}");
+    let (code, _, stderr) = run("train", &world.config("whole", &train(&world)));
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(world.outcome("dead").digest, world.outcome("whole").digest);
+}
+
+#[test]
+fn another_configuration_is_refused_by_name() {
+    let world = World::start();
+    let short = "steps: 1\nrollout: {questions: 2, samples: 2, batch: 4}";
+    let (code, _, stderr) = run("train", &world.config("one", short));
+    assert_eq!(code, 0, "{stderr}");
+    let other = format!("{short}\nalgorithm: {{clipHigh: 0.3}}");
+    let (code, _, stderr) = run("train", &world.config("one", &other));
+    assert_eq!(code, 64, "{stderr}");
+    assert!(stderr.contains("algorithm: was") && stderr.contains("another run"), "{stderr}");
+    // more steps of the same run continue it
+    let (code, _, stderr) = run("train", &world.config("one", &short.replace("steps: 1", "steps: 2")));
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(world.outcome("one").summary["steps"], 2);
+}
+
+#[test]
+fn asked_to_stop_it_saves_and_continues() {
+    let world = World::start();
+    world.behaviour.latency.store(60, Ordering::SeqCst);
+    let config = world.config("stopped", &train(&world).replace("steps: 5", "steps: 3"));
+    let mut stops = 0;
+    loop {
+        let child = spawn("train", &config);
+        std::thread::sleep(Duration::from_millis(700));
+        let pid = child.id().to_string();
+        // the child may have ended already
+        let _ = std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        match output.status.code() {
+            Some(0) => break,
+            Some(75) => stops += 1,
+            code => panic!("{code:?}: {}", String::from_utf8_lossy(&output.stderr)),
+        }
+        assert!(stops < 60, "no progress");
+    }
+    let (code, _, stderr) = run("train", &world.config("free", &train(&world).replace("steps: 5", "steps: 3")));
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(world.outcome("stopped").digest, world.outcome("free").digest, "after {stops} stops");
+    assert!(stops > 0);
+}
+
+#[test]
+fn baselines_are_computed_once() {
+    let world = World::start();
+    let more = "steps: 1\ndata: {datasets: [{name: d, path: ROOT/questions.jsonl}], dropBaselineSolved: true, limit: 6}"
+        .replace("ROOT", &world.dir.path().display().to_string());
+    let base = std::fs::read_to_string(world.config("base", "")).unwrap();
+    let without_data: Vec<&str> = base.lines().filter(|line| !line.starts_with("data:")).collect();
+    let config = world.dir.path().join("base.yaml");
+    std::fs::write(&config, format!("{}\n{more}\n", without_data.join("\n"))).unwrap();
+    world.behaviour.failing.store(5, Ordering::SeqCst);
+    let (code, _, stderr) = run("baseline", &config);
+    assert_eq!(code, 69, "{stderr}");
+    let partial = world.behaviour.answered.load(Ordering::SeqCst);
+    assert!(partial > 0);
+    world.behaviour.failing.store(0, Ordering::SeqCst);
+    let (code, _, stderr) = run("baseline", &config);
+    assert_eq!(code, 0, "{stderr}");
+    let outcome = world.outcome("base");
+    assert_eq!((outcome.summary["questions"].as_u64(), outcome.summary["right"].as_u64()), (Some(6), Some(0)));
+    let asked = world.behaviour.answered.load(Ordering::SeqCst);
+    assert!(asked <= support::QUESTIONS, "no answer is asked twice: {asked}");
+    let (code, _, stderr) = run("baseline", &config);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(world.behaviour.answered.load(Ordering::SeqCst), asked);
+    assert_eq!(world.outcome("base"), outcome);
+}
+
+#[test]
+fn warm_starts_lower_the_loss_and_resume() {
+    let world = World::start();
+    let more = |task: &str| format!("steps: 0\nsft: {{task: {task}, epochs: 3, batch: 8, microBatch: 4, queryTrials: 6}}");
+    let wide = |name: &str, task: &str| {
+        let config = world.config(name, &more(task));
+        let text = std::fs::read_to_string(&config).unwrap().replace("turnTokens: 12", "turnTokens: 60");
+        std::fs::write(&config, text).unwrap();
+        config
+    };
+    for (name, task) in [("protocol", "Protocol"), ("answers", "ShortAnswer")] {
+        let (code, _, stderr) = run("sft", &wide(name, task));
+        assert_eq!(code, 0, "{stderr}");
+        let summary = world.outcome(name).summary;
+        let loss = |key: &str| summary[key].as_f64().unwrap();
+        assert!(loss("lastLoss") < loss("firstLoss"), "{task}: {summary}");
+        assert!(world.dir.path().join(name).join("adapter/adapter_model.safetensors").exists());
+        let mut child = spawn("sft", &wide("killed", task));
+        std::thread::sleep(Duration::from_millis(400));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (code, _, stderr) = run("sft", &wide("killed", task));
+        assert_eq!(code, 0, "{stderr}");
+        assert_eq!(world.outcome("killed").digest, world.outcome(name).digest);
+        std::fs::remove_dir_all(world.dir.path().join("killed")).unwrap();
+    }
+}
