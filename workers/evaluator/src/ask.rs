@@ -1,0 +1,98 @@
+//! `s3-evaluator ask`: one question, with everything the searcher did for it.
+
+use crate::arms::{Arm, Searcher, SearcherArm, Surroundings};
+use crate::error::EvalError;
+use crate::run::Run;
+use s3_config::{ArmConfig, ArmMethod};
+use s3_rollout::{AnswerOutcome, AnswerSource, GeneratorPeer, RetrieverPeer};
+use s3_search::{Action, Passage, Question};
+use s3_telemetry::Failure;
+use serde::Serialize;
+use std::time::Instant;
+
+/// What is printed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Asked {
+    /// The question.
+    pub question: String,
+    /// The searcher's turns.
+    pub turns: Vec<AskedTurn>,
+    /// What the generator read, in order.
+    pub passages: Vec<Passage>,
+    /// The answer.
+    pub answer: Option<String>,
+    /// Why there is none: the generator refused.
+    pub failure: Option<String>,
+    /// Wall-clock seconds, loading the model left out.
+    pub seconds: f64,
+}
+
+/// One turn.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AskedTurn {
+    /// What the searcher wrote.
+    pub text: String,
+    /// Its search; none where it stopped or could not be read.
+    pub query: Option<String>,
+    /// Why the turn could not be read.
+    pub invalid: Option<String>,
+    /// The passages that its ids refer to.
+    pub window: Vec<Passage>,
+    /// What it selected, from 1 as it wrote it.
+    pub selected: Vec<usize>,
+}
+
+/// Plays one episode and answers from it.
+pub fn ask(run: &Run, question: &str, arm: Option<&str>) -> Result<Asked, Failure> {
+    let (searcher, search, temperature) = searcher_arm(&run.config.arms, arm)?;
+    let retriever = RetrieverPeer::connect(&run.link, &run.config.retriever)?;
+    let generator = GeneratorPeer::connect(&run.link, &run.config.generator, &run.config.runtime.name)?;
+    let around = Surroundings { retriever: &retriever, shutdown: &run.link.shutdown, seed: run.config.seed };
+    let mut arm =
+        SearcherArm { searcher: Searcher::load(searcher)?, search, temperature, batch: 1, around: &around };
+    let question =
+        Question { id: "ask".into(), dataset: "ask".into(), question: question.to_owned(), answers: Vec::new() };
+    let started = Instant::now();
+    let mut gathered = arm.gather(0, std::slice::from_ref(&question))?;
+    let gathered = gathered.pop().unwrap_or_default();
+    let answers = generator.answer(&[(&question, &gathered.passages)])?;
+    let (answer, failure) = match answers.into_iter().next() {
+        Some(AnswerOutcome::Answer(answer)) => (Some(answer), None),
+        Some(AnswerOutcome::Failed { reason, outage: true }) => return Err(Failure::unavailable(reason)),
+        Some(AnswerOutcome::Failed { reason, outage: false }) => (None, Some(reason)),
+        None => return Err(Failure::unavailable("the generator gave no answer")),
+    };
+    let turns = gathered.episode.into_iter().flat_map(|episode| episode.turns).map(|turn| {
+        let (query, invalid) = match turn.action {
+            Action::Search { query } => (Some(query), None),
+            Action::Complete => (None, None),
+            Action::Invalid { reason } => (None, Some(reason)),
+        };
+        let selected = turn.selected.iter().map(|at| at + 1).collect();
+        AskedTurn { text: turn.text, query, invalid, window: turn.window, selected }
+    });
+    Ok(Asked {
+        question: question.question,
+        turns: turns.collect(),
+        passages: gathered.passages,
+        answer,
+        failure,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+type SearcherParts<'a> = (&'a s3_config::ModelSpec, &'a s3_config::SearchConfig, f64);
+
+fn searcher_arm<'a>(arms: &'a [ArmConfig], named: Option<&str>) -> Result<SearcherParts<'a>, EvalError> {
+    let mut with_searcher = arms.iter().filter_map(|arm| match &arm.method {
+        ArmMethod::S3 { searcher, search, temperature, .. } => Some((arm, (&**searcher, search, *temperature))),
+        ArmMethod::Direct {} | ArmMethod::Rag { .. } | ArmMethod::SameBudgetRag { .. } => None,
+    });
+    let found = with_searcher.find(|(arm, _)| named.is_none_or(|name| arm.name == name));
+    found.map(|(_, parts)| parts).ok_or_else(|| {
+        EvalError::Config(match named {
+            Some(name) => format!("no arm {name:?} with a searcher in this configuration"),
+            None => "this configuration has no arm with a searcher (method S3)".into(),
+        })
+    })
+}

@@ -1,0 +1,22 @@
+//! Evaluation that can be trusted: methods × questions × metrics, with intervals and paired tests.
+//!
+//! * [`questions`] chooses what is asked, [`filtered`] refuses sets chosen by whether the baseline is right,
+//!   [`identity`] freezes both before anything is evaluated.
+//! * [`arms`] are the compared methods, [`units`] evaluates them chunk by chunk with a journal.
+//! * [`results`] and [`summary`] are what is published, [`statistics`] the mathematics, [`report`] the page.
+
+pub mod arms;
+pub mod ask;
+mod error;
+pub mod filtered;
+pub mod identity;
+pub mod questions;
+pub mod report;
+pub mod results;
+pub mod run;
+pub mod start;
+pub mod statistics;
+pub mod summary;
+pub mod units;
+
+pub use error::EvalError;

@@ -1,0 +1,214 @@
+//! The template around the data.
+
+use super::{Attribution, Page, data};
+use crate::error::EvalError;
+use crate::statistics::Interval;
+use crate::summary::{ALL, Pair, TableRow};
+use minijinja::{Environment, context};
+use s3_artifacts::ArtifactError;
+use serde::Serialize;
+use serde_json::Value;
+
+/// A figure as it is drawn: percent text, and its place on the column's scale (0 to 100).
+#[derive(Serialize)]
+struct Figure {
+    value: String,
+    low: String,
+    high: String,
+    at: f64,
+    from: f64,
+    width: f64,
+    zero: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    arm: String,
+    dataset: String,
+    part: bool,
+    n: usize,
+    masked: usize,
+    gen_acc: Figure,
+    em: Figure,
+    f1: Figure,
+    gbr: Option<Figure>,
+    searches: String,
+    passages: String,
+    tokens: String,
+    seconds: String,
+}
+
+#[derive(Serialize)]
+struct Test {
+    arm: String,
+    against: String,
+    n: usize,
+    wins: usize,
+    losses: usize,
+    difference: Figure,
+    p: String,
+    p_holm: String,
+    shown: bool,
+}
+
+#[derive(Serialize)]
+struct Fact {
+    name: String,
+    value: String,
+    digest: bool,
+}
+
+pub(super) fn html(page: &Page<'_>) -> Result<String, EvalError> {
+    let mut environment = Environment::new();
+    environment.add_template("report.html", include_str!("page.html"))?;
+    let summary = page.summary;
+    let top = |of: &dyn Fn(&TableRow) -> f64| summary.table.iter().map(of).fold(0.05, f64::max);
+    let share = top(&|row| row.gen_acc.high.max(row.em.high).max(row.f1.high));
+    let gain = top(&|row| row.gbr.map_or(0.0, |gbr| gbr.low.abs().max(gbr.high.abs())));
+    let spread = summary.pairs.iter().map(|pair| pair.difference).map(|d| d.low.abs().max(d.high.abs()));
+    let spread = spread.fold(0.05, f64::max);
+    let rows: Vec<Row> = summary.table.iter().map(|row| table_row(row, share, gain)).collect();
+    let tests: Vec<Test> = summary.pairs.iter().map(|pair| test(pair, spread, summary.confidence)).collect();
+    let several = summary.table.iter().any(|row| row.dataset != ALL);
+    let datasets: std::collections::BTreeSet<&str> =
+        page.results.questions.questions.iter().map(|question| question.dataset.as_str()).collect();
+    let arms = summary.table.iter().filter(|row| row.dataset == ALL).count();
+    let rendered = environment.get_template("report.html")?.render(context! {
+        css => include_str!("page.css"),
+        js => include_str!("page.js"),
+        data => embedded(&data::of(page))?,
+        questions => page.results.questions.questions.len(),
+        datasets => datasets.into_iter().collect::<Vec<_>>().join(", "),
+        eligible => page.results.questions.eligible,
+        arms,
+        smoke => summary.notes.first().filter(|note| note.contains("smoke run")),
+        notes => summary.notes.iter().filter(|note| !note.contains("smoke run")).collect::<Vec<_>>(),
+        accuracy => summary.accuracy,
+        baseline => summary.baseline,
+        level => format!("{:.0} %", summary.confidence * 100.0),
+        several,
+        rows,
+        tests,
+        facts => facts(page)?,
+        attribution => page.attribution.iter().map(shortened).collect::<Vec<_>>(),
+    })?;
+    Ok(rendered)
+}
+
+fn table_row(row: &TableRow, share: f64, gain: f64) -> Row {
+    Row {
+        arm: row.arm.clone(),
+        dataset: row.dataset.clone(),
+        part: row.dataset != ALL,
+        n: row.n,
+        masked: row.masked,
+        gen_acc: figure(row.gen_acc, 0.0, share, false),
+        em: figure(row.em, 0.0, share, false),
+        f1: figure(row.f1, 0.0, share, false),
+        gbr: row.gbr.map(|gbr| figure(gbr, -gain, gain, true)),
+        searches: format!("{:.2}", row.searches),
+        passages: format!("{:.2}", row.passages),
+        tokens: format!("{:.0}", row.tokens),
+        seconds: row.seconds.map_or_else(|| "–".into(), duration),
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..120 => format!("{whole} s"),
+        120..7200 => format!("{} min", (whole + 30) / 60),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
+fn test(pair: &Pair, spread: f64, confidence: f64) -> Test {
+    Test {
+        arm: pair.arm.clone(),
+        against: pair.against.clone(),
+        n: pair.n,
+        wins: pair.wins,
+        losses: pair.losses,
+        difference: figure(pair.difference, -spread, spread, true),
+        p: p_value(pair.p),
+        p_holm: p_value(pair.p_holm),
+        shown: pair.p_holm <= 1.0 - confidence,
+    }
+}
+
+fn p_value(p: f64) -> String {
+    if p < 0.001 { "< 0.001".into() } else { format!("{p:.3}") }
+}
+
+/// Points of a hundred with one decimal; a real minus, and a sign where a difference is meant.
+fn points(value: f64, signed: bool) -> String {
+    let value = value * 100.0;
+    let text = format!("{:.1}", value.abs());
+    match (text == "0.0", value < 0.0, signed) {
+        (false, true, _) => format!("−{text}"),
+        (false, false, true) => format!("+{text}"),
+        _ => text,
+    }
+}
+
+fn figure(interval: Interval, from: f64, to: f64, signed: bool) -> Figure {
+    let place = |value: f64| (((value - from) / (to - from)).clamp(0.0, 1.0) * 1000.0).round() / 10.0;
+    Figure {
+        value: points(interval.value, signed),
+        low: points(interval.low, signed),
+        high: points(interval.high, signed),
+        at: place(interval.value),
+        from: place(interval.low),
+        width: place(interval.high) - place(interval.low),
+        zero: (from < 0.0).then(|| place(0.0)),
+    }
+}
+
+/// What ran: digests and settings, from the identity.
+fn facts(page: &Page<'_>) -> Result<Vec<Fact>, EvalError> {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let fact = |name: &str, value: String, digest| Fact { name: name.to_owned(), value, digest };
+    let identity = page.identity;
+    let mut facts = vec![
+        fact("Results", page.results.digest()?, true),
+        fact("Questions", page.results.questions.sha256.clone(), true),
+        fact("Index", text(&identity["index"]), true),
+        fact("Generator", text(&identity["generator"]), true),
+    ];
+    for (key, arm) in identity.as_object().into_iter().flatten() {
+        let Some(name) = key.strip_prefix("arm ") else { continue };
+        for (what, label) in [("model", "searcher"), ("adapter", "adapter")] {
+            if let Some(digest) = arm[what].as_str() {
+                facts.push(fact(&format!("{name}: {label}"), digest.to_owned(), true));
+            }
+        }
+    }
+    let set = &page.results.questions;
+    let judge = identity["answers"]["judge"].as_str().unwrap_or("none (span only)");
+    facts.push(fact("Judge", judge.to_owned(), false));
+    facts.push(fact("Seed", set.seed.to_string(), false));
+    facts.push(fact(
+        "Choice",
+        format!(
+            "{} of {} questions; {} in training files, {} without an answer in the corpus left out",
+            set.questions.len(),
+            set.considered,
+            set.in_training,
+            set.unanswerable
+        ),
+        false,
+    ));
+    Ok(facts)
+}
+
+fn shortened(source: &Attribution) -> Attribution {
+    let sha256 = source.sha256.chars().take(16).collect();
+    Attribution { sha256, ..source.clone() }
+}
+
+/// JSON inside a script element: no `<` can end it, no line separator can break it.
+fn embedded<T: Serialize>(value: &T) -> Result<String, EvalError> {
+    let text = serde_json::to_string(value).map_err(ArtifactError::from)?;
+    Ok(text.replace('<', "\\u003c").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029"))
+}

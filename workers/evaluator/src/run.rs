@@ -1,0 +1,109 @@
+//! `s3-evaluator run`: from a configuration to a published result.
+
+use crate::arms::{self, Surroundings};
+use crate::error::EvalError;
+use crate::results::Results;
+use crate::statistics::detectable;
+use crate::summary::{Summary, summarise};
+use crate::units::{ArmResults, ArmRun, Unit};
+use crate::{identity, questions, report};
+use s3_artifacts::Journal;
+use s3_config::EvaluatorConfig;
+use s3_rollout::{GeneratorPeer, Link, RetrieverPeer};
+use s3_telemetry::{Failure, Outcome, Progress};
+use std::path::PathBuf;
+
+/// Everything a command works with.
+pub struct Run {
+    /// The configuration, with prompt templates filled in.
+    pub config: EvaluatorConfig,
+    /// The way to other workers, and the request to stop.
+    pub link: Link,
+    /// Shown to people and to whoever started this.
+    pub progress: Progress,
+}
+
+/// Evaluates all arms; continues what an earlier process left.
+pub fn run(run: &Run) -> Result<Outcome, Failure> {
+    let (results, summary) = evaluate(run)?;
+    let summary = serde_json::to_value(summary).map_err(Failure::internal)?;
+    Ok(Outcome { digest: results.digest()?, summary })
+}
+
+fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
+    let config = &run.config;
+    let state = &config.runtime.state_dir;
+    let order = arms::order(&config.arms)?;
+    check_statistics(config)?;
+    run.progress.phase("choose questions", 0);
+    let set = questions::choose(config)?;
+    identity::freeze_questions(state, &set)?;
+    let count = set.questions.len();
+    tracing::info!(questions = count, sha256 = %set.sha256, "questions frozen");
+    tracing::info!("{}", detectable::sentence(count, config.statistics.confidence));
+    eprintln!("{}", detectable::sentence(count, config.statistics.confidence));
+
+    run.progress.phase("connect to retriever and generator", 0);
+    let retriever = RetrieverPeer::connect(&run.link, &config.retriever)?;
+    let generator = GeneratorPeer::connect(&run.link, &config.generator, &config.runtime.name)?;
+    let identity = identity::of(config, &set, retriever.index_digest(), generator.digest())?;
+    identity::freeze_identity(state, &identity)?;
+
+    let mut journal: Journal<Unit> = Journal::open(&state.join("units.journal"))?;
+    let around = Surroundings { retriever: &retriever, shutdown: &run.link.shutdown, seed: config.seed };
+    let mut done: Vec<Option<ArmResults>> = vec![None; config.arms.len()];
+    for (number, at) in order.into_iter().enumerate() {
+        let arm = &config.arms[at];
+        run.progress.phase(format!("arm {} ({} of {})", arm.name, number + 1, config.arms.len()), count as u64);
+        let budgets = arms::budget_from(arm)
+            .and_then(|from| config.arms.iter().position(|other| other.name == from))
+            .and_then(|from| done[from].as_ref())
+            .map(|results| results.gathered.iter().map(|one| one.passages.len()).collect())
+            .unwrap_or_default();
+        let walk = ArmRun {
+            name: &arm.name,
+            questions: &set.questions,
+            chunk: config.chunk,
+            source: &generator,
+            link: &run.link,
+            progress: &|questions| run.progress.done(questions as u64),
+        };
+        done[at] = Some(walk.run(&mut journal, || arms::open(arm, &around, budgets))?);
+    }
+    run.progress.phase("statistics and report", 0);
+    let arms: Vec<(String, ArmResults)> =
+        config.arms.iter().map(|arm| arm.name.clone()).zip(done.into_iter().flatten()).collect();
+    let results = Results::collect(set, &arms, config.statistics.baseline.as_deref());
+    let summary = summarise(config, &results)?;
+    results.publish(&config.output, &staging(config), &identity, &summary)?;
+    if let Some(page) = &config.report {
+        report::write(page, &results, &identity, &summary)?;
+    }
+    Ok((results, summary))
+}
+
+/// Beside the target, so that publishing is one rename.
+fn staging(config: &EvaluatorConfig) -> PathBuf {
+    let mut path = config.output.clone().into_os_string();
+    path.push(".staging");
+    PathBuf::from(path)
+}
+
+fn check_statistics(config: &EvaluatorConfig) -> Result<(), EvalError> {
+    let statistics = &config.statistics;
+    let named = statistics.baseline.iter().map(|name| ("baseline", name));
+    for (key, name) in named.chain(statistics.paired_against.iter().map(|name| ("pairedAgainst", name))) {
+        if !config.arms.iter().any(|arm| arm.name == *name) {
+            return Err(EvalError::Config(format!("statistics.{key} names no arm: {name:?}")));
+        }
+    }
+    if !(statistics.confidence > 0.5 && statistics.confidence < 1.0) {
+        let value = statistics.confidence;
+        return Err(EvalError::Config(format!("statistics.confidence is {value}; it must be between 0.5 and 1")));
+    }
+    if statistics.resamples < 100 {
+        let value = statistics.resamples;
+        return Err(EvalError::Config(format!("statistics.resamples is {value}; at least 100 are needed")));
+    }
+    Ok(())
+}

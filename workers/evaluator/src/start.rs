@@ -1,0 +1,65 @@
+//! Starting a command: threads, runtime, signals, and the thread that computes.
+
+use crate::run::Run;
+use s3_config::{ArmMethod, EvaluatorConfig, load};
+use s3_rollout::Link;
+use s3_telemetry::{Failure, Progress, Shutdown, serve_admin};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Room for a decoder's buffers.
+const STACK: usize = 256 << 20;
+
+/// Reads the configuration and fills in the text of prompt templates.
+pub fn read_config(path: &Path) -> Result<EvaluatorConfig, Failure> {
+    let mut config: EvaluatorConfig = load(path).map_err(Failure::input)?;
+    for arm in &mut config.arms {
+        if let ArmMethod::S3 { search, .. } = &mut arm.method
+            && let Some(template) = &search.prompt_template
+        {
+            let text = std::fs::read_to_string(template).map_err(|error| {
+                Failure::input(format!("arm {}: search.promptTemplate {}: {error}", arm.name, template.display()))
+            })?;
+            search.prompt_text = Some(text);
+        }
+    }
+    Ok(config)
+}
+
+/// Runs `work` on a thread of its own, so that calls and signals are always served.
+pub fn with_runtime<T: Send + 'static>(
+    config: EvaluatorConfig,
+    work: impl FnOnce(&Run) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    fix_threads(config.runtime.threads)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::internal)?;
+    let shutdown = {
+        let _inside = runtime.enter();
+        Shutdown::listen().map_err(Failure::internal)?
+    };
+    if let Some(address) = config.runtime.admin {
+        runtime.block_on(serve_admin(address, Arc::new(AtomicBool::new(true)))).map_err(Failure::input)?;
+    }
+    let progress = Progress::new(config.runtime.progress.clone());
+    let run = Run { config, link: Link { handle: runtime.handle().clone(), shutdown }, progress };
+    let compute = std::thread::Builder::new().name("compute".into()).stack_size(STACK).spawn(move || work(&run));
+    let outcome = compute.map_err(Failure::internal)?.join();
+    runtime.shutdown_background();
+    outcome.unwrap_or_else(|_| Err(Failure::internal("the compute thread panicked; the message above says where")))
+}
+
+/// Arithmetic libraries read their thread count from the environment when they start, so a configured count
+/// that differs starts this program again in place (same process, same arguments).
+fn fix_threads(threads: Option<usize>) -> Result<(), Failure> {
+    const VARIABLE: &str = "RAYON_NUM_THREADS";
+    let Some(threads) = threads.filter(|threads| *threads > 0) else { return Ok(()) };
+    if std::env::var(VARIABLE).is_ok_and(|value| value == threads.to_string()) {
+        return Ok(());
+    }
+    let program = std::env::current_exe().map_err(Failure::internal)?;
+    let mut again = std::process::Command::new(program);
+    Err(Failure::internal(again.args(std::env::args_os().skip(1)).env(VARIABLE, threads.to_string()).exec()))
+}

@@ -1,0 +1,283 @@
+//! From per-question results to the table of arms and the paired tests.
+
+use crate::results::{ResultRow, Results};
+use crate::statistics::{Interval, bootstrap, detectable, holm, mcnemar, wilson};
+use s3_artifacts::{ArtifactError, digest_json};
+use s3_config::{ArmConfig, EvaluatorConfig, GeneratorConfig, StatisticsConfig};
+use s3_search::score::Verdict;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The row of all datasets together.
+pub const ALL: &str = "all";
+
+/// Bounded summary of an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Summary {
+    /// What the accuracy column is: `GenAcc (span)`, or with a judge.
+    pub accuracy: String,
+    /// Confidence level of all intervals.
+    pub confidence: f64,
+    /// The arm that gains are measured against.
+    pub baseline: Option<String>,
+    /// Arms in the configured order; per arm all datasets together, then each where there are several.
+    pub table: Vec<TableRow>,
+    /// Paired tests.
+    pub pairs: Vec<Pair>,
+    /// What a reader must know.
+    pub notes: Vec<String>,
+    /// The report page.
+    #[serde(default)]
+    pub report: Option<String>,
+}
+
+/// One arm on one dataset.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TableRow {
+    /// Arm.
+    pub arm: String,
+    /// Dataset, or [`ALL`].
+    pub dataset: String,
+    /// Questions with a verdict.
+    pub n: usize,
+    /// Questions without one: left out of every figure.
+    pub masked: usize,
+    /// Generation accuracy, Wilson interval.
+    pub gen_acc: Interval,
+    /// Exact match, Wilson interval.
+    pub em: Interval,
+    /// Token F1, BCa bootstrap interval.
+    pub f1: Interval,
+    /// Gain beyond the baseline arm, paired BCa bootstrap interval.
+    pub gbr: Option<Interval>,
+    /// Searches per question.
+    pub searches: f64,
+    /// Passages that the generator read, per question.
+    pub passages: f64,
+    /// Tokens that the searcher wrote, per question.
+    pub tokens: f64,
+    /// Wall-clock seconds of the arm, shared evenly over its questions; in no digest and no file of the artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+}
+
+/// Two arms on the questions that both have a verdict for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Pair {
+    /// The arm.
+    pub arm: String,
+    /// The one it is compared with.
+    pub against: String,
+    /// Questions.
+    pub n: usize,
+    /// Only `arm` is right.
+    pub wins: usize,
+    /// Only `against` is right.
+    pub losses: usize,
+    /// Difference in accuracy, paired BCa bootstrap interval.
+    pub difference: Interval,
+    /// Exact `McNemar` test, two-sided.
+    pub p: f64,
+    /// Corrected over all pairs (Holm).
+    pub p_holm: f64,
+}
+
+impl Summary {
+    /// Without what differs between two equal runs.
+    pub fn timeless(&self) -> Self {
+        let mut summary = self.clone();
+        summary.report = None;
+        for row in &mut summary.table {
+            row.seconds = None;
+        }
+        summary
+    }
+
+    /// With the seconds of each arm again.
+    pub fn with_seconds(mut self, seconds: &BTreeMap<String, f64>) -> Self {
+        let mut questions: BTreeMap<String, usize> = BTreeMap::new();
+        for row in &self.table {
+            let most = questions.entry(row.arm.clone()).or_default();
+            *most = (*most).max(row.n + row.masked);
+        }
+        for row in &mut self.table {
+            let share = (row.n + row.masked) as f64 / questions[&row.arm].max(1) as f64;
+            row.seconds = seconds.get(&row.arm).map(|all| all * share);
+        }
+        self
+    }
+}
+
+/// Name of the accuracy column.
+pub fn accuracy_name(generator: &GeneratorConfig) -> String {
+    match &generator.judge {
+        None => "GenAcc (span)".into(),
+        Some(judge) => format!("GenAcc (span + judge {judge})"),
+    }
+}
+
+/// Makes the summary.
+pub fn summarise(config: &EvaluatorConfig, results: &Results) -> Result<Summary, ArtifactError> {
+    let statistics = Figures { seed: config.seed, config: &config.statistics };
+    let datasets: BTreeSet<&str> = results.rows.iter().map(|row| row.dataset.as_str()).collect();
+    let mut table = Vec::new();
+    for arm in &config.arms {
+        let rows: Vec<&ResultRow> = results.rows.iter().filter(|row| row.arm == arm.name).collect();
+        table.push(statistics.row(&arm.name, ALL, &rows)?);
+        if datasets.len() > 1 {
+            for dataset in &datasets {
+                let part: Vec<&ResultRow> = rows.iter().copied().filter(|row| row.dataset == *dataset).collect();
+                table.push(statistics.row(&arm.name, dataset, &part)?);
+            }
+        }
+    }
+    let pairs = statistics.pairs(&config.arms, &results.rows)?;
+    let notes = notes(config, results, &table, &pairs);
+    let summary = Summary {
+        accuracy: accuracy_name(&config.generator),
+        confidence: config.statistics.confidence,
+        baseline: config.statistics.baseline.clone(),
+        table,
+        pairs,
+        notes,
+        report: config.report.as_ref().map(|report| report.path.to_string_lossy().into_owned()),
+    };
+    Ok(summary.with_seconds(&results.seconds))
+}
+
+struct Figures<'a> {
+    seed: u64,
+    config: &'a StatisticsConfig,
+}
+
+impl Figures<'_> {
+    fn row(&self, arm: &str, dataset: &str, rows: &[&ResultRow]) -> Result<TableRow, ArtifactError> {
+        let known: Vec<&ResultRow> = rows.iter().copied().filter(|row| row.verdict.value().is_some()).collect();
+        let n = known.len();
+        let share = |right: &dyn Fn(&ResultRow) -> bool| {
+            wilson::interval(known.iter().filter(|row| right(row)).count(), n, self.config.confidence)
+        };
+        let f1: Vec<f64> = known.iter().filter_map(|row| row.f1).collect();
+        let f1 = self.bootstrap(&f1, &["f1", arm, dataset])?;
+        let gains: Vec<f64> = rows.iter().filter_map(|row| row.gain).collect();
+        let gbr = if gains.is_empty() { None } else { Some(self.bootstrap(&gains, &["gain", arm, dataset])?) };
+        let mean = |of: &dyn Fn(&ResultRow) -> f64| rows.iter().map(|row| of(row)).sum::<f64>() / rows.len().max(1) as f64;
+        Ok(TableRow {
+            arm: arm.to_owned(),
+            dataset: dataset.to_owned(),
+            n,
+            masked: rows.len() - n,
+            gen_acc: share(&|row| row.verdict == Verdict::Correct),
+            em: share(&|row| row.exact_match == Some(true)),
+            f1: Interval { low: f1.low.max(0.0), ..f1 },
+            gbr,
+            searches: mean(&|row| f64::from(row.searches)),
+            passages: mean(&|row| row.passages.len() as f64),
+            tokens: mean(&|row| row.episode.as_ref().map_or(0, crate::results::EpisodeRow::written) as f64),
+            seconds: None,
+        })
+    }
+
+    /// Every figure has a stream of its own, named by what it is about.
+    fn bootstrap(&self, values: &[f64], name: &[&str]) -> Result<Interval, ArtifactError> {
+        let digest = digest_json(&(self.seed, name))?;
+        let seed = u64::from_str_radix(digest.get(..16).unwrap_or_default(), 16).unwrap_or(self.seed);
+        Ok(bootstrap::mean(values, 1.0, self.config.confidence, self.config.resamples, seed))
+    }
+
+    /// Every arm against each of `pairedAgainst` (else the baseline), each pair once.
+    fn pairs(&self, arms: &[ArmConfig], rows: &[ResultRow]) -> Result<Vec<Pair>, ArtifactError> {
+        let mut against: Vec<&str> = self.config.paired_against.iter().map(String::as_str).collect();
+        if against.is_empty() {
+            against.extend(self.config.baseline.as_deref());
+        }
+        let mut right: BTreeMap<&str, BTreeMap<usize, f64>> = BTreeMap::new();
+        for row in rows {
+            if let Some(value) = row.verdict.value() {
+                right.entry(&row.arm).or_default().insert(row.place, value);
+            }
+        }
+        let (mut pairs, mut done) = (Vec::new(), BTreeSet::new());
+        for other in against {
+            for arm in arms.iter().map(|arm| arm.name.as_str()) {
+                if arm == other || !done.insert([arm.min(other), arm.max(other)]) {
+                    continue;
+                }
+                let empty = BTreeMap::new();
+                let theirs = right.get(other).unwrap_or(&empty);
+                let differences: Vec<f64> = right
+                    .get(arm)
+                    .unwrap_or(&empty)
+                    .iter()
+                    .filter_map(|(place, value)| theirs.get(place).map(|theirs| value - theirs))
+                    .collect();
+                let wins = differences.iter().filter(|one| **one > 0.0).count();
+                let losses = differences.iter().filter(|one| **one < 0.0).count();
+                pairs.push(Pair {
+                    arm: arm.to_owned(),
+                    against: other.to_owned(),
+                    n: differences.len(),
+                    wins,
+                    losses,
+                    difference: self.bootstrap(&differences, &["difference", arm, other])?,
+                    p: mcnemar::p_value(wins, losses),
+                    p_holm: 1.0,
+                });
+            }
+        }
+        let corrected = holm::adjust(&pairs.iter().map(|pair| pair.p).collect::<Vec<_>>());
+        for (pair, p) in pairs.iter_mut().zip(corrected) {
+            pair.p_holm = p;
+        }
+        Ok(pairs)
+    }
+}
+
+fn notes(config: &EvaluatorConfig, results: &Results, table: &[TableRow], pairs: &[Pair]) -> Vec<String> {
+    let set = &results.questions;
+    let n = set.questions.len();
+    let mut notes = vec![detectable::sentence(n, config.statistics.confidence)];
+    // below this many questions a run is a smoke run: not even ten points can be relied on to show
+    let delta = detectable::difference(n, detectable::ASSUMED_DISCORDANT, config.statistics.confidence);
+    if delta.is_none_or(|delta| delta > 0.1) {
+        notes.insert(
+            0,
+            "This is a smoke run: it shows that every part works; its intervals are too wide to claim a gain.".into(),
+        );
+    }
+    if n < config.sample.size && config.sample.size != usize::MAX {
+        notes.push(format!("{} questions were asked for, {n} were to be had.", config.sample.size));
+    }
+    if let Some(first) = pairs.first().filter(|pair| pair.n > 0) {
+        let share = (first.wins + first.losses) as f64 / first.n as f64;
+        notes.push(format!(
+            "{} and {} differ on {:.0} % of the questions (discordant pairs).",
+            first.arm,
+            first.against,
+            share * 100.0
+        ));
+    }
+    for row in table.iter().filter(|row| row.dataset == ALL && row.masked > 0) {
+        notes.push(format!(
+            "{}: {} questions have no verdict and are left out of its figures.",
+            row.arm, row.masked
+        ));
+    }
+    for (arm, from) in config.arms.iter().filter_map(|arm| Some((arm, crate::arms::budget_from(arm)?))) {
+        let counts = |name: &str| -> BTreeMap<usize, usize> {
+            results.rows.iter().filter(|row| row.arm == name).map(|row| (row.place, row.passages.len())).collect()
+        };
+        let (ours, theirs) = (counts(&arm.name), counts(from));
+        let short = ours.iter().filter(|(place, count)| theirs.get(*place) != Some(*count)).count();
+        if short > 0 {
+            notes.push(format!(
+                "{}: for {short} questions the index ranks fewer passages than {from} handed over; all it ranks were given.",
+                arm.name
+            ));
+        }
+    }
+    notes
+}

@@ -1,0 +1,193 @@
+//! Chunks of questions, evaluated once and journalled.
+//!
+//! A chunk of one arm is the unit of work: its batches are fixed by the configuration alone, so that a run
+//! that was killed and continued computes what an uninterrupted one would. What an arm gathered and what it
+//! answered are two entries: an episode is never played again because the generator went away.
+
+use crate::arms::{Arm, Gathered};
+use crate::error::EvalError;
+use s3_artifacts::Journal;
+use s3_rollout::{AnswerSource, Ask, Link, RolloutError, Scored, all_failed, score_answers};
+use s3_search::Question;
+use s3_search::score::Verdict;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// Rounds over a failed chunk; within each, every call is tried as often as its endpoint says.
+const ROUNDS: u32 = 3;
+
+/// One journal entry. Seconds are shown to people and enter no digest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum Unit {
+    /// Key `ARM/CHUNK/passages`.
+    Gathered {
+        /// Per question of the chunk.
+        items: Vec<Gathered>,
+        /// Wall-clock time.
+        seconds: f64,
+    },
+    /// Key `ARM/CHUNK/answers`.
+    Scored {
+        /// Per question of the chunk.
+        items: Vec<Scored>,
+        /// Wall-clock time.
+        seconds: f64,
+    },
+}
+
+/// Everything known of one arm, per question of the set.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ArmResults {
+    /// What it handed over.
+    pub gathered: Vec<Gathered>,
+    /// What that was worth.
+    pub scored: Vec<Scored>,
+    /// Wall-clock seconds of all chunks.
+    pub seconds: f64,
+}
+
+/// One arm's walk over the chunks.
+pub struct ArmRun<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The whole set.
+    pub questions: &'a [Question],
+    /// Questions per chunk.
+    pub chunk: usize,
+    /// The generator.
+    pub source: &'a dyn AnswerSource,
+    /// Says when to stop.
+    pub link: &'a Link,
+    /// Told the questions done.
+    pub progress: &'a dyn Fn(usize),
+}
+
+impl ArmRun<'_> {
+    /// Evaluates what is missing. `open` makes the arm when there is something to gather.
+    pub fn run<'b>(
+        &self,
+        journal: &mut Journal<Unit>,
+        open: impl FnOnce() -> Result<Box<dyn Arm + 'b>, EvalError>,
+    ) -> Result<ArmResults, EvalError> {
+        let mut results = ArmResults::default();
+        let mut open = Some(open);
+        let mut arm: Option<Box<dyn Arm + 'b>> = None;
+        for (number, questions) in self.questions.chunks(self.chunk.max(1)).enumerate() {
+            self.link.check()?;
+            let first = number * self.chunk.max(1);
+            let key = |what| format!("{}/{number:05}/{what}", self.name);
+            if journal.get(&key("passages")).is_none() {
+                if let Some(open) = open.take() {
+                    arm = Some(open()?);
+                }
+                if let Some(arm) = &mut arm {
+                    let (items, seconds) = self.rounds(first, questions.len(), || arm.gather(first, questions))?;
+                    journal.append(&key("passages"), Unit::Gathered { items, seconds })?;
+                }
+            }
+            let gathered = match journal.get(&key("passages")) {
+                Some(Unit::Gathered { items, seconds }) if items.len() == questions.len() => {
+                    results.seconds += seconds;
+                    items.clone()
+                }
+                _ => return Err(self.mixed(number)),
+            };
+            if journal.get(&key("answers")).is_none() {
+                let (items, seconds) = self.rounds(first, questions.len(), || self.answer(questions, &gathered))?;
+                self.count(&items);
+                journal.append(&key("answers"), Unit::Scored { items, seconds })?;
+            }
+            match journal.get(&key("answers")) {
+                Some(Unit::Scored { items, seconds }) if items.len() == questions.len() => {
+                    results.seconds += seconds;
+                    results.scored.extend(items.iter().cloned());
+                }
+                _ => return Err(self.mixed(number)),
+            }
+            results.gathered.extend(gathered);
+            (self.progress)(results.scored.len());
+        }
+        Ok(results)
+    }
+
+    /// Answers and verdicts. An outage of any item fails the chunk: it is asked again and never scored. What
+    /// the provider refuses is refused every time; such an item stays without a verdict.
+    fn answer(&self, questions: &[Question], gathered: &[Gathered]) -> Result<Vec<Scored>, RolloutError> {
+        let asks: Vec<Ask<'_>> = questions
+            .iter()
+            .zip(gathered)
+            .map(|(question, gathered)| Ask { question, passages: &gathered.passages })
+            .collect();
+        let scored = score_answers(self.source, &asks)?;
+        if let Some(error) = all_failed(&scored) {
+            return Err(error);
+        }
+        for one in &scored {
+            if let Some(missing) = one.failure.as_ref().filter(|missing| missing.outage) {
+                return Err(RolloutError::AllFailed { reason: missing.reason.clone(), outage: true });
+            }
+            if one.judge == Some(Verdict::Failed) {
+                let reason = "the judge gave no verdict".to_owned();
+                return Err(RolloutError::AllFailed { reason, outage: true });
+            }
+        }
+        Ok(scored)
+    }
+
+    /// Tries again after an outage, a few times; then the run stops and can be continued.
+    fn rounds<T>(
+        &self,
+        first: usize,
+        count: usize,
+        mut work: impl FnMut() -> Result<T, RolloutError>,
+    ) -> Result<(T, f64), EvalError> {
+        let mut round = 1;
+        loop {
+            let started = Instant::now();
+            let error = match work() {
+                Ok(done) => return Ok((done, started.elapsed().as_secs_f64())),
+                Err(error) => error,
+            };
+            let reason = match &error {
+                RolloutError::AllFailed { reason, outage: true } => reason.clone(),
+                other if other.is_outage() => other.to_string(),
+                _ => return Err(error.into()),
+            };
+            let (arm, last) = (self.name.to_owned(), first + count);
+            if round == ROUNDS {
+                return Err(EvalError::Outage { arm, first: first + 1, last, reason });
+            }
+            tracing::warn!(arm, first = first + 1, last, round, reason, "chunk failed, trying again");
+            self.pause(Duration::from_secs(1 << (round - 1)))?;
+            round += 1;
+        }
+    }
+
+    fn pause(&self, length: Duration) -> Result<(), RolloutError> {
+        let until = Instant::now() + length;
+        while Instant::now() < until {
+            self.link.check()?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn count(&self, items: &[Scored]) {
+        for one in items {
+            let outcome = match one.verdict {
+                Verdict::Correct => "right",
+                Verdict::Incorrect => "wrong",
+                Verdict::Undecided | Verdict::Failed => "failed",
+            };
+            s3_telemetry::metrics().eval_questions.with_label_values(&[self.name, outcome]).inc();
+        }
+    }
+
+    fn mixed(&self, number: usize) -> EvalError {
+        EvalError::Config(format!(
+            "the journal's chunk {number} of arm {:?} has another size or kind; remove runtime.stateDir to start again",
+            self.name
+        ))
+    }
+}
