@@ -165,7 +165,8 @@ mod tests {
             .enumerate()
             .map(|(at, row)| {
                 // exact: these products and sums need few bits
-                (at as u32, row.iter().zip(query).map(|(a, b)| f64::from(a.to_f32()) * f64::from(*b)).sum())
+                let sum: f64 = row.iter().zip(query).map(|(a, b)| f64::from(a.to_f32()) * f64::from(*b)).sum();
+                (at as u32, sum + 0.0)
             })
             .collect();
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

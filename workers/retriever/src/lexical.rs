@@ -160,7 +160,7 @@ mod tests {
     /// cat: df 2, idf ln(1 + 2.5/2.5) = 0.693147; fish: df 2, the same; dog: df 1, idf ln(1 + 3.5/1.5) = 1.203973.
     #[test]
     fn scores_by_hand() {
-        let index = index(&["the cat eats fish", "a cat", "dog dog bird fish bone", "green tree"]);
+        let index = index(&["the cat eats fish", "a cat nap", "dog dog bird fish bone", "green tree"]);
         let check = |query: &str, expected: &[(u32, f64)]| {
             let found = index.search(query, 10);
             assert_eq!(found.len(), expected.len(), "{query}: {found:?}");

@@ -34,10 +34,13 @@ impl TopK {
 
     /// Offers one entry.
     pub fn push(&mut self, position: u32, score: f64) {
-        if score < self.floor || self.k == 0 {
+        // written so that a score that is no number is left out
+        let can_stay = score >= self.floor;
+        if !can_stay || self.k == 0 {
             return;
         }
-        self.kept.push(Ranked { position, score });
+        // adding zero turns -0 into 0: they are equal, so they must rank as equal
+        self.kept.push(Ranked { position, score: score + 0.0 });
         if self.kept.len() >= 2 * self.k.max(64) {
             self.shrink();
         }
