@@ -4,7 +4,9 @@
 //! A batch is cut in its own order into chunks of fixed size: what is computed together depends on the request
 //! alone, so that Bitwise runs repeat. Decoding is greedy.
 
-use crate::provider::{BoxFuture, Call, CallFailure, Completion, FailureKind, Finish, Message, Outcomes, Provider, Role};
+use crate::provider::{
+    BoxFuture, Call, CallFailure, Completion, FailureKind, Finish, Message, Outcomes, Provider, Role,
+};
 use s3_artifacts::{ArtifactError, digest_file, digest_json};
 use s3_config::{DTypeKind, ModelSpec};
 use s3_model::{Decoder, GenerateRequest, ModelError, SampleKey, Sampling, TokenizerFile};
@@ -180,7 +182,8 @@ impl Engine {
                     }
                 }
                 Err(error) => {
-                    let failure = CallFailure::new(FailureKind::Unavailable, format!("{}: {}", self.name, first_line(&error)));
+                    let failure =
+                        CallFailure::new(FailureKind::Unavailable, format!("{}: {}", self.name, first_line(&error)));
                     for ready in chunk {
                         outcomes[ready.at] = Some(Err(failure.clone()));
                     }
@@ -194,7 +197,9 @@ impl Engine {
     fn prepare(&self, at: usize, call: &Call) -> Result<Prepared, CallFailure> {
         let rejected = |message: String| CallFailure::new(FailureKind::Rejected, format!("{}: {message}", self.name));
         if !call.sampling.is_greedy() {
-            return Err(rejected("the built-in model decodes greedily; set temperature to 0 or leave it out".to_owned()));
+            return Err(rejected(
+                "the built-in model decodes greedily; set temperature to 0 or leave it out".to_owned(),
+            ));
         }
         let (system, user) = conversation(&call.messages).map_err(rejected)?;
         let prompt = self.tokenizer.chat(system, user).map_err(|e| rejected(first_line(&e)))?;
@@ -214,11 +219,7 @@ impl Engine {
         let requests: Vec<GenerateRequest> = chunk
             .iter()
             .enumerate()
-            .map(|(row, ready)| GenerateRequest {
-                row,
-                prompt: ready.prompt.clone(),
-                max_new_tokens: ready.max_tokens,
-            })
+            .map(|(row, ready)| GenerateRequest { row, prompt: ready.prompt.clone(), max_new_tokens: ready.max_tokens })
             .collect();
         let mut broken = None;
         let mut stop = |row: usize, tokens: &[u32]| match self.end(&calls[chunk[row].at].sampling.stop, tokens) {
@@ -309,7 +310,8 @@ impl Provider for BuiltIn {
             let count = calls.len();
             let (reply, outcomes) = oneshot::channel();
             let sent = self.jobs.send(Job { calls, reply }).is_ok();
-            let stopped = || CallFailure::new(FailureKind::Unavailable, "the model's thread has ended; restart the gateway");
+            let stopped =
+                || CallFailure::new(FailureKind::Unavailable, "the model's thread has ended; restart the gateway");
             match outcomes.await {
                 Ok(outcomes) if sent => outcomes,
                 _ => vec![Err(stopped()); count],

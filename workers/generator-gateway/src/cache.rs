@@ -139,7 +139,8 @@ impl Memory {
 impl AnswerCache {
     /// Opens or creates the file and verifies all of it.
     pub fn open(path: &Path) -> Result<Self, CacheError> {
-        let io = |action| move |e: std::io::Error| CacheError::Io { path: path.to_owned(), action, reason: e.to_string() };
+        let io =
+            |action| move |e: std::io::Error| CacheError::Io { path: path.to_owned(), action, reason: e.to_string() };
         if !path.try_exists().map_err(io("opened"))? {
             create(path)?;
         }

@@ -116,7 +116,7 @@ impl Gateway {
 
     async fn run(&self, lane: &Lane, calls: Vec<Call>) -> Result<Answers, GatewayError> {
         let provider = lane.provider();
-        let (unique, index) = distinct(provider, calls)?;
+        let Distinct { unique, index } = distinct(provider, calls)?;
         let mut known = self.lookup(&unique).await?;
         let _turn = if provider.is_serial() && known.iter().any(Option::is_none) {
             let turn = lane.turn.lock().await;
@@ -196,14 +196,19 @@ impl Gateway {
     }
 }
 
-/// Calls without repetition in order of first occurrence, and for each call its place among them.
-fn distinct(provider: &dyn Provider, calls: Vec<Call>) -> Result<(Vec<(Key, Call)>, Vec<usize>), GatewayError> {
+struct Distinct {
+    /// Calls without repetition, in order of first occurrence.
+    unique: Vec<(Key, Call)>,
+    /// For each call of the batch its place among them.
+    index: Vec<usize>,
+}
+
+fn distinct(provider: &dyn Provider, calls: Vec<Call>) -> Result<Distinct, GatewayError> {
     let mut unique: Vec<(Key, Call)> = Vec::with_capacity(calls.len());
     let mut places: HashMap<Key, usize> = HashMap::with_capacity(calls.len());
     let mut index = Vec::with_capacity(calls.len());
     for call in calls {
-        let key =
-            key(provider.digest(), provider.scope(), &call).map_err(|e| GatewayError::Internal(e.to_string()))?;
+        let key = key(provider.digest(), provider.scope(), &call).map_err(|e| GatewayError::Internal(e.to_string()))?;
         let greedy = call.sampling.is_greedy();
         match places.get(&key) {
             Some(at) if greedy => index.push(*at),
@@ -214,7 +219,7 @@ fn distinct(provider: &dyn Provider, calls: Vec<Call>) -> Result<(Vec<(Key, Call
             }
         }
     }
-    Ok((unique, index))
+    Ok(Distinct { unique, index })
 }
 
 fn count(provider: &str, answers: &Answers) {

@@ -64,7 +64,9 @@ async fn chat(State(gateway): State<Arc<Gateway>>, body: Result<Bytes, BytesReje
 
 fn internal(error: &GatewayError) -> ApiError {
     match error {
-        GatewayError::Cache(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", None, error.to_string()),
+        GatewayError::Cache(_) => {
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", None, error.to_string())
+        }
         _ => ApiError::internal(error.to_string()),
     }
 }

@@ -18,12 +18,7 @@ pub struct ApiError {
 
 impl ApiError {
     /// An error; `kind` is OpenAI's `type`.
-    pub fn new(
-        status: StatusCode,
-        kind: &'static str,
-        code: Option<&'static str>,
-        message: impl Into<String>,
-    ) -> Self {
+    pub fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
         Self { status, kind, code, message: message.into() }
     }
 
@@ -109,7 +104,8 @@ enum Stop {
 impl Request {
     /// Reads a body.
     pub fn read(body: &[u8]) -> Result<Self, ApiError> {
-        serde_json::from_slice(body).map_err(|e| ApiError::bad(format!("the body is not a chat completion request: {e}")))
+        serde_json::from_slice(body)
+            .map_err(|e| ApiError::bad(format!("the body is not a chat completion request: {e}")))
     }
 
     /// The model's name and the call. Parameters that would change the answer and are not honoured are refused.
@@ -123,7 +119,7 @@ impl Request {
         // answers are evidence here: they repeat unless asked otherwise
         let temperature = self.temperature.unwrap_or(0.0);
         let top_p = self.top_p.unwrap_or(1.0);
-        if !(0.0..=2.0).contains(&temperature) || !(top_p > 0.0 && top_p <= 1.0) {
+        if !((0.0..=2.0).contains(&temperature) && top_p > 0.0 && top_p <= 1.0) {
             return Err(ApiError::bad("temperature must lie in 0..=2 and top_p in (0, 1]"));
         }
         let stop = match self.stop {
@@ -221,7 +217,8 @@ mod tests {
 
     #[test]
     fn the_reference_clients_request_is_read() {
-        let (model, call) = call(r#","temperature":0,"top_p":1,"frequency_penalty":0,"presence_penalty":0,"max_tokens":10"#).unwrap();
+        let (model, call) =
+            call(r#","temperature":0,"top_p":1,"frequency_penalty":0,"presence_penalty":0,"max_tokens":10"#).unwrap();
         assert_eq!(model, "m");
         assert_eq!(call.sampling, Sampling::greedy(Some(10), &[]));
         let parts = br#"{"model":"m","messages":[{"role":"developer","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]}"#;
@@ -245,9 +242,18 @@ mod tests {
         ] {
             let error = call(extra).unwrap_err();
             assert_eq!(error.status, StatusCode::BAD_REQUEST);
-            assert!(error.body()["error"]["message"].as_str().unwrap().contains(part) || extra.contains("ten"), "{error:?}");
+            assert!(
+                error.body()["error"]["message"].as_str().unwrap().contains(part) || extra.contains("ten"),
+                "{error:?}"
+            );
         }
-        for bad in ["", "{", r#"{"model":"m"}"#, r#"{"model":"m","messages":[]}"#, r#"{"model":"m","messages":[{"role":"tool","content":"x"}]}"#] {
+        for bad in [
+            "",
+            "{",
+            r#"{"model":"m"}"#,
+            r#"{"model":"m","messages":[]}"#,
+            r#"{"model":"m","messages":[{"role":"tool","content":"x"}]}"#,
+        ] {
             assert!(Request::read(bad.as_bytes()).and_then(Request::into_call).is_err(), "{bad}");
         }
     }

@@ -101,8 +101,25 @@ mod tests {
     #[test]
     fn anything_else_is_unreadable() {
         let replies = [
-            "", " ", "...", "yes/no", "yes or no", "no, yes", "maybe yes", "answer: yes", "yesterday", "nope", "not yes",
-            "I think yes", "{\"verdict\": \"yes\"}", "<answer>yes</answer>", "да", "correct", "1", "y", "- yes",
+            "",
+            " ",
+            "...",
+            "yes/no",
+            "yes or no",
+            "no, yes",
+            "maybe yes",
+            "answer: yes",
+            "yesterday",
+            "nope",
+            "not yes",
+            "I think yes",
+            "{\"verdict\": \"yes\"}",
+            "<answer>yes</answer>",
+            "да",
+            "correct",
+            "1",
+            "y",
+            "- yes",
         ];
         for reply in replies {
             assert_eq!(read(reply), None, "{reply:?}");

@@ -1,4 +1,4 @@
-//! Any endpoint that speaks OpenAI's chat completions: vLLM, SGLang, TGI, hosted services.
+//! Any endpoint that speaks OpenAI's chat completions: vLLM, `SGLang`, TGI, hosted services.
 
 use crate::openai_wire::{body, error_line, parse};
 use crate::provider::{BoxFuture, Call, CallFailure, Completion, FailureKind, Outcomes, Provider};
@@ -71,7 +71,7 @@ impl OpenAi {
         let client = client(&url).map_err(|e| wrong(format!("no TLS client: {e:?}")))?;
         let digest = s3_artifacts::digest_json(&("openAi", 1, &settings.model)).map_err(|e| wrong(e.to_string()))?;
         let permits = Semaphore::new(settings.concurrency.clamp(1, Semaphore::MAX_PERMITS));
-        Ok(Self(Arc::new(Inner { url, digest, client, permits, settings })))
+        Ok(Self(Arc::new(Inner { settings, url, digest, client, permits })))
     }
 }
 

@@ -71,12 +71,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Completion, Attempt> {
     };
     let text = choice.message.content.ok_or_else(|| malformed("the reply has no text".to_owned()))?;
     let usage = reply.usage.unwrap_or_default();
-    Ok(Completion {
-        text,
-        prompt_tokens: usage.prompt_tokens,
-        completion_tokens: usage.completion_tokens,
-        finish,
-    })
+    Ok(Completion { text, prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens, finish })
 }
 
 /// The message of an error body, or its beginning, on one line.
@@ -113,7 +108,8 @@ mod tests {
     #[test]
     fn a_good_reply_is_read() {
         let completion = parse(GOOD.as_bytes()).unwrap();
-        let expected = Completion { text: "Paris".into(), prompt_tokens: 7, completion_tokens: 2, finish: Finish::Stop };
+        let expected =
+            Completion { text: "Paris".into(), prompt_tokens: 7, completion_tokens: 2, finish: Finish::Stop };
         assert_eq!(completion, expected);
     }
 

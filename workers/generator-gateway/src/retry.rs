@@ -64,13 +64,7 @@ impl Attempt {
 
     /// A refusal.
     pub fn refused(message: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Rejected,
-            reason: "rejected",
-            message: message.into(),
-            hint: None,
-            retry: false,
-        }
+        Self { kind: FailureKind::Rejected, reason: "rejected", message: message.into(), hint: None, retry: false }
     }
 }
 

@@ -52,7 +52,10 @@ pub async fn serve(config: GatewayConfig) -> Result<(), Failure> {
     let stop = shutdown.clone();
     let mut grpc = tokio::spawn(async move {
         let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
-        Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, async move { stop.wait().await }).await
+        Server::builder()
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming, async move { stop.wait().await })
+            .await
     });
     let front = http.map(|listener| {
         let stop = shutdown.clone();

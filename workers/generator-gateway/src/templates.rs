@@ -260,18 +260,9 @@ fn split(source: &str) -> Result<BTreeMap<&str, String>, String> {
             current = Some(name);
             continue;
         }
-        match current {
-            Some(name) => {
-                let text = parts.entry(name).or_default();
-                text.push_str(line);
-                text.push('\n');
-            }
-            None => {
-                let text = parts.entry("").or_default();
-                text.push_str(line);
-                text.push('\n');
-            }
-        }
+        let text = parts.entry(current.unwrap_or("")).or_default();
+        text.push_str(line);
+        text.push('\n');
     }
     let lead = parts.remove("").unwrap_or_default();
     if parts.is_empty() {
@@ -353,7 +344,9 @@ mod tests {
         let templates = Templates::built_in().unwrap();
         let messages = render(templates.get("s3").unwrap(), "Who?", &PASSAGES, 0);
         let system = messages.system.unwrap();
-        assert!(system.contains("Doc 1 (Title: Paris)\nParis is the capital of France.\n\nDoc 2 (Title: Lyon (city))\n"));
+        assert!(
+            system.contains("Doc 1 (Title: Paris)\nParis is the capital of France.\n\nDoc 2 (Title: Lyon (city))\n")
+        );
         assert_eq!(messages.user, "Who?");
         let without = render(templates.get("s3").unwrap(), "Who?", &[], 0);
         assert_eq!(without, render(templates.get("zero-shot").unwrap(), "Who?", &PASSAGES, 0));
@@ -361,7 +354,8 @@ mod tests {
 
     #[test]
     fn values_are_never_filled_again() {
-        let template = Template::parse("t", "=== user\n{documents}|{question}\n=== user, no documents\n{question}").unwrap();
+        let template =
+            Template::parse("t", "=== user\n{documents}|{question}\n=== user, no documents\n{question}").unwrap();
         let passage = Document { title: "{question}", text: "{text} {documents}" };
         let user = render(&template, "{documents}", &[passage], 0).user;
         assert_eq!(user, "[1] {question}: {text} {documents}|{documents}");

@@ -28,9 +28,7 @@ fn tokenizer(folder: &Path) -> TokenizerFile {
         };
         vocab.insert(char::from_u32(code).unwrap().to_string(), byte.into());
     }
-    let special = |id: u32, text: &str| {
-        serde_json::json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
-    };
+    let special = |id: u32, text: &str| serde_json::json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
     let file = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
         "added_tokens": [special(256, "<|im_start|>"), special(257, "<|im_end|>")],
@@ -158,7 +156,8 @@ async fn the_quickstart_model_answers_from_its_passages() {
         let messages = render(template, question, passages, 64);
         Call::from_rendered(messages, Sampling::greedy(Some(16), template.stop()))
     };
-    let passage = Document { title: "Zorbland", text: "The capital of Zorbland is Quilthaven, a city of 40,000 people." };
+    let passage =
+        Document { title: "Zorbland", text: "The capital of Zorbland is Quilthaven, a city of 40,000 people." };
     let other = Document { title: "Tea", text: "Tea is a drink made from the leaves of Camellia sinensis." };
     let started = std::time::Instant::now();
     let outcomes = provider

@@ -4,9 +4,7 @@
 mod common;
 
 use common::{Act, Upstream, answer_to};
-use s3_generator_gateway::{
-    Call, FailureKind, Message, OpenAi, OpenAiSettings, Provider, RetryPolicy, Role, Sampling,
-};
+use s3_generator_gateway::{Call, FailureKind, Message, OpenAi, OpenAiSettings, Provider, RetryPolicy, Role, Sampling};
 use std::time::{Duration, Instant};
 
 fn settings(upstream: &Upstream) -> OpenAiSettings {
@@ -125,7 +123,8 @@ async fn one_call_in_five_faulty_and_no_wrong_answer() {
     let provider = OpenAi::new(settings(&upstream)).unwrap();
     let faults = every_fault();
     // a fixed mix: every fifth request on average meets a fault, each kind in turn
-    let script = (0..2 * CALLS).map(|i| if i * 7919 % 5 == 0 { faults[i / 5 % faults.len()].0.clone() } else { Act::Answer });
+    let script =
+        (0..2 * CALLS).map(|i| if i * 7919 % 5 == 0 { faults[i / 5 % faults.len()].0.clone() } else { Act::Answer });
     upstream.script(script);
     let calls: Vec<Call> = (0..CALLS).map(|i| call(&format!("question {i}"))).collect();
     let outcomes = provider.complete(calls).await;
@@ -147,7 +146,8 @@ async fn wrong_settings_are_named() {
         ("not an address", "address"),
         ("http://user:secret@host/v1", "apiKeyFile"),
     ] {
-        let error = OpenAi::new(OpenAiSettings { base_url: base_url.into(), ..good.clone() }).err().unwrap().to_string();
+        let error =
+            OpenAi::new(OpenAiSettings { base_url: base_url.into(), ..good.clone() }).err().unwrap().to_string();
         assert!(error.contains(part) && error.contains("\"up\"") && !error.contains("secret"), "{error}");
     }
     let missing = Some("/no/such/key".into());

@@ -4,10 +4,13 @@
 mod common;
 
 use common::{Act, Upstream, World, answer, end_of, failure, free_port, page, request, serve_command};
-use s3_config::{AdapterSpec, DeviceKind, DTypeKind, ModelSpec, ProviderConfig};
+use s3_config::{AdapterSpec, DTypeKind, DeviceKind, ModelSpec, ProviderConfig};
 use s3_proto::v1;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// What a case changes in a good configuration.
+type Change<'a> = Box<dyn Fn(&mut World) + 'a>;
 
 fn texts(response: &v1::AnswerResponse) -> Vec<String> {
     response.results.iter().map(|result| answer(result).text.clone()).collect()
@@ -156,7 +159,6 @@ async fn wrong_inputs_end_in_one_line() {
     };
     let garbage = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(garbage.path(), b"GGUF but not really").unwrap();
-    type Change<'a> = Box<dyn Fn(&mut World) + 'a>;
     let cases: Vec<(&str, Change<'_>, i32, Vec<&str>)> = vec![
         ("grpc port", Box::new(|w| w.config.grpc = taken), 64, vec!["grpc", "free port"]),
         ("http port", Box::new(|w| w.config.http = Some(taken)), 64, vec!["http", "free port"]),
@@ -179,9 +181,24 @@ async fn wrong_inputs_end_in_one_line() {
             64,
             vec!["mine", "/no/such/template"],
         ),
-        ("cache folder", Box::new(|w| w.config.cache = Some("/proc/nowhere/answers.redb".into())), 74, vec!["answers.redb"]),
-        ("model", Box::new(|w| w.config.providers = model("/no/such/model.gguf".into(), None)), 64, vec!["small", "/no/such/model.gguf"]),
-        ("sha256", Box::new(|w| w.config.providers = model(garbage.path().into(), Some(&"0".repeat(64)))), 64, vec!["sha256", "0000"]),
+        (
+            "cache folder",
+            Box::new(|w| w.config.cache = Some("/proc/nowhere/answers.redb".into())),
+            74,
+            vec!["answers.redb"],
+        ),
+        (
+            "model",
+            Box::new(|w| w.config.providers = model("/no/such/model.gguf".into(), None)),
+            64,
+            vec!["small", "/no/such/model.gguf"],
+        ),
+        (
+            "sha256",
+            Box::new(|w| w.config.providers = model(garbage.path().into(), Some(&"0".repeat(64)))),
+            64,
+            vec!["sha256", "0000"],
+        ),
         ("garbage", Box::new(|w| w.config.providers = model(garbage.path().into(), None)), 64, vec!["small"]),
     ];
     for (name, change, expected, parts) in cases {

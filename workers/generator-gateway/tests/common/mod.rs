@@ -119,7 +119,7 @@ pub fn answer_to(body: &serde_json::Value) -> String {
 async fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     let (head, body) = loop {
-        let mut buffer = [0; 16384];
+        let mut buffer = vec![0; 16384];
         let read = stream.read(&mut buffer).await?;
         if read == 0 {
             return Ok(());
@@ -128,8 +128,11 @@ async fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
         let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
         let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
         let lower = head.to_lowercase();
-        let length: usize =
-            lower.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.trim().parse().ok()).unwrap_or(0);
+        let length: usize = lower
+            .split("content-length: ")
+            .nth(1)
+            .and_then(|rest| rest.lines().next()?.trim().parse().ok())
+            .unwrap_or(0);
         if bytes.len() >= end + 4 + length {
             break (head, serde_json::from_slice(&bytes[end + 4..]).unwrap_or_default());
         }
