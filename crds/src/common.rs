@@ -33,7 +33,7 @@ pub struct SecretKeyRef {
 pub struct ModelSource {
     /// Where it lies: `hf://OWNER/NAME`, `s3://BUCKET/KEY`, `gs://BUCKET/KEY`, `pvc://CLAIM/PATH` or `file://PATH`
     /// (`file:///abs/path`, or `file://./path` beside the manifest). A GGUF file or a folder with safetensors.
-    #[schemars(length(max = 2048), regex(pattern = r"^(hf|s3|gs|pvc|file)://.+$"))]
+    #[schemars(length(max = 2048), regex(pattern = crate::schema::URI_PATTERN))]
     pub uri: String,
     /// Commit, tag or branch of a hub repository; a branch is pinned to the commit it named when first fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,7 +54,7 @@ pub struct ModelSource {
 pub struct DataSource {
     /// Where it lies: `hf://OWNER/NAME/PATH`, `s3://BUCKET/KEY`, `gs://BUCKET/KEY`, `pvc://CLAIM/PATH` or
     /// `file://PATH` (`file:///abs/path`, or `file://./path` beside the manifest).
-    #[schemars(length(max = 2048), regex(pattern = r"^(hf|s3|gs|pvc|file)://.+$"))]
+    #[schemars(length(max = 2048), regex(pattern = crate::schema::URI_PATTERN))]
     pub uri: String,
     /// Commit, tag or branch of a hub repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,7 +114,7 @@ pub struct Dataset {
     pub set: QuestionSet,
     /// The file, for `Custom`: same forms as everywhere (`file://`, `pvc://`, `hf://`, `s3://`, `gs://`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 2048), regex(pattern = r"^(hf|s3|gs|pvc|file)://.+$"))]
+    #[schemars(length(max = 2048), regex(pattern = crate::schema::URI_PATTERN))]
     pub uri: Option<String>,
     /// Split of a public set; by default the one that its papers report.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -157,7 +157,7 @@ pub enum Ablation {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules::attach(&[
-    &rules::S3_NEEDS_SEARCHER, &rules::RAG_NEEDS_COUNT, &rules::BUDGET_IS_RAG,
+    &rules::S3_NEEDS_SEARCHER, &rules::LOOP_SETTINGS, &rules::TOP_K_METHOD, &rules::RAG_NEEDS_COUNT, &rules::BUDGET_IS_RAG,
 ])))]
 pub struct Arm {
     /// Unique name, shown in tables.

@@ -123,7 +123,7 @@ pub enum CorpusFormat {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Corpus {
     /// Where the file lies: `file://`, `pvc://`, `hf://`, `s3://` or `gs://`.
-    #[schemars(length(max = 2048), regex(pattern = r"^(hf|s3|gs|pvc|file)://.+$"))]
+    #[schemars(length(max = 2048), regex(pattern = crate::schema::URI_PATTERN))]
     pub uri: String,
     /// Commit, tag or branch of a hub repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,7 +234,7 @@ pub struct Dense {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Vectors {
     /// Where the file lies: `file://`, `pvc://`, `hf://`, `s3://` or `gs://`.
-    #[schemars(length(max = 2048), regex(pattern = r"^(hf|s3|gs|pvc|file)://.+$"))]
+    #[schemars(length(max = 2048), regex(pattern = crate::schema::URI_PATTERN))]
     pub uri: String,
     /// Expected sha256 (lower-case hex) of the file.
     #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]

@@ -257,6 +257,17 @@ rules! {
             "Direct" | "ChainOfThought" | "Rag" => !has(v, "searcher"),
             _ => true,
         });
+    /// A method without a loop has no loop's settings.
+    LOOP_SETTINGS: "!(self.method in ['Direct', 'ChainOfThought', 'Rag']) || (!has(self.search) && !has(self.compatibility) && self.ablation == 'None')",
+        "`search`, `compatibility` and `ablation` belong to methods that search in turns; leave them out of Direct, ChainOfThought and Rag",
+        Check::State(|v| {
+            !["Direct", "ChainOfThought", "Rag"].contains(&text(v, "/method"))
+                || (count(v, &["search", "compatibility"]) == 0 && text(v, "/ablation") == "None")
+        });
+    /// A number of passages is for methods that take the top ones.
+    TOP_K_METHOD: "!has(self.topK) || !(self.method in ['S3', 'Direct', 'ChainOfThought', 'Sft', 'R1'])",
+        "`topK` belongs to Rag and other methods of retrieval; for S3 set `search.topK`",
+        Check::State(|v| !has(v, "topK") || !["S3", "Direct", "ChainOfThought", "Sft", "R1"].contains(&text(v, "/method")));
     /// A Rag arm knows how many.
     RAG_NEEDS_COUNT: "self.method != 'Rag' || has(self.topK) != has(self.budgetFrom)",
         "method Rag needs exactly one of `topK` and `budgetFrom`",

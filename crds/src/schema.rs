@@ -6,6 +6,9 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 use std::sync::OnceLock;
 
+/// Pattern of an address of models and data, by which they are known in the schema.
+pub const URI_PATTERN: &str = r"^(hf|s3|gs|pvc|file)://.+$";
+
 /// The three kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -76,8 +79,8 @@ pub fn crd_without_cel(kind: Kind) -> Value {
 }
 
 /// The CRD of a kind as YAML, with a first line that says where it comes from.
-pub fn crd_yaml(kind: Kind) -> Result<String, serde_yaml_ng::Error> {
-    let body = serde_yaml_ng::to_string(crd(kind))?;
+pub fn crd_yaml(kind: Kind, with_cel: bool) -> Result<String, serde_yaml_ng::Error> {
+    let body = if with_cel { serde_yaml_ng::to_string(crd(kind)) } else { serde_yaml_ng::to_string(&crd_without_cel(kind)) }?;
     Ok(format!("# Made from the types in crds/src by `s3-operator crds --output crds/generated`; do not edit.\n{body}"))
 }
 

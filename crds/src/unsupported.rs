@@ -1,15 +1,222 @@
-//! tmp
-use crate::{FieldError, schema::Kind};
+//! What is described in the schema and honoured by no code yet, and what only a cluster honours.
+//!
+//! A field of the first list is refused when it is set, never ignored. A field of the second is accepted, and
+//! a run without a cluster says that it does not apply. The lists shrink as the code grows.
+
+use crate::schema::{Kind, spec_schema};
+use crate::validate::fill;
+use crate::{FieldError, FieldPath};
 use serde_json::Value;
-/// x
-pub struct Field;
-/// x
-pub const UNSUPPORTED: &[Field] = &[];
-/// x
-pub const CLUSTER_ONLY: &[Field] = &[];
-/// x
+
+/// One field of a list.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Its kind; none stands for all kinds.
+    pub kind: Option<Kind>,
+    /// Its path. `[]` is every element of a list, `**` any number of members.
+    pub path: &'static str,
+    /// The values that are meant; empty means every value but the default.
+    pub values: &'static [&'static str],
+    /// Why, as it completes "`PATH` …".
+    pub why: &'static str,
+}
+
+const fn field(kind: Option<Kind>, path: &'static str, why: &'static str) -> Field {
+    Field { kind, path, values: &[], why }
+}
+const fn value(kind: Option<Kind>, path: &'static str, values: &'static [&'static str], why: &'static str) -> Field {
+    Field { kind, path, values, why }
+}
+
+const INDEX: Option<Kind> = Some(Kind::RetrieverIndex);
+const JOB: Option<Kind> = Some(Kind::S3TrainingJob);
+const RUN: Option<Kind> = Some(Kind::EvalRun);
+
+/// Schemes of addresses that can be read.
 pub const SCHEMES: &[&str] = &["file", "pvc"];
-/// x
-pub fn refuse_unsupported(_: Kind, _: &Value) -> Vec<FieldError> { Vec::new() }
-/// x
-pub fn cluster_only(_: Kind, _: &Value) -> Vec<FieldError> { Vec::new() }
+
+/// Fields and values that no code honours yet.
+pub const UNSUPPORTED: &[Field] = &[
+    // fetching from hubs and buckets
+    field(None, "spec.**.revision", "belongs to hf:// addresses, which are not fetched yet; leave it out"),
+    field(None, "spec.**.tokenSecretRef", "belongs to hf://, s3:// and gs:// addresses, which are not fetched yet; leave it out"),
+    field(None, "spec.**.set", "public question sets are not fetched yet; use set: Custom with a uri"),
+    field(None, "spec.**.split", "public question sets are not fetched yet; use set: Custom with a uri"),
+    // providers
+    field(None, "spec.**.provider.anthropic", "is not served yet; use openAiCompatible or builtIn"),
+    field(None, "spec.**.provider.azureOpenAi", "is not served yet; use openAiCompatible or builtIn"),
+    field(None, "spec.**.provider.bedrock", "is not served yet; use openAiCompatible or builtIn"),
+    field(None, "spec.**.provider.managed", "is not served yet; start the model server yourself and use openAiCompatible"),
+    field(None, "spec.**.limits.requestsPerMinute", "is not enforced yet; use limits.concurrency"),
+    field(None, "spec.**.limits.tokensPerMinute", "is not enforced yet; use limits.concurrency"),
+    field(None, "spec.**.budget", "is not enforced yet; set a limit at the provider"),
+    // indices
+    field(INDEX, "spec.source.import", "is not read yet; use source.build"),
+    field(INDEX, "spec.source.build.corpus.format", "is seen from the first line; leave it out"),
+    field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),
+    field(INDEX, "spec.source.build.dense.index.kind", "is not built yet; use Flat"),
+    field(INDEX, "spec.source.build.dense.index.metric", "is not built yet; use InnerProduct"),
+    field(INDEX, "spec.source.build.dense.index.recallTarget", "belongs to approximate indices, which are not built yet; leave it out"),
+    field(INDEX, "spec.source.build.dense.index.lists", "belongs to IvfFlat and IvfPq, which are not built yet; leave it out"),
+    field(INDEX, "spec.source.build.dense.index.probes", "belongs to IvfFlat and IvfPq, which are not built yet; leave it out"),
+    field(INDEX, "spec.source.build.dense.index.codeBytes", "belongs to IvfPq, which is not built yet; leave it out"),
+    field(INDEX, "spec.source.build.dense.index.neighbors", "belongs to Hnsw, which is not built yet; leave it out"),
+    field(INDEX, "spec.source.build.dense.index.efConstruction", "belongs to Hnsw, which is not built yet; leave it out"),
+    field(INDEX, "spec.source.build.dense.index.efSearch", "belongs to Hnsw, which is not built yet; leave it out"),
+    field(INDEX, "spec.source.build.dense.index.factory", "belongs to Factory, which is not built yet; leave it out"),
+    field(INDEX, "spec.reranker", "is not served yet; leave it out"),
+    // training
+    value(JOB, "spec.searcher.adapter.kind", &["Full"], "is not trained yet; use Lora"),
+    field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),
+    field(JOB, "spec.data.filters.difficultyBuffer", "is not kept yet; leave it out"),
+    value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
+    field(JOB, "spec.reward.baseline.method", "is not computed as a baseline yet; use Rag"),
+    field(JOB, "spec.algorithm.importance.correction", "is not computed yet; use None"),
+    field(JOB, "spec.algorithm.importance.cap", "belongs to importance correction, which is not computed yet; leave it out"),
+    field(JOB, "spec.rollout.staleness", "is not scheduled yet; use 0"),
+    field(JOB, "spec.stop", "is not watched yet; set steps"),
+    value(JOB, "spec.compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
+    field(JOB, "spec.checkpoint.resumeFrom", "is not read yet; start from searcher.adapter.init"),
+    field(JOB, "spec.evaluation.runs", "are not scheduled yet; use evaluation.probe, or an EvalRun after the job"),
+    field(JOB, "spec.guards.entropy", "is not watched yet; leave it out"),
+    field(JOB, "spec.guards.formatRate", "is not watched yet; leave it out"),
+    field(JOB, "spec.guards.searchesPerQuestion", "is not watched yet; leave it out"),
+    field(JOB, "spec.guards.mismatchKl", "is not watched yet; leave it out"),
+    field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
+    field(JOB, "spec.serving", "is not served yet; use `s3 ask`"),
+    // evaluation
+    value(
+        RUN,
+        "spec.arms[].method",
+        &["ChainOfThought", "DeepRetrieval", "IrCot", "SearchO1", "SearchR1", "Sft", "R1"],
+        "is not evaluated yet; use S3, Rag or Direct",
+    ),
+    field(RUN, "spec.arms[].retriever", "of an arm's own is not served yet; use the run's retriever"),
+    field(RUN, "spec.arms[].ablation", "is not evaluated yet; leave it out"),
+    value(RUN, "spec.arms[].compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
+    value(RUN, "spec.arms[].searcher.checkpoint", &["Latest"], "is not read yet; use Final"),
+    field(RUN, "spec.retriever.method", "does not reach every arm yet; set serving.method of the RetrieverIndex"),
+    field(RUN, "spec.decoding.topP", "is not sampled yet; leave it out"),
+    field(RUN, "spec.metrics", "cannot be chosen yet: all four are always measured; leave it out"),
+    field(RUN, "spec.statistics.correction", "is not computed yet; leave it out"),
+];
+
+/// Fields that a run without a cluster accepts and does not apply.
+pub const CLUSTER_ONLY: &[Field] = &[
+    field(None, "spec.**.resources", "a process takes what the machine has"),
+    field(None, "spec.**.pod", "there are no pods"),
+    field(None, "spec.**.storage", "everything is kept in the run's folder"),
+    field(None, "spec.queue", "there is no queue"),
+    field(None, "spec.suspend", "stop with Ctrl-C, run again to go on"),
+    field(None, "spec.activeDeadlineSeconds", "the run has no deadline"),
+    field(None, "spec.ttlSecondsAfterFinished", "the run's folder stays until you remove it"),
+    field(INDEX, "spec.serving.replicas", "one server runs"),
+    field(INDEX, "spec.serving.autoscaling", "one server runs"),
+    field(JOB, "spec.gpuSecondBudget", "GPU-seconds are not counted"),
+    field(JOB, "spec.failurePolicy", "the supervisor restarts by its own policy"),
+    field(JOB, "spec.parallelism.gpusPerReplica", "searcher.device decides"),
+];
+
+/// The set fields of an object that no code honours yet. `object` is the whole object as it was written.
+pub fn refuse_unsupported(kind: Kind, object: &Value) -> Vec<FieldError> {
+    let mut errors = listed(kind, object, UNSUPPORTED, |field, at, value| {
+        if field.values.is_empty() || !value.is_string() {
+            FieldError::new(at.clone(), field.why)
+        } else {
+            FieldError::new(at.clone(), format!("`{}` {}", value.as_str().unwrap_or(""), field.why))
+        }
+    });
+    visit(kind, object, &mut |at, schema, value| {
+        if let (Some(crate::schema::URI_PATTERN), Some(uri)) = (schema["pattern"].as_str(), value.as_str()) {
+            let scheme = uri.split("://").next().unwrap_or("");
+            if !SCHEMES.contains(&scheme) {
+                let message = format!("`{scheme}://` is not fetched yet; use file://PATH or pvc://CLAIM/PATH");
+                errors.push(FieldError::new(at.clone(), message));
+            }
+        }
+    });
+    errors.sort();
+    errors
+}
+
+/// The set fields of an object that only a cluster honours, each with what holds instead.
+pub fn cluster_only(kind: Kind, object: &Value) -> Vec<FieldError> {
+    listed(kind, object, CLUSTER_ONLY, |field, at, _| FieldError::new(at.clone(), field.why))
+}
+
+fn listed(
+    kind: Kind,
+    object: &Value,
+    list: &[Field],
+    error: impl Fn(&Field, &FieldPath, &Value) -> FieldError,
+) -> Vec<FieldError> {
+    let mut errors: Vec<FieldError> = Vec::new();
+    visit(kind, object, &mut |at, schema, value| {
+        if is_default(schema, value) {
+            return;
+        }
+        for field in list.iter().filter(|field| field.kind.is_none_or(|of| of == kind) && matches(field.path, at.as_str())) {
+            if field.values.is_empty() || value.as_str().is_some_and(|text| field.values.contains(&text)) {
+                errors.push(error(field, at, value));
+            }
+        }
+    });
+    errors.sort();
+    errors
+}
+
+/// Whether a value, its defaults filled, says nothing beyond the schema's default.
+fn is_default(schema: &Value, value: &Value) -> bool {
+    schema.get("default").is_some_and(|default| {
+        let mut default = default.clone();
+        fill(schema, &mut default);
+        default == *value
+    })
+}
+
+/// Visits every set field of an object's spec, defaults filled: (path, schema, value).
+fn visit(kind: Kind, object: &Value, see: &mut dyn FnMut(&FieldPath, &Value, &Value)) {
+    let mut spec = object.get("spec").cloned().unwrap_or_default();
+    let schema = spec_schema(kind);
+    fill(schema, &mut spec);
+    below(&FieldPath::root("spec"), schema, &spec, see);
+}
+
+fn below(at: &FieldPath, schema: &Value, value: &Value, see: &mut dyn FnMut(&FieldPath, &Value, &Value)) {
+    see(at, schema, value);
+    match value {
+        Value::Object(map) => {
+            for (name, child) in map.iter().filter(|(_, child)| !child.is_null()) {
+                if let Some(member) = schema.get("properties").and_then(|members| members.get(name)) {
+                    below(&at.key(name), member, child, see);
+                }
+            }
+        }
+        Value::Array(list) => {
+            for (index, item) in list.iter().enumerate() {
+                below(&at.index(index), &schema["items"], item, see);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Whether a path like `spec.arms[2].topK` is meant by a pattern like `spec.arms[].topK` or `spec.**.topK`.
+fn matches(pattern: &str, path: &str) -> bool {
+    fn parts(text: &str) -> Vec<&str> {
+        text.split('.').map(|part| part.split('[').next().unwrap_or(part)).collect()
+    }
+    fn all(pattern: &[&str], path: &[&str]) -> bool {
+        match (pattern, path) {
+            ([], []) => true,
+            (["**", rest @ ..], _) => (0..=path.len()).any(|skipped| all(rest, &path[skipped..])),
+            ([p, pattern @ ..], [name, path @ ..]) => p == name && all(pattern, path),
+            _ => false,
+        }
+    }
+    all(&parts(pattern), &parts(path)) && pattern.ends_with(']') == path.ends_with(']')
+}
+
+#[cfg(test)]
+#[path = "unsupported_tests.rs"]
+mod tests;

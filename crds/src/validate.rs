@@ -3,7 +3,10 @@
 use crate::rules::{self, Check};
 use crate::schema::{Kind, root_schema};
 use crate::{FieldError, FieldPath};
+use regex::Regex;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 /// Fills the defaults of a whole object, as the API server does when it is stored.
 pub fn apply_defaults(kind: Kind, object: &mut Value) {
@@ -213,10 +216,22 @@ fn string(schema: &Value, text: &str, at: &FieldPath, errors: &mut Vec<FieldErro
     if schema.get("minLength").and_then(Value::as_u64).is_some_and(|least| length < least) {
         errors.push(FieldError::new(at.clone(), "is empty; write a value or leave the field out"));
     }
-    let pattern = schema.get("pattern").and_then(Value::as_str).and_then(|p| Some((p, regex::Regex::new(p).ok()?)));
+    let pattern = schema.get("pattern").and_then(Value::as_str).and_then(|p| Some((p, compiled(p)?)));
     if let Some((pattern, _)) = pattern.filter(|(_, regex)| !regex.is_match(text)) {
         errors.push(FieldError::new(at.clone(), format!("`{text}` {}", pattern_help(pattern))));
     }
+}
+
+/// A schema's pattern, compiled once; there are few and they never change.
+fn compiled(pattern: &str) -> Option<Regex> {
+    static PATTERNS: Mutex<BTreeMap<String, Regex>> = Mutex::new(BTreeMap::new());
+    let mut patterns = PATTERNS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(regex) = patterns.get(pattern) {
+        return Some(regex.clone());
+    }
+    let regex = Regex::new(pattern).ok()?;
+    patterns.insert(pattern.to_owned(), regex.clone());
+    Some(regex)
 }
 
 /// What a pattern asks for, in words.
@@ -224,7 +239,7 @@ fn pattern_help(pattern: &str) -> String {
     match pattern {
         crate::durations::PATTERN => "is not a duration; write for example 30s, 5m or 1h30m".into(),
         crate::quantity::PATTERN => "is not a quantity; write for example 500m, 4 or 16Gi".into(),
-        r"^(hf|s3|gs|pvc|file)://.+$" => "is not an address; write file://PATH, pvc://CLAIM/PATH, hf://OWNER/NAME, s3://BUCKET/KEY or gs://BUCKET/KEY".into(),
+        crate::schema::URI_PATTERN => "is not an address; write file://PATH, pvc://CLAIM/PATH, hf://OWNER/NAME, s3://BUCKET/KEY or gs://BUCKET/KEY".into(),
         r"^[0-9a-f]{64}$" => "is not a sha256; write its 64 lower-case hex digits".into(),
         r"^https?://.+$" => "is not a web address; start it with http:// or https://".into(),
         r"^[0-9]{1,6}/[1-9][0-9]{0,5}$" => "is not a part; write for example 0/2 for the first half".into(),

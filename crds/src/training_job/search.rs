@@ -69,7 +69,8 @@ pub struct Search {
     /// File of the prompt: `{question}` and `{documents}` are filled in. Built in by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_template: Option<DataSource>,
-    /// Line of the prompt after which the real question stands, for parsers that look for it.
+    /// A whole line of the prompt, before its placeholders, after which the transcript starts that
+    /// `compatibility: S3` parses; by default it starts at the first placeholder.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub prompt_marker: Option<String>,

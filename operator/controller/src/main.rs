@@ -1,2 +1,63 @@
-//! s3-operator
-fn main() {}
+//! `s3-operator`: makes the CRD manifests and the reference of condition reasons from the types.
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use s3_crds::Kind;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Operator of `RetrieverIndex`, `S3TrainingJob` and `EvalRun`.
+#[derive(Parser)]
+#[command(name = "s3-operator", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write the CRD manifests, for `kubectl apply -f`.
+    Crds {
+        /// Folder for one file a kind; without it all go to the output.
+        #[arg(long)]
+        output: Option<PathBuf>,
+        /// Leave CEL rules out, for Kubernetes before 1.25.
+        #[arg(long)]
+        without_cel: bool,
+    },
+    /// Write the catalogue of condition reasons as Markdown.
+    ExplainReasons {
+        /// File; without it the output.
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Crds { output, without_cel } => crds(output.as_deref(), without_cel),
+        Command::ExplainReasons { output } => write(output.as_deref(), &s3_crds::reasons_markdown()),
+    }
+}
+
+fn crds(output: Option<&Path>, without_cel: bool) -> Result<()> {
+    let mut all = String::new();
+    for kind in Kind::ALL {
+        let yaml = s3_crds::crd_yaml(kind, !without_cel).with_context(|| format!("the CRD of {}", kind.name()))?;
+        match output {
+            Some(folder) => write(Some(&folder.join(kind.file_name())), &yaml)?,
+            None => all.push_str(&format!("---\n{yaml}")),
+        }
+    }
+    if output.is_none() { write(None, &all) } else { Ok(()) }
+}
+
+fn write(file: Option<&Path>, text: &str) -> Result<()> {
+    let Some(file) = file else {
+        return std::io::stdout().write_all(text.as_bytes()).context("the output cannot be written");
+    };
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("folder {} cannot be made", folder.display()))?;
+    }
+    std::fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
+}
