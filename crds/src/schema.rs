@@ -168,9 +168,9 @@ fn short_defaults(schema: &mut Value) {
     fill(schema, &mut filled);
     let mut default = default;
     fill(schema, &mut default);
-    if filled == default {
-        schema["default"] = json!({});
-    }
+    // the server evaluates a node's rules on its default as written, members not filled
+    let ruled = schema.get("x-kubernetes-validations").is_some();
+    schema["default"] = if filled == default && !ruled { json!({}) } else { default };
 }
 
 fn sorted(value: &Value) -> Value {
