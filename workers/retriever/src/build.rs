@@ -21,6 +21,9 @@ use serde_json::json;
 use std::fs::File;
 use std::path::Path;
 
+/// Start of the names of folders that are being filled.
+const STAGING: &str = ".staging-";
+
 /// Builds, publishes and points `CURRENT` at the index; returns its digest and summary.
 pub fn build(config: &IndexBuildConfig, progress: &Progress, shutdown: &Shutdown) -> Result<Outcome> {
     check(config)?;
@@ -99,10 +102,8 @@ fn publish(
     progress: &Progress,
     shutdown: &Shutdown,
 ) -> Result<Verified> {
-    let staging = config.output.join(format!(".staging-{digest}"));
-    if staging.exists() {
-        std::fs::remove_dir_all(&staging).map_err(RetrieverError::io("clear", &staging))?;
-    }
+    let staging = config.output.join(format!("{STAGING}{digest}"));
+    clear_staging(&config.output)?;
     std::fs::create_dir_all(&staging).map_err(RetrieverError::io("create folder", &staging))?;
 
     progress.phase("index passages", 0);
@@ -157,6 +158,18 @@ fn publish(
         std::fs::remove_dir_all(&shards).map_err(RetrieverError::io("clear", &shards))?;
     }
     verify(&config.output, digest)
+}
+
+/// Removes what killed builds, of this or of other inputs, left behind; the lock is held.
+fn clear_staging(output: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(output).map_err(RetrieverError::io("list", output))? {
+        let entry = entry.map_err(RetrieverError::io("list", output))?;
+        if entry.file_name().as_encoded_bytes().starts_with(STAGING.as_bytes()) {
+            let path = entry.path();
+            std::fs::remove_dir_all(&path).map_err(RetrieverError::io("clear", &path))?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn stop_if_asked(shutdown: &Shutdown) -> Result<()> {

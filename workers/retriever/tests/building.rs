@@ -80,6 +80,13 @@ fn the_same_inputs_change_nothing_and_other_inputs_make_another_version() {
         assert_eq!(Index::open_current(&world.path("index")).unwrap().digest, digest.as_str().unwrap());
         digests.push(digest);
     }
+    // what a killed build of other inputs left behind is gone
+    std::fs::create_dir_all(world.path("index/.staging-0123")).unwrap();
+    let mut config = world.build_config();
+    config["lexical"]["b"] = json!(0.75);
+    let path = world.save("other.yaml", &config);
+    assert_eq!(run(&["build", "--config", path.to_str().unwrap()]).0, 0);
+    assert!(!world.path("index/.staging-0123").exists());
     // and back: the pointer moves, nothing is built
     assert_eq!(world.build(), first);
     assert_eq!(Index::open_current(&world.path("index")).unwrap().digest, first["digest"].as_str().unwrap());
