@@ -1,7 +1,7 @@
 //! What is committed beside the code is what the code makes, and is what an API server wants.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use s3_crds::{GROUP, Kind, REASONS, VERSION, crd, crd_without_cel, crd_yaml, reasons_markdown};
+use s3_crds::{GROUP, Kind, REASONS, VERSION, crd, crd_without_cel, crd_yaml, reasons_markdown, spec_schema};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -89,6 +89,35 @@ fn schemas_are_structural_and_documented() {
         for part in ["spec", "status"] {
             structural(part, &root["properties"][part], &mut faults);
         }
+        assert!(faults.is_empty(), "{kind:?}:\n{}", faults.join("\n"));
+    }
+}
+
+/// The API server evaluates a node's rules on its default as it is written, so nothing may be missing in it.
+fn complete_defaults(at: &str, schema: &Value, faults: &mut Vec<String>) {
+    let members = schema.get("properties").and_then(Value::as_object);
+    if let (Some(default), Some(members), true) =
+        (schema.get("default"), members, schema.get("x-kubernetes-validations").is_some())
+    {
+        for (name, _) in members.iter().filter(|(_, member)| member.get("default").is_some()) {
+            if default.get(name).is_none() {
+                faults.push(format!("{at}: its default lacks {name}"));
+            }
+        }
+    }
+    for (name, member) in members.into_iter().flatten() {
+        complete_defaults(&format!("{at}.{name}"), member, faults);
+    }
+    if let Some(items) = schema.get("items") {
+        complete_defaults(&format!("{at}[]"), items, faults);
+    }
+}
+
+#[test]
+fn defaults_are_complete_where_rules_look_at_them() {
+    for kind in Kind::ALL {
+        let mut faults = Vec::new();
+        complete_defaults("spec", spec_schema(kind), &mut faults);
         assert!(faults.is_empty(), "{kind:?}:\n{}", faults.join("\n"));
     }
 }
