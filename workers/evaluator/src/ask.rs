@@ -48,8 +48,7 @@ pub fn ask(run: &Run, question: &str, arm: Option<&str>) -> Result<Asked, Failur
     let retriever = RetrieverPeer::connect(&run.link, &run.config.retriever)?;
     let generator = GeneratorPeer::connect(&run.link, &run.config.generator, &run.config.runtime.name)?;
     let around = Surroundings { retriever: &retriever, shutdown: &run.link.shutdown, seed: run.config.seed };
-    let mut arm =
-        SearcherArm { searcher: Searcher::load(searcher)?, search, temperature, batch: 1, around: &around };
+    let mut arm = SearcherArm { searcher: Searcher::load(searcher)?, search, temperature, batch: 1, around: &around };
     let question =
         Question { id: "ask".into(), dataset: "ask".into(), question: question.to_owned(), answers: Vec::new() };
     let started = Instant::now();

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 /// Who is the baseline in such marks.
 const WHO: &[&str] = &["baseline", "naiverag", "rag"];
 /// What is known of it.
-const WHAT: &[&str] = &["score", "scores", "correct", "right", "wrong", "acc", "accuracy", "genacc", "solved", "em", "f1"];
+const WHAT: &[&str] =
+    &["score", "scores", "correct", "right", "wrong", "acc", "accuracy", "genacc", "solved", "em", "f1"];
 
 /// Refuses a row that carries the baseline's score (`baseline_score`, `ragCorrect`, …) or names a filter by it.
 pub fn refuse_row(path: &Path, row: &Value) -> Result<(), EvalError> {

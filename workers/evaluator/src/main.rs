@@ -40,10 +40,9 @@ enum Command {
 }
 
 #[derive(clap::Args)]
-#[group(required = true, multiple = false, id = "source", args = ["config", "results"])]
 struct ReportArgs {
     /// Configuration of an evaluation that has run: its page is made again.
-    #[arg(long)]
+    #[arg(long, required_unless_present = "results", conflicts_with_all = ["results", "training", "attribution"])]
     config: Option<PathBuf>,
     /// Folders of published results; `report.html` is made in the folder above each.
     #[arg(long, num_args = 1..)]

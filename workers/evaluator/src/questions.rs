@@ -60,7 +60,9 @@ pub fn choose(config: &EvaluatorConfig) -> Result<QuestionSet, EvalError> {
     }
     let set = if config.sample.eligible {
         let Some(corpus) = &config.sample.corpus else {
-            return Err(EvalError::Config("sample.eligible needs sample.corpus, the passages that are searched".into()));
+            return Err(EvalError::Config(
+                "sample.eligible needs sample.corpus, the passages that are searched".into(),
+            ));
         };
         let mut passages = Vec::new();
         each_line(corpus, |passage: Passage| passages.push((passage.title, passage.text)))?;

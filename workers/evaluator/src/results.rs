@@ -206,8 +206,8 @@ impl Results {
         let rows = from_lines(&parse(RESULTS)?).map_err(|e| corrupt(RESULTS, &e))?;
         let passages: Vec<Passage> = from_lines(&parse(PASSAGES)?).map_err(|e| corrupt(PASSAGES, &e))?;
         let passages = passages.into_iter().map(|passage| (passage.id.clone(), passage)).collect();
-        let seconds: BTreeMap<String, f64> = serde_json::from_value(manifest.facts["seconds"].clone())
-            .map_err(|e| corrupt("manifest.json", &e))?;
+        let seconds: BTreeMap<String, f64> =
+            serde_json::from_value(manifest.facts["seconds"].clone()).map_err(|e| corrupt("manifest.json", &e))?;
         let summary = summary.with_seconds(&seconds);
         let identity = manifest.identity["evaluation"].clone();
         Ok((Self { questions, rows, passages, seconds }, identity, summary))

@@ -34,8 +34,11 @@ pub fn with_runtime<T: Send + 'static>(
     work: impl FnOnce(&Run) -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     fix_threads(config.runtime.threads)?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::internal)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Failure::internal)?;
     let shutdown = {
         let _inside = runtime.enter();
         Shutdown::listen().map_err(Failure::internal)?

@@ -1,5 +1,6 @@
 //! From per-question results to the table of arms and the paired tests.
 
+use crate::arms;
 use crate::results::{ResultRow, Results};
 use crate::statistics::{Interval, bootstrap, detectable, holm, mcnemar, wilson};
 use s3_artifacts::{ArtifactError, digest_json};
@@ -125,7 +126,9 @@ pub fn summarise(config: &EvaluatorConfig, results: &Results) -> Result<Summary,
     let datasets: BTreeSet<&str> = results.rows.iter().map(|row| row.dataset.as_str()).collect();
     let mut table = Vec::new();
     for arm in &config.arms {
-        let rows: Vec<&ResultRow> = results.rows.iter().filter(|row| row.arm == arm.name).collect();
+        let mut rows: Vec<&ResultRow> = results.rows.iter().filter(|row| row.arm == arm.name).collect();
+        // resamples draw places: one order, so that GBR and the paired difference are the same figure
+        rows.sort_by_key(|row| row.place);
         table.push(statistics.row(&arm.name, ALL, &rows)?);
         if datasets.len() > 1 {
             for dataset in &datasets {
@@ -163,8 +166,13 @@ impl Figures<'_> {
         let f1: Vec<f64> = known.iter().filter_map(|row| row.f1).collect();
         let f1 = self.bootstrap(&f1, &["f1", arm, dataset])?;
         let gains: Vec<f64> = rows.iter().filter_map(|row| row.gain).collect();
-        let gbr = if gains.is_empty() { None } else { Some(self.bootstrap(&gains, &["gain", arm, dataset])?) };
-        let mean = |of: &dyn Fn(&ResultRow) -> f64| rows.iter().map(|row| of(row)).sum::<f64>() / rows.len().max(1) as f64;
+        let baseline = self.config.baseline.as_deref().unwrap_or_default();
+        let gbr = match gains.is_empty() {
+            true => None,
+            false => Some(self.bootstrap(&gains, &["difference", arm, baseline, dataset])?),
+        };
+        let mean =
+            |of: &dyn Fn(&ResultRow) -> f64| rows.iter().map(|row| of(row)).sum::<f64>() / rows.len().max(1) as f64;
         Ok(TableRow {
             arm: arm.to_owned(),
             dataset: dataset.to_owned(),
@@ -222,7 +230,7 @@ impl Figures<'_> {
                     n: differences.len(),
                     wins,
                     losses,
-                    difference: self.bootstrap(&differences, &["difference", arm, other])?,
+                    difference: self.bootstrap(&differences, &["difference", arm, other, ALL])?,
                     p: mcnemar::p_value(wins, losses),
                     p_holm: 1.0,
                 });
@@ -251,22 +259,18 @@ fn notes(config: &EvaluatorConfig, results: &Results, table: &[TableRow], pairs:
     if n < config.sample.size && config.sample.size != usize::MAX {
         notes.push(format!("{} questions were asked for, {n} were to be had.", config.sample.size));
     }
-    if let Some(first) = pairs.first().filter(|pair| pair.n > 0) {
-        let share = (first.wins + first.losses) as f64 / first.n as f64;
+    let searches = |pair: &&Pair| config.arms.iter().any(|arm| arm.name == pair.arm && arms::has_searcher(arm));
+    if let Some(pair) = pairs.iter().find(searches).or(pairs.first()).filter(|pair| pair.n > 0) {
+        let share = (pair.wins + pair.losses) as f64 / pair.n as f64 * 100.0;
         notes.push(format!(
-            "{} and {} differ on {:.0} % of the questions (discordant pairs).",
-            first.arm,
-            first.against,
-            share * 100.0
+            "{} and {} disagree on {share:.0} % of the questions (discordant pairs).",
+            pair.arm, pair.against
         ));
     }
     for row in table.iter().filter(|row| row.dataset == ALL && row.masked > 0) {
-        notes.push(format!(
-            "{}: {} questions have no verdict and are left out of its figures.",
-            row.arm, row.masked
-        ));
+        notes.push(format!("{}: {} questions have no verdict and are left out of its figures.", row.arm, row.masked));
     }
-    for (arm, from) in config.arms.iter().filter_map(|arm| Some((arm, crate::arms::budget_from(arm)?))) {
+    for (arm, from) in config.arms.iter().filter_map(|arm| Some((arm, arms::budget_from(arm)?))) {
         let counts = |name: &str| -> BTreeMap<usize, usize> {
             results.rows.iter().filter(|row| row.arm == name).map(|row| (row.place, row.passages.len())).collect()
         };

@@ -26,7 +26,10 @@ fn a_killed_run_continues_to_the_same_digest() {
     let world = World::start();
     let (code, stdout, stderr) = run(&["run"], &world.config("whole", 1000, ""));
     assert_eq!(code, 0, "{stderr}");
-    assert!(stderr.contains("minimum detectable effect") || stderr.contains("no difference can be relied on"), "{stderr}");
+    assert!(
+        stderr.contains("minimum detectable effect") || stderr.contains("no difference can be relied on"),
+        "{stderr}"
+    );
     let whole = world.outcome("whole");
     assert_eq!(stdout.lines().last().unwrap(), format!("digest {}", whole.digest));
 
@@ -58,13 +61,16 @@ fn budgets_are_equal_and_every_question_counts() {
     assert_eq!(results.questions.questions.len(), ASKED);
     assert_eq!((results.questions.in_training, results.questions.considered), (1, QUESTIONS));
     assert_eq!(results.rows.len(), 4 * ASKED, "the last question of the last chunk, and equal ids, too");
+    let mut budgets = std::collections::BTreeSet::new();
     for place in 0..ASKED {
-        let passages = |arm: &str| {
-            results.rows.iter().find(|row| row.place == place && row.arm == arm).unwrap().passages.len()
-        };
+        let passages =
+            |arm: &str| results.rows.iter().find(|row| row.place == place && row.arm == arm).unwrap().passages.len();
         assert_eq!(passages("same"), passages("s3"), "question {place}");
         assert_eq!((passages("rag"), passages("direct")), (3, 0));
+        budgets.insert(passages("s3"));
     }
+    assert!(budgets.len() > 1, "episodes differ: {budgets:?}");
+    assert!(results.rows.iter().any(|row| row.searches > 0), "and some search");
     assert!(results.rows.iter().filter(|row| row.arm == "s3").all(|row| row.episode.is_some()));
     assert_eq!(summary.table.len(), 4);
     assert!(summary.table.iter().all(|row| row.n == ASKED));

@@ -71,6 +71,14 @@ pub fn budget_from(arm: &ArmConfig) -> Option<&str> {
     }
 }
 
+/// Whether the arm plays episodes.
+pub fn has_searcher(arm: &ArmConfig) -> bool {
+    match &arm.method {
+        ArmMethod::S3 { .. } => true,
+        ArmMethod::Direct {} | ArmMethod::Rag { .. } | ArmMethod::SameBudgetRag { .. } => false,
+    }
+}
+
 /// The order in which arms run: those whose budgets others take come first, else as configured. Also refuses
 /// arms that cannot be told apart or that name no other arm.
 pub fn order(arms: &[ArmConfig]) -> Result<Vec<usize>, EvalError> {
@@ -160,7 +168,8 @@ mod tests {
     #[test]
     fn budgets_are_taken_after_they_are_known() {
         let same = |from: &str| ArmMethod::SameBudgetRag { budget_from: from.into() };
-        let arms = [arm("same", same("rag")), arm("rag", ArmMethod::Rag { top_k: 3 }), arm("none", ArmMethod::Direct {})];
+        let arms =
+            [arm("same", same("rag")), arm("rag", ArmMethod::Rag { top_k: 3 }), arm("none", ArmMethod::Direct {})];
         assert_eq!(order(&arms).unwrap(), [1, 2, 0]);
         for bad in [
             vec![arm("a", same("b"))],

@@ -235,7 +235,11 @@ impl Pool {
 
     fn episode(&self, row: &ResultRow, s: usize, a: ResultData, b: Option<ResultData>) -> EpisodeData {
         let turns = |episode: &EpisodeRow| {
-            episode.turns.iter().map(|turn| turn_data(&turn.text, &turn.action, self.places(&turn.window), &turn.selected)).collect()
+            episode
+                .turns
+                .iter()
+                .map(|turn| turn_data(&turn.text, &turn.action, self.places(&turn.window), &turn.selected))
+                .collect()
         };
         EpisodeData {
             s,

@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::arms::Gathered;
 use crate::questions::QuestionSet;
 use crate::summary::summarise;
 use crate::units::ArmResults;
-use crate::arms::Gathered;
 use s3_config::EvaluatorConfig;
 use s3_rollout::Scored;
 use s3_rollout::record::EpisodeRecord;
@@ -109,7 +109,13 @@ fn data_never_becomes_markup() {
         name: EVIL.into(),
         steps: vec![StepRecord { step: 1, figures: BTreeMap::from([("gain".into(), 0.5)]), ..StepRecord::default() }],
     }];
-    let page = Page { results: &results, identity: &identity, summary: &summary, training: &training, attribution: &attribution };
+    let page = Page {
+        results: &results,
+        identity: &identity,
+        summary: &summary,
+        training: &training,
+        attribution: &attribution,
+    };
     let html = render(&page).unwrap();
     assert!(!html.contains("<img"), "escaped everywhere");
     assert_eq!(html.matches("</script>").count(), 2, "only the page's own two scripts end");
@@ -127,7 +133,8 @@ fn data_never_becomes_markup() {
     assert_eq!(data["episodes"].as_array().unwrap().len(), 6, "every episode, the last question's too");
     assert_eq!(data["questions"].as_array().unwrap().len(), 6, "questions with equal ids are kept");
     assert_eq!(data["episodes"][5]["t"][0]["y"], EVIL);
-    let quadrants: Vec<_> = (0..6).map(|at| (data["episodes"][at]["b"][1].clone(), data["episodes"][at]["a"][1].clone())).collect();
+    let quadrants: Vec<_> =
+        (0..6).map(|at| (data["episodes"][at]["b"][1].clone(), data["episodes"][at]["a"][1].clone())).collect();
     assert_eq!(quadrants.iter().filter(|pair| **pair == (0.into(), 1.into())).count(), 2, "gained: questions 1 and 3");
 }
 
@@ -153,6 +160,7 @@ fn the_summary_has_the_shape_that_tables_read() {
     let pair = summary.pairs.iter().find(|pair| pair.arm == "s3").unwrap();
     assert_eq!((pair.wins, pair.losses, pair.n), (2, 1, 6));
     assert!(pair.p_holm >= pair.p);
+    assert_eq!(Some(pair.difference), summary.table[6].gbr, "the same figure twice");
     assert!(summary.notes[0].contains("smoke run") && summary.notes[1].contains("6 paired questions"));
 }
 

@@ -29,7 +29,11 @@ fn hash(parts: &[&str]) -> u64 {
 }
 
 fn passage(index: usize) -> v1::Passage {
-    v1::Passage { id: index.to_string(), title: format!("T{index}"), text: format!("number {index} says answer{index}") }
+    v1::Passage {
+        id: index.to_string(),
+        title: format!("T{index}"),
+        text: format!("number {index} says answer{index}"),
+    }
 }
 
 /// How the fake services behave, and what they saw.
@@ -141,6 +145,7 @@ impl World {
              \x20 method: S3\n\
              \x20 searcher: {{path: {root}/model, device: Cpu}}\n\
              \x20 search: {{maxSearches: 1, topK: 3, initialTopK: 3, turnTokens: 12, contextTokens: 900, passageTokens: 64, observationTokens: 400}}\n\
+             \x20 temperature: 1.0\n\
              \x20 batch: 2\n\
              datasets: [{{name: d, path: {root}/questions.jsonl}}]\n\
              sample: {{size: {size}, eligible: true, corpus: {root}/corpus.jsonl, exclude: [{root}/training.jsonl]}}\n\
@@ -186,13 +191,16 @@ pub fn run(arguments: &[&str], config: &Path) -> (i32, String, String) {
 
 fn write_data(root: &Path) {
     let line = |value: serde_json::Value| value.to_string() + "\n";
-    let corpus = (0..PASSAGES).map(passage).map(|p| line(serde_json::json!({"id": p.id, "title": p.title, "text": p.text})));
+    let corpus =
+        (0..PASSAGES).map(passage).map(|p| line(serde_json::json!({"id": p.id, "title": p.title, "text": p.text})));
     std::fs::write(root.join("corpus.jsonl"), corpus.collect::<String>()).unwrap();
     let question = |at: usize| {
         let golds = (0..PASSAGES).filter(|p| hash(&["gold", &at.to_string(), &p.to_string()]).is_multiple_of(2));
         let golds: Vec<String> = golds.map(|p| format!("answer{p}")).collect();
         // ids repeat: files in the wild do that
-        line(serde_json::json!({"id": format!("q{}", at / 2), "question": format!("what is fact {at}"), "answers": golds}))
+        line(
+            serde_json::json!({"id": format!("q{}", at / 2), "question": format!("what is fact {at}"), "answers": golds}),
+        )
     };
     std::fs::write(root.join("questions.jsonl"), (0..QUESTIONS).map(question).collect::<String>()).unwrap();
     let training = line(serde_json::json!({"question": "What is FACT 5?", "answers": ["x"]}));
