@@ -8,7 +8,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Whether the admin port on this machine answers 200.
 pub fn is_ready(port: u16) -> bool {
-    ask(port).is_ok_and(|status| status.starts_with("HTTP/1.1 200"))
+    ask(port).is_ok_and(|status| status.starts_with("HTTP/1.") && status.ends_with(" 200"))
 }
 
 fn ask(port: u16) -> std::io::Result<String> {

@@ -246,10 +246,9 @@ fn free_port(root: &Path, name: &str, recorded: Option<u16>) -> Result<(TcpListe
 
 impl Binder for LocalBinder {
     fn volume(&self, name: &str, path: &str) -> Result<PathBuf, PlanError> {
-        let folder = self
-            .volumes
-            .get(name)
-            .ok_or_else(|| PlanError::Binding(format!("volume {name} is bound to no folder; add --volume {name}=DIR")))?;
+        let folder = self.volumes.get(name).ok_or_else(|| {
+            PlanError::Binding(format!("volume {name} is bound to no folder; add --volume {name}=DIR"))
+        })?;
         Ok(if path.is_empty() { folder.clone() } else { folder.join(path) })
     }
 

@@ -4,6 +4,7 @@ mod admin;
 mod bind;
 mod commands;
 mod documents;
+mod highlights;
 mod observe;
 mod preflight;
 mod process;
@@ -15,6 +16,7 @@ mod table;
 mod text;
 
 use clap::{Args, Parser, Subcommand};
+use s3_telemetry::ExitClass;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -65,7 +67,15 @@ pub struct BindArgs {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            // clap's own text, with the exit code of wrong input; a closed stream is no reason for another.
+            let _ = error.print();
+            return ExitCode::from(ExitClass::Input.code());
+        }
+        Err(error) => error.exit(),
+    };
     let result = match cli.command {
         Command::Run(args) => commands::run::run(&args),
         Command::Plan(args) => commands::plan::run(&args),

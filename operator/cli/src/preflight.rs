@@ -58,7 +58,8 @@ pub fn inputs(plan: &Plan, binder: &LocalBinder, state: &State) -> Result<BTreeM
         match digest(&path, &mut known) {
             Err(error) => wrong.push(format!("{}: {} ({error})", input.field, path.display())),
             Ok(actual) => {
-                if let Some(expected) = input.sha256.as_ref().filter(|expected| !expected.eq_ignore_ascii_case(&actual)) {
+                if let Some(expected) = input.sha256.as_ref().filter(|expected| !expected.eq_ignore_ascii_case(&actual))
+                {
                     wrong.push(format!(
                         "{}: {} has sha256 {actual}, not {expected}; fetch the file again or correct the digest",
                         input.field,

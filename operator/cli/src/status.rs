@@ -96,8 +96,7 @@ impl StatusWriter {
     }
 
     fn index(&self, view: &View<'_>, owner: &str, status: &mut RetrieverIndexStatus) {
-        let (build, serve) =
-            (view.own(owner, ComponentKind::IndexBuild), view.own(owner, ComponentKind::Retriever));
+        let (build, serve) = (view.own(owner, ComponentKind::IndexBuild), view.own(owner, ComponentKind::Retriever));
         if let Some(build) = build {
             let done = view.outcome(build);
             let failed = self.failures.get(&build.name);
@@ -167,8 +166,8 @@ impl StatusWriter {
         if let Some(report) = train.and_then(|component| view.progress.get(&component.name)) {
             let figure = |name: &str| report.figures.get(name).copied();
             status.step = figure("step").map(|step| step as u32).or(status.step);
-            status.gbr = figure("gbr").or(status.gbr);
-            status.gen_acc = figure("genAcc").or(status.gen_acc);
+            status.gbr = figure("gain").or(status.gbr);
+            status.gen_acc = figure("accuracy").or(status.gen_acc);
             status.searches_per_question = figure("searches").or(status.searches_per_question);
         }
         let condition = match (&outcome, failure) {
@@ -181,6 +180,7 @@ impl StatusWriter {
             let export = view.state.work(&component.name).join("export");
             status.export =
                 Some(Artifact { uri: format!("file://{}", export.display()), digest: outcome.digest.clone() });
+            fill_job(status, &outcome.summary);
             status.digest = Some(outcome.digest);
             status.completion_time.get_or_insert_with(now);
         }
@@ -283,6 +283,18 @@ fn fill_index(status: &mut RetrieverIndexStatus, summary: &serde_json::Value) {
     status.recall = Some(1.0);
 }
 
+/// Takes the last step's figures from a training's summary: the held-out ones where there are any.
+fn fill_job(status: &mut S3TrainingJobStatus, summary: &serde_json::Value) {
+    let figure = |name: &str| {
+        let of = |part: &str| summary.pointer(&format!("/{part}/{name}")).and_then(serde_json::Value::as_f64);
+        of("probeLast").or_else(|| of("last"))
+    };
+    status.step = summary.get("steps").and_then(serde_json::Value::as_u64).and_then(|steps| u32::try_from(steps).ok());
+    status.gbr = figure("gain").or(status.gbr);
+    status.gen_acc = figure("accuracy").or(status.gen_acc);
+    status.searches_per_question = figure("searches").or(status.searches_per_question);
+}
+
 fn fill_run(status: &mut EvalRunStatus, outcome: &Outcome) {
     status.digest = Some(outcome.digest.clone());
     status.questions_digest = outcome.summary.get("questionsDigest").and_then(|d| d.as_str()).map(str::to_owned);
@@ -307,7 +319,9 @@ fn fill_run(status: &mut EvalRunStatus, outcome: &Outcome) {
         })
         .collect();
     let best = summary.table.iter().filter(|row| row.dataset == "all" || summary.table.len() == 1);
-    status.best = best
-        .max_by(|a, b| a.gen_acc.value.total_cmp(&b.gen_acc.value))
-        .map(|row| BestArm { arm: row.arm.clone(), gen_acc: row.gen_acc.value, gbr: row.gbr.map(|gbr| gbr.value) });
+    status.best = best.max_by(|a, b| a.gen_acc.value.total_cmp(&b.gen_acc.value)).map(|row| BestArm {
+        arm: row.arm.clone(),
+        gen_acc: row.gen_acc.value,
+        gbr: row.gbr.map(|gbr| gbr.value),
+    });
 }

@@ -61,7 +61,7 @@ pub struct Row {
 pub fn draw(summary: &Summary, judged: bool) -> String {
     let several = summary.table.iter().any(|row| row.dataset != summary.table[0].dataset);
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     let accuracy = if judged { "GenAcc" } else { "GenAcc (span)" };
     let mut header = vec!["arm"];
     if several {
@@ -92,7 +92,10 @@ pub fn draw(summary: &Summary, judged: bool) -> String {
         cells.extend(figures.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
         table.add_row(cells);
     }
-    table.to_string()
+    let rule = "─".repeat(table.lines().map(|line| line.trim_end().chars().count()).max().unwrap_or(0));
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    let (header, rows) = lines.split_at(1);
+    format!("{}\n{rule}\n{}\n{rule}", header.join("\n"), rows.join("\n"))
 }
 
 fn interval(estimate: Estimate, signed: bool) -> String {
@@ -102,7 +105,8 @@ fn interval(estimate: Estimate, signed: bool) -> String {
         let text = if signed { format!("{value:+.3}") } else { format!("{value:.3}") };
         text.replace('-', "−")
     };
-    format!("{} [{}, {}]", number(estimate.value), number(estimate.low), number(estimate.high))
+    // On two lines, so that four of them fit beside each other on a narrow terminal.
+    format!("{}\n[{}, {}]", number(estimate.value), number(estimate.low), number(estimate.high))
 }
 
 #[cfg(test)]
@@ -121,7 +125,7 @@ mod tests {
         let summary: Summary = serde_json::from_str(text).unwrap();
         let drawn = draw(&summary, false);
         assert!(drawn.contains("GenAcc (span)") && !drawn.contains("dataset"), "{drawn}");
-        assert!(drawn.contains("−0.150 [−0.300, +0.000]"), "{drawn}");
+        assert!(drawn.contains("−0.150") && drawn.contains("[−0.300, +0.000]"), "{drawn}");
         assert!(drawn.contains('–') && drawn.contains("1 min 01 s"), "{drawn}");
     }
 }

@@ -1,8 +1,8 @@
 //! Asking a trained searcher one question: an evaluation of one arm without a dataset.
 
 use crate::component::{in_work, runtime};
-use crate::{Component, ComponentKind, ComponentResources, PlanError, Plan, Readiness, Role, Template};
 use crate::template::Schema;
+use crate::{Component, ComponentKind, ComponentResources, Plan, PlanError, Readiness, Role, Template};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -79,7 +79,13 @@ fn of_job(component: &Component) -> Result<Component, PlanError> {
     build(component, arm, &value["retriever"], &value["generator"], &value["seed"])
 }
 
-fn build(of: &Component, arm: Value, retriever: &Value, generator: &Value, seed: &Value) -> Result<Component, PlanError> {
+fn build(
+    of: &Component,
+    arm: Value,
+    retriever: &Value,
+    generator: &Value,
+    seed: &Value,
+) -> Result<Component, PlanError> {
     let mut runtime = serde_json::to_value(runtime(NAME)).map_err(PlanError::defect)?;
     runtime["admin"] = Value::Null;
     let value = json!({

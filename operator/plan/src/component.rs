@@ -158,7 +158,10 @@ pub(crate) fn in_order(mut rest: BTreeMap<String, Component>) -> Result<Vec<Comp
         let next = rest.values().find(|component| component.needs.is_subset(&placed)).map(|c| c.name.clone());
         let Some(component) = next.and_then(|name| rest.remove(&name)) else {
             let names: Vec<_> = rest.keys().map(String::as_str).collect();
-            return Err(PlanError::Defect(format!("components wait for each other or for nothing: {}", names.join(", "))));
+            return Err(PlanError::Defect(format!(
+                "components wait for each other or for nothing: {}",
+                names.join(", ")
+            )));
         };
         placed.insert(component.name.clone());
         ordered.push(component);

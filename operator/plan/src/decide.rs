@@ -1,6 +1,6 @@
 //! Whether a component has to run, decided from what earlier runs left behind.
 
-use crate::{Component, PlanError, Plan, Role};
+use crate::{Component, Plan, PlanError, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -72,7 +72,7 @@ fn short(digest: &str) -> &str {
 /// Identity of what a job works on: its configuration without ports and folders, the content of its
 /// inputs, the outcomes of the jobs and the settings of the services that it needs.
 ///
-/// `Err` names the first needed job without an outcome.
+/// `Err` names the first needed job without an outcome that still stands.
 pub fn fingerprint(plan: &Plan, component: &Component, observed: &Observed) -> Result<String, String> {
     let mut config = component.config.value.clone();
     // Names, folders and thread counts of the surroundings change no result.
@@ -83,9 +83,10 @@ pub fn fingerprint(plan: &Plan, component: &Component, observed: &Observed) -> R
     for name in &component.needs {
         let Some(need) = plan.component(name) else { return Err(name.clone()) };
         let identity = match need.role {
-            Role::Job => match observed.finished.get(name) {
-                Some(finished) => finished.digest.clone(),
-                None => return Err(name.clone()),
+            // An outcome of other settings counts as none: what hangs on it waits for the new one.
+            Role::Job => match decide(plan, need, observed) {
+                Decision::Keep { digest } => digest,
+                _ => return Err(name.clone()),
             },
             Role::Service => fingerprint(plan, need, observed)?,
         };

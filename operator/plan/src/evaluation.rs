@@ -34,8 +34,7 @@ pub(crate) fn component(
     };
     let index_ref = &retriever.index_ref.name;
     let index = resources.index(&resource, "retriever.indexRef.name", index_ref)?;
-    let (gateway, generator) =
-        gateways.join(&resource, run.folder.as_deref(), &spec.generator, spec.judge.as_ref())?;
+    let (gateway, generator) = gateways.join(&resource, run.folder.as_deref(), &spec.generator, spec.judge.as_ref())?;
     let retriever_component = retriever_name(index_ref);
 
     let mut reader = Reader::new(&resource, run.folder.as_deref());
@@ -65,7 +64,8 @@ pub(crate) fn component(
             None => None,
         };
         // A training keeps its records in its own folder; only its searcher's jobs are shown.
-        let training = trained.iter().filter(|_| spec.report.training).map(|job| in_work(job, "state/training")).collect();
+        let training =
+            trained.iter().filter(|_| spec.report.training).map(|job| in_work(job, "state/training")).collect();
         Some(ReportConfig { path: in_work(&own, "report.html"), attribution, training })
     } else {
         None
@@ -140,7 +140,9 @@ struct Arms<'a, 'b> {
 impl Arms<'_, '_> {
     fn arm(&mut self, arm: &Arm) -> Result<ArmConfig, PlanError> {
         let place = format!("arms[{}]", arm.name);
-        let refuse = |field: &str, reason: &str| Err(PlanError::field(&self.reader.resource, &format!("{place}.{field}"), reason));
+        let refuse = |field: &str, reason: &str| {
+            Err(PlanError::field(&self.reader.resource, &format!("{place}.{field}"), reason))
+        };
         if let Some(own) = &arm.retriever {
             let same = self.run.object.spec.retriever.as_ref().map(|retriever| &retriever.index_ref);
             if own.index_ref.is_none() || own.index_ref.as_ref() != same {
@@ -180,7 +182,8 @@ impl Arms<'_, '_> {
             }
             (None, Some(source)) => {
                 let field = format!("{place}.searcher");
-                let mut model = self.reader.model(source, searcher.device, searcher.dtype, &format!("{field}.model"))?;
+                let mut model =
+                    self.reader.model(source, searcher.device, searcher.dtype, &format!("{field}.model"))?;
                 if let Some(adapter) = &searcher.adapter {
                     model.adapter = Some(self.reader.adapter(adapter, &format!("{field}.adapter"))?);
                 }

@@ -59,7 +59,13 @@ impl Gateways {
             }
         }
         draft.volumes.append(&mut reader.volumes);
-        draft.inputs.extend(reader.inputs.into_iter().filter(|input| !draft.inputs.iter().any(|i| i.path == input.path)).collect::<Vec<_>>());
+        draft.inputs.extend(
+            reader
+                .inputs
+                .into_iter()
+                .filter(|input| !draft.inputs.iter().any(|i| i.path == input.path))
+                .collect::<Vec<_>>(),
+        );
         let config = GeneratorConfig {
             endpoint: peer(&Symbol::address(&name, GRPC_PORT)),
             model,
@@ -90,7 +96,8 @@ impl Draft {
     ) -> Result<String, PlanError> {
         let mut config = if let Some(built_in) = &provider.built_in {
             let field = format!("{field}.builtIn");
-            let mut model = reader.model(&built_in.model, built_in.device, built_in.dtype, &format!("{field}.model"))?;
+            let mut model =
+                reader.model(&built_in.model, built_in.device, built_in.dtype, &format!("{field}.model"))?;
             if let Some(adapter) = &built_in.adapter {
                 model.adapter = Some(reader.adapter(adapter, &format!("{field}.adapter"))?);
             }
@@ -105,7 +112,10 @@ impl Draft {
                 self.secrets.insert(format!("{}/{}", secret.name, secret.key));
                 PathBuf::from(Symbol::Secret { name: secret.name.clone(), key: secret.key.clone() }.to_string())
             });
-            let endpoint = Endpoint { url: open.endpoint.clone(), field: format!("{} {field}.openAiCompatible.endpoint", reader.resource) };
+            let endpoint = Endpoint {
+                url: open.endpoint.clone(),
+                field: format!("{} {field}.openAiCompatible.endpoint", reader.resource),
+            };
             if !self.endpoints.iter().any(|known| known.url == endpoint.url) {
                 self.endpoints.push(endpoint);
             }
@@ -119,7 +129,11 @@ impl Draft {
                 attempts: limits.attempts,
             }
         } else {
-            return Err(PlanError::field(&reader.resource, field, "set builtIn or openAiCompatible; no other provider is served yet"));
+            return Err(PlanError::field(
+                &reader.resource,
+                field,
+                "set builtIn or openAiCompatible; no other provider is served yet",
+            ));
         };
         // The name says what the provider is, so two resources that ask for the same get the same.
         let identity = serde_json::to_string(&config).map_err(PlanError::defect)?;
@@ -177,9 +191,15 @@ fn gateway_name(resource: &str, provider: &Provider) -> Result<String, PlanError
         return Ok("gateway-built-in".into());
     }
     let Some(open) = &provider.open_ai_compatible else {
-        return Err(PlanError::field(resource, "generator.provider", "set builtIn or openAiCompatible; no other provider is served yet"));
+        return Err(PlanError::field(
+            resource,
+            "generator.provider",
+            "set builtIn or openAiCompatible; no other provider is served yet",
+        ));
     };
     let secret = open.api_key_secret_ref.as_ref().map_or("", |secret| secret.name.as_str());
-    Ok(format!("gateway-{}", short_digest(&format!("openAiCompatible\n{}\n{secret}", open.endpoint.trim_end_matches('/')))))
+    Ok(format!(
+        "gateway-{}",
+        short_digest(&format!("openAiCompatible\n{}\n{secret}", open.endpoint.trim_end_matches('/')))
+    ))
 }
-

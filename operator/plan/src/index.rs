@@ -17,7 +17,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// What other resources take from an index.
-pub(crate) fn corpus(index: &Sourced<RetrieverIndex>, resource: &str) -> Result<(PathBuf, Vec<crate::Input>, BTreeSet<String>), PlanError> {
+pub(crate) fn corpus(
+    index: &Sourced<RetrieverIndex>,
+    resource: &str,
+) -> Result<(PathBuf, Vec<crate::Input>, BTreeSet<String>), PlanError> {
     let build = build_of(index, resource)?;
     let mut reader = Reader::new(resource, index.folder.as_deref());
     let path = reader.file(&build.corpus.uri, build.corpus.sha256.as_ref(), "source.build.corpus.uri")?;

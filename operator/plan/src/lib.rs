@@ -23,14 +23,12 @@ mod template;
 mod training;
 
 pub use ask::{Choice, ask};
-pub use component::{
-    Component, ComponentKind, ComponentResources, Endpoint, Input, Notice, Plan, Readiness, Role,
-};
+pub use component::{Component, ComponentKind, ComponentResources, Endpoint, Input, Notice, Plan, Readiness, Role};
 pub use decide::{
     Decision, Finished, Observed, WorkIdentity, all_needs, decide, fingerprint, run_digest, work_identity,
 };
 pub use error::PlanError;
-pub use names::{evaluation_name, index_name, retriever_name, training_name, warm_start_name, baseline_name};
+pub use names::{baseline_name, evaluation_name, index_name, retriever_name, training_name, warm_start_name};
 pub use planner::plan;
 pub use policy::{Exit, ExitKind, Next, RestartPolicy};
 pub use resources::{Resources, Secrets, Sourced};

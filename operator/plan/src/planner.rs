@@ -38,7 +38,9 @@ pub fn plan(resources: &Resources) -> Result<Plan, PlanError> {
 fn share_owners(components: &mut BTreeMap<String, Component>) {
     let users: Vec<(String, String)> = components
         .values()
-        .flat_map(|user| user.needs.iter().flat_map(move |need| user.owners.iter().map(move |o| (need.clone(), o.clone()))))
+        .flat_map(|user| {
+            user.needs.iter().flat_map(move |need| user.owners.iter().map(move |o| (need.clone(), o.clone())))
+        })
         .collect();
     for (need, owner) in users {
         if let Some(component) = components.get_mut(&need)

@@ -139,10 +139,6 @@ fn insert<T: kube::ResourceExt>(
 fn notices(kind: Kind, title: &str, written: &Value) -> Vec<Notice> {
     cluster_only(kind, written)
         .into_iter()
-        .map(|error| Notice {
-            resource: title.to_owned(),
-            field: error.path.to_string(),
-            message: error.message,
-        })
+        .map(|error| Notice { resource: title.to_owned(), field: error.path.to_string(), message: error.message })
         .collect()
 }

@@ -34,7 +34,9 @@ impl<'a> Reader<'a> {
             Location::File { path } if path.starts_with('/') => Ok(path),
             Location::File { path } => match self.folder {
                 Some(folder) => Ok(folder.join(path.trim_start_matches("./")).display().to_string()),
-                None => Err(wrong(format!("file://{path} is relative to a manifest's folder, and there is none; write file:///…"))),
+                None => Err(wrong(format!(
+                    "file://{path} is relative to a manifest's folder, and there is none; write file:///…"
+                ))),
             },
             other => Err(wrong(format!(
                 "{uri}: {}:// is not fetched yet; download it and name it as pvc://CLAIM/PATH or file://PATH",
@@ -64,7 +66,13 @@ impl<'a> Reader<'a> {
     }
 
     /// A folder whose listed files must be there; the sha256 belongs to the first.
-    fn folder(&mut self, uri: &str, files: &[&str], sha256: Option<&String>, field: &str) -> Result<PathBuf, PlanError> {
+    fn folder(
+        &mut self,
+        uri: &str,
+        files: &[&str],
+        sha256: Option<&String>,
+        field: &str,
+    ) -> Result<PathBuf, PlanError> {
         let path = self.path(uri, field)?;
         for (place, file) in files.iter().enumerate() {
             self.need(format!("{path}/{file}"), field, sha256.filter(|_| place == 0));
@@ -100,7 +108,13 @@ impl<'a> Reader<'a> {
             let files = ["model.safetensors", "config.json", "tokenizer.json"];
             self.folder(&source.uri, &files, source.sha256.as_ref(), field)?
         };
-        Ok(ModelSpec { path, sha256: source.sha256.clone(), adapter: None, device: device.into_config(), dtype: dtype.into_config() })
+        Ok(ModelSpec {
+            path,
+            sha256: source.sha256.clone(),
+            adapter: None,
+            device: device.into_config(),
+            dtype: dtype.into_config(),
+        })
     }
 
     /// Question files.

@@ -5,8 +5,8 @@ use crate::gateway::{Gateways, peer};
 use crate::names::{baseline_name, retriever_name, training_name, warm_start_name};
 use crate::sources::{IntoConfig, Reader};
 use crate::{
-    ADMIN_PORT, Component, ComponentKind, GRPC_PORT, PlanError, Readiness, Resources, Role,
-    Sourced, Symbol, Template, WorkerConfig, convert, index,
+    ADMIN_PORT, Component, ComponentKind, GRPC_PORT, PlanError, Readiness, Resources, Role, Sourced, Symbol, Template,
+    WorkerConfig, convert, index,
 };
 use s3_config::{
     AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, LoraConfig, OptimizerConfig, ProbeConfig,
@@ -68,7 +68,14 @@ pub(crate) fn components(
             ..base.clone()
         };
         let disk = 2 * CHECKPOINT;
-        components.push(builder.component(&warm, ComponentKind::WarmStart, "sft", [retriever.clone()], config, disk)?);
+        components.push(builder.component(
+            &warm,
+            ComponentKind::WarmStart,
+            "sft",
+            [retriever.clone()],
+            config,
+            disk,
+        )?);
     }
     if spec.steps > 0 {
         let mut config = base;
@@ -123,7 +130,8 @@ fn base_config(
         searcher.adapter = Some(reader.adapter(init, "searcher.adapter.init")?);
     }
     let corpus = if spec.data.filters.drop_unanswerable {
-        let (path, inputs, volumes) = index::corpus(index, &format!("RetrieverIndex/{}", spec.retriever.index_ref.name))?;
+        let (path, inputs, volumes) =
+            index::corpus(index, &format!("RetrieverIndex/{}", spec.retriever.index_ref.name))?;
         reader.inputs.extend(inputs);
         reader.volumes.extend(volumes);
         Some(path)

@@ -100,10 +100,7 @@ fn equal_gateways_are_one_and_a_searcher_comes_from_its_job() {
     assert_eq!(gateways[0].config.value["providers"].as_array().unwrap().len(), 1);
     let evaluation = plan.component("quickstart-eval").unwrap();
     assert!(evaluation.needs.contains("quickstart-train"));
-    assert_eq!(
-        evaluation.config.value["arms"][3]["searcher"]["adapter"]["path"],
-        "work://quickstart-train/export"
-    );
+    assert_eq!(evaluation.config.value["arms"][3]["searcher"]["adapter"]["path"], "work://quickstart-train/export");
 }
 
 /// Everything finished, as after a whole run.
@@ -130,8 +127,8 @@ fn only_what_depends_on_a_change_runs_again() {
     let rate = changed("learningRate: 0.00005", "learningRate: 0.0001");
     assert_eq!(
         again(&rate, &observed),
-        ["gateway-built-in", "quickstart-retriever", "quickstart-train"],
-        "the baseline and the evaluation of the same searcher stand"
+        ["gateway-built-in", "quickstart-retriever", "quickstart-train", "quickstart-eval"],
+        "index and baseline stand"
     );
     let size = changed("size: 48", "size: 64");
     assert_eq!(again(&size, &observed), ["gateway-built-in", "quickstart-retriever", "quickstart-eval"]);

@@ -99,15 +99,17 @@ pub fn run(args: &AskArgs) -> Result<ExitCode, Problem> {
             let mut supervisor = Supervisor::new(plan, state.clone(), binder, options, observed, status);
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Problem::internal)?;
-            runtime.block_on(supervisor.with_services(&ask.name, |binder| call(&ask, binder, &state, &args.question)))?
+            runtime
+                .block_on(supervisor.with_services(&ask.name, |binder| call(&ask, binder, &state, &args.question)))?
         }
         // A run with --keep-services holds the folder: its services are asked.
         Err(busy) => {
             let processes = state.processes()?;
             let up = |need: &String| processes.get(need).is_some_and(process::Identity::alive);
-            let services = ask.needs.iter().filter(|need| {
-                record.plan.component(need).is_some_and(|component| component.role == Role::Service)
-            });
+            let services = ask
+                .needs
+                .iter()
+                .filter(|need| record.plan.component(need).is_some_and(|component| component.role == Role::Service));
             if !services.into_iter().all(up) {
                 return Err(busy);
             }

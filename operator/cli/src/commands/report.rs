@@ -42,7 +42,10 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode, Problem> {
         for page in &pages {
             let status = Command::new("xdg-open").arg(page).stdin(Stdio::null()).status();
             if !status.is_ok_and(|status| status.success()) {
-                return Err(Problem::unavailable(format!("no browser could be started; open {} yourself", page.display())));
+                return Err(Problem::unavailable(format!(
+                    "no browser could be started; open {} yourself",
+                    page.display()
+                )));
             }
         }
     }

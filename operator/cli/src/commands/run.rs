@@ -73,7 +73,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, Problem> {
     for notice in &plan.notices {
         eprintln!("  {}: {}: {}", notice.resource, notice.field, notice.message);
     }
-    let volumes = given.volumes.iter().filter_map(|(name, dir)| Some((name.clone(), dir.canonicalize().ok()?))).collect();
+    let volumes =
+        given.volumes.iter().filter_map(|(name, dir)| Some((name.clone(), dir.canonicalize().ok()?))).collect();
     state.write("run.json", &Record { plan: plan.clone(), volumes })?;
 
     let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));

@@ -1,0 +1,64 @@
+//! Starting a component: folders, configuration, process.
+
+use super::{Phase, Supervisor};
+use crate::process::Process;
+use crate::text::Problem;
+use s3_plan::{Role, WorkIdentity, work_identity};
+use std::time::Instant;
+
+impl Supervisor {
+    pub(super) fn start(&mut self, name: &str) -> Result<(), Problem> {
+        let component = self.component(name)?.clone();
+        if component.role == Role::Job {
+            let identity = work_identity(&self.plan, &component, &self.observed)
+                .map_err(|on| Problem::internal(format!("{name} was to start before {on} had ended")))?;
+            self.put_stale_work_aside(name, &identity)?;
+            self.state.write(&format!("work/{name}/identity.json"), &identity)?;
+        }
+        let work = self.state.work(name);
+        std::fs::create_dir_all(&work).map_err(|e| Problem::io("folder", &work, &e))?;
+        // A report of an earlier process must not count for this one.
+        for old in [self.state.progress(name), self.state.result(name)] {
+            match std::fs::remove_file(&old) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Problem::io("remove", &old, &error));
+                }
+                _ => {}
+            }
+        }
+        self.progress.remove(name);
+        let config = component.config.bind(name, &self.binder)?;
+        s3_config::save(&self.state.config(name), &config).map_err(|e| Problem::input(e))?;
+        let log = self.state.log(name);
+        if let Some(folder) = log.parent() {
+            std::fs::create_dir_all(folder).map_err(|e| Problem::io("folder", folder, &e))?;
+        }
+        let mut args = component.args.clone();
+        args.extend(["--config".to_owned(), self.state.config(name).display().to_string()]);
+        let binary = self.options.binaries.join(&component.binary);
+        let process = Process::start(&binary, &args, &log).map_err(|e| Problem::io("start", &binary, &e))?;
+        self.phases.insert(name.to_owned(), Phase::Running { process, ready: false, stopping: None });
+        self.record_processes()?;
+        self.display.start(name);
+        self.status_due = Instant::now();
+        Ok(())
+    }
+
+    /// Work done under other settings is kept, but not continued.
+    fn put_stale_work_aside(&mut self, name: &str, identity: &WorkIdentity) -> Result<(), Problem> {
+        let earlier: Option<WorkIdentity> = self.state.read(&format!("work/{name}/identity.json"))?;
+        let Some(earlier) = earlier.filter(|earlier| !identity.continues(earlier)) else { return Ok(()) };
+        let short = earlier.settings.get(..12).unwrap_or(&earlier.settings);
+        let folder = self.state.archive();
+        std::fs::create_dir_all(&folder).map_err(|e| Problem::io("folder", &folder, &e))?;
+        let free = (0..).map(|n| folder.join(format!("{name}-{short}-{n}"))).find(|path| !path.exists());
+        let Some(target) = free else { return Ok(()) };
+        // The record goes first: killed in between, the job merely runs again.
+        if self.observed.finished.remove(name).is_some() {
+            self.state.write("finished.json", &self.observed.finished)?;
+        }
+        std::fs::rename(self.state.work(name), &target).map_err(|e| Problem::io("move aside to", &target, &e))?;
+        self.display.note(name, &format!("settings or inputs changed: earlier work kept in {}", target.display()));
+        Ok(())
+    }
+}
