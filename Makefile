@@ -33,7 +33,7 @@ quickstart: ## build, fetch the data, train, evaluate, report; PROFILE=gpu: at e
 	$(PHASE) build $(MAKE) build
 	$(PHASE) data $(FETCH) quickstart
 	status=0
-	$(PHASE) run $(S3) run $(EXAMPLE) --volume data="$(S3_DATA)" --volume adapters=examples/quickstart/adapters \
+	$(PHASE) run $(S3) run $(EXAMPLE) --volume data="$(S3_DATA)" --volume assets=examples/quickstart \
 	    || status=$$?
 	$(PHASE) --summary >&2
 	exit $$status
