@@ -87,6 +87,9 @@ impl Updater<'_> {
                 self.optimise(decoder, optimizer, mini, fresh, &mut sums)?;
             }
         }
+        if sums.tokens == 0 {
+            self.observe(decoder, &samples, &mut sums)?;
+        }
         let tokens = sums.tokens.max(1) as f64;
         Ok(BTreeMap::from([
             ("gradNorm".to_owned(), sums.grad_norm / sums.steps.max(1) as f64),
@@ -113,6 +116,21 @@ impl Updater<'_> {
                 sample.values = Some(values.by_ref().take(sample.old.len()).collect());
             }
         }
+        Ok(())
+    }
+
+    /// Entropy and mismatch of the first micro-batch, for a round from which nothing was learned: a policy that
+    /// stands still is watched all the same.
+    fn observe(&self, decoder: &Decoder, samples: &[Sample], sums: &mut Sums) -> Result<(), RolloutError> {
+        let micro = &samples[..samples.len().min(self.config.rollout.micro_batch.max(1))];
+        if micro.is_empty() {
+            return Ok(());
+        }
+        let sequences: Vec<TrainSequence> = micro.iter().map(|sample| sample.sequence.clone()).collect();
+        let outputs = decoder.score(&sequences, self.temperature())?;
+        sums.tokens = outputs.entropy.len();
+        sums.entropy = outputs.entropy.iter().map(|x| f64::from(*x)).sum();
+        sums.fresh = (micro.iter().flat_map(|sample| sample.old.iter().copied()).collect(), outputs.logprob);
         Ok(())
     }
 
