@@ -55,21 +55,17 @@ pub fn set_condition(
         observed_generation: generation,
         last_transition_time: now.clone(),
     };
-    match conditions.iter_mut().find(|c| c.type_ == next.type_) {
-        Some(old) => {
-            if old.status == next.status {
-                next.last_transition_time = old.last_transition_time.clone();
-            }
-            let changed = *old != next;
-            *old = next;
-            changed
-        }
-        None => {
-            conditions.push(next);
-            conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
-            true
-        }
+    let Some(old) = conditions.iter_mut().find(|c| c.type_ == next.type_) else {
+        conditions.push(next);
+        conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+        return true;
+    };
+    if old.status == next.status {
+        next.last_transition_time = old.last_transition_time.clone();
     }
+    let changed = *old != next;
+    *old = next;
+    changed
 }
 
 /// The condition of a type.
@@ -80,4 +76,29 @@ pub fn condition<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Con
 /// Whether a condition's status is `True`.
 pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
     condition(conditions, type_).is_some_and(|c| c.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::reason;
+
+    #[test]
+    fn the_transition_time_moves_with_the_status_only() {
+        let at = |second: i64| Time::from(k8s_openapi::jiff::Timestamp::from_second(second).unwrap());
+        let mut list = Vec::new();
+        assert!(set_condition(&mut list, &reason::TRAINING_QUEUED, "third in line", Some(1), &at(1)));
+        assert!(
+            !set_condition(&mut list, &reason::TRAINING_QUEUED, "third in line", Some(1), &at(2)),
+            "no change, no write"
+        );
+        assert!(set_condition(&mut list, &reason::TRAINING_UNSCHEDULABLE, "no GPU", Some(1), &at(3)));
+        assert_eq!(list[0].last_transition_time, at(1), "False stays False");
+        assert!(set_condition(&mut list, &reason::TRAINING_RUNNING, "", Some(2), &at(4)));
+        assert_eq!((list[0].last_transition_time.clone(), list[0].observed_generation), (at(4), Some(2)));
+        assert!(set_condition(&mut list, &reason::BASELINE_COMPLETE, "", Some(2), &at(4)));
+        assert_eq!(list.iter().map(|c| c.type_.as_str()).collect::<Vec<_>>(), ["BaselineReady", "Training"]);
+        assert!(is_true(&list, "Training") && !is_true(&list, "Succeeded"));
+    }
 }

@@ -57,14 +57,19 @@ impl FromStr for Duration {
             let part = StdDuration::try_from_secs_f64(number * seconds).map_err(|_| bad())?;
             total = total.checked_add(part).ok_or_else(bad)?;
         }
-        if text.is_empty() { Err(bad()) } else { Ok(Self(StdDuration::from_millis((total.as_secs_f64() * 1000.0).round() as u64))) }
+        if text.is_empty() {
+            Err(bad())
+        } else {
+            Ok(Self(StdDuration::from_millis((total.as_secs_f64() * 1000.0).round() as u64)))
+        }
     }
 }
 
 impl fmt::Display for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total = self.millis();
-        let (hours, minutes, seconds, millis) = (total / 3_600_000, total / 60_000 % 60, total / 1000 % 60, total % 1000);
+        let (hours, minutes, seconds, millis) =
+            (total / 3_600_000, total / 60_000 % 60, total / 1000 % 60, total % 1000);
         for (count, unit) in [(hours, "h"), (minutes, "m"), (seconds, "s"), (millis, "ms")] {
             if count > 0 {
                 write!(f, "{count}{unit}")?;
@@ -106,7 +111,9 @@ mod tests {
 
     #[test]
     fn durations_read_like_kubernetes_writes_them() {
-        for (text, millis) in [("1h30m", 5_400_000), ("90s", 90_000), ("1.5s", 1500), ("250ms", 250), ("0s", 0), ("1h0m1s", 3_601_000)] {
+        for (text, millis) in
+            [("1h30m", 5_400_000), ("90s", 90_000), ("1.5s", 1500), ("250ms", 250), ("0s", 0), ("1h0m1s", 3_601_000)]
+        {
             assert_eq!(text.parse::<Duration>().unwrap().millis(), millis, "{text}");
         }
         for bad in ["", "5", "s", "-5s", "5 s", "1d", "1h30", "1..2s", "99999999999999999999h"] {

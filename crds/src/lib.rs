@@ -4,6 +4,9 @@
 //! compares methods on questions. The Rust types are the only source: the CRD manifests, the client-side
 //! validation and the documentation are all made from them.
 
+// doc comments here are `kubectl explain` texts, where product names stand without backticks
+#![allow(clippy::doc_markdown)]
+
 mod common;
 mod conditions;
 mod eval_run;

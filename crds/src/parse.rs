@@ -128,7 +128,9 @@ fn parse_value(value: &Value) -> Result<Resource, Vec<String>> {
         return secret(value).map(Resource::Secret).map_err(one);
     }
     let Some(kind) = Kind::from_name(kind) else {
-        return Err(one(format!("kind: `{kind}` is not known here; known are RetrieverIndex, S3TrainingJob, EvalRun and Secret")));
+        return Err(one(format!(
+            "kind: `{kind}` is not known here; known are RetrieverIndex, S3TrainingJob, EvalRun and Secret"
+        )));
     };
     if version != API_VERSION {
         return Err(one(format!("apiVersion: is `{version}`; write {API_VERSION}")));
@@ -149,8 +151,9 @@ fn parse_value(value: &Value) -> Result<Resource, Vec<String>> {
 
 fn secret(value: &Value) -> Result<SecretManifest, String> {
     // serde's messages would quote the value
-    let secret: Secret = serde_json::from_value(value.clone())
-        .map_err(|_| "data: is not a map of base64 texts; encode the values, or write them plainly under stringData".to_owned())?;
+    let secret: Secret = serde_json::from_value(value.clone()).map_err(|_| {
+        "data: is not a map of base64 texts; encode the values, or write them plainly under stringData".to_owned()
+    })?;
     let mut values: BTreeMap<String, Vec<u8>> =
         secret.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)).collect();
     values.extend(secret.string_data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes())));

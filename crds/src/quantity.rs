@@ -87,9 +87,14 @@ mod tests {
     #[test]
     fn quantities_read_like_kubernetes_does() {
         let value = |json: &str| serde_json::from_str::<Quantity>(json).map(|q| q.value().unwrap());
-        for (json, expected) in
-            [("\"500m\"", 0.5), ("4", 4.0), ("1.5", 1.5), ("\"2Gi\"", 2_147_483_648.0), ("\"1e3\"", 1000.0), ("\".5\"", 0.5)]
-        {
+        for (json, expected) in [
+            ("\"500m\"", 0.5),
+            ("4", 4.0),
+            ("1.5", 1.5),
+            ("\"2Gi\"", 2_147_483_648.0),
+            ("\"1e3\"", 1000.0),
+            ("\".5\"", 0.5),
+        ] {
             let found = value(json).unwrap();
             assert!((found - expected).abs() < 1e-9, "{json} → {found}");
         }

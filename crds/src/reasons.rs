@@ -281,9 +281,14 @@ pub fn reasons_markdown() -> String {
     );
     for kind in Kind::ALL {
         // writing to a String cannot fail
-        let _ = write!(page, "\n## {}\n\n| condition | status | reason | meaning | what to do |\n|---|---|---|---|---|\n", kind.name());
+        let _ = write!(
+            page,
+            "\n## {}\n\n| condition | status | reason | meaning | what to do |\n|---|---|---|---|---|\n",
+            kind.name()
+        );
         for r in REASONS.iter().filter(|r| r.kind == kind) {
-            let _ = writeln!(page, "| `{}` | {} | `{}` | {} | {} |", r.condition, r.status, r.name, r.meaning, r.action);
+            let _ =
+                writeln!(page, "| `{}` | {} | `{}` | {} | {} |", r.condition, r.status, r.name, r.meaning, r.action);
         }
     }
     page

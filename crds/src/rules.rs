@@ -240,7 +240,7 @@ rules! {
     /// Compared arms exist.
     PAIRED_ARM: "!has(self.statistics.pairedAgainst) || self.statistics.pairedAgainst.all(n, self.arms.exists(a, a.name == n))",
         "`statistics.pairedAgainst` names no arm of this run; use an arm's `name`",
-        Check::State(|v| items(v, "/statistics/pairedAgainst").iter().all(|n| names_arm(v, n.as_str().unwrap_or("")))); 
+        Check::State(|v| items(v, "/statistics/pairedAgainst").iter().all(|n| names_arm(v, n.as_str().unwrap_or(""))));
     /// Eligibility is a matter of the corpus.
     ELIGIBLE_NEEDS_INDEX: "!self.sample.eligible || has(self.retriever)",
         "`sample.eligible` asks what the index can answer; set the run's `retriever`",

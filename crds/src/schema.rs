@@ -80,7 +80,8 @@ pub fn crd_without_cel(kind: Kind) -> Value {
 
 /// The CRD of a kind as YAML, with a first line that says where it comes from.
 pub fn crd_yaml(kind: Kind, with_cel: bool) -> Result<String, serde_yaml_ng::Error> {
-    let body = if with_cel { serde_yaml_ng::to_string(crd(kind)) } else { serde_yaml_ng::to_string(&crd_without_cel(kind)) }?;
+    let body =
+        if with_cel { serde_yaml_ng::to_string(crd(kind)) } else { serde_yaml_ng::to_string(&crd_without_cel(kind)) }?;
     Ok(format!("# Made from the types in crds/src by `s3-operator crds --output crds/generated`; do not edit.\n{body}"))
 }
 
@@ -124,10 +125,10 @@ fn clean(node: &mut Map<String, Value>) {
     if node.get("default").is_some_and(Value::is_null) {
         node.remove("default");
     }
-    if node.contains_key("type") || node.contains_key("x-kubernetes-int-or-string") {
-        if let Some(Value::String(text)) = node.get_mut("description") {
-            *text = one_line_paragraphs(text);
-        }
+    if (node.contains_key("type") || node.contains_key("x-kubernetes-int-or-string"))
+        && let Some(Value::String(text)) = node.get_mut("description")
+    {
+        *text = one_line_paragraphs(text);
     }
     // the server knows signed formats only; bounds keep what the type means
     let unsigned = node.get("format").and_then(Value::as_str).and_then(|format| match format {
@@ -152,7 +153,10 @@ fn clean(node: &mut Map<String, Value>) {
 
 /// Doc comments break lines at the source's width; paragraphs are what is meant.
 fn one_line_paragraphs(text: &str) -> String {
-    text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join("\n\n")
+    text.split("\n\n")
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect::<Vec<_>>()
+        .join("\n\n")
 }
 
 /// An object's default becomes `{}` where the defaults of its members say the same.

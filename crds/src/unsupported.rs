@@ -39,14 +39,22 @@ pub const SCHEMES: &[&str] = &["file", "pvc"];
 pub const UNSUPPORTED: &[Field] = &[
     // fetching from hubs and buckets
     field(None, "spec.**.revision", "belongs to hf:// addresses, which are not fetched yet; leave it out"),
-    field(None, "spec.**.tokenSecretRef", "belongs to hf://, s3:// and gs:// addresses, which are not fetched yet; leave it out"),
+    field(
+        None,
+        "spec.**.tokenSecretRef",
+        "belongs to hf://, s3:// and gs:// addresses, which are not fetched yet; leave it out",
+    ),
     field(None, "spec.**.set", "public question sets are not fetched yet; use set: Custom with a uri"),
     field(None, "spec.**.split", "public question sets are not fetched yet; use set: Custom with a uri"),
     // providers
     field(None, "spec.**.provider.anthropic", "is not served yet; use openAiCompatible or builtIn"),
     field(None, "spec.**.provider.azureOpenAi", "is not served yet; use openAiCompatible or builtIn"),
     field(None, "spec.**.provider.bedrock", "is not served yet; use openAiCompatible or builtIn"),
-    field(None, "spec.**.provider.managed", "is not served yet; start the model server yourself and use openAiCompatible"),
+    field(
+        None,
+        "spec.**.provider.managed",
+        "is not served yet; start the model server yourself and use openAiCompatible",
+    ),
     field(None, "spec.**.limits.requestsPerMinute", "is not enforced yet; use limits.concurrency"),
     field(None, "spec.**.limits.tokensPerMinute", "is not enforced yet; use limits.concurrency"),
     field(None, "spec.**.budget", "is not enforced yet; set a limit at the provider"),
@@ -56,12 +64,28 @@ pub const UNSUPPORTED: &[Field] = &[
     field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),
     field(INDEX, "spec.source.build.dense.index.kind", "is not built yet; use Flat"),
     field(INDEX, "spec.source.build.dense.index.metric", "is not built yet; use InnerProduct"),
-    field(INDEX, "spec.source.build.dense.index.recallTarget", "belongs to approximate indices, which are not built yet; leave it out"),
-    field(INDEX, "spec.source.build.dense.index.lists", "belongs to IvfFlat and IvfPq, which are not built yet; leave it out"),
-    field(INDEX, "spec.source.build.dense.index.probes", "belongs to IvfFlat and IvfPq, which are not built yet; leave it out"),
+    field(
+        INDEX,
+        "spec.source.build.dense.index.recallTarget",
+        "belongs to approximate indices, which are not built yet; leave it out",
+    ),
+    field(
+        INDEX,
+        "spec.source.build.dense.index.lists",
+        "belongs to IvfFlat and IvfPq, which are not built yet; leave it out",
+    ),
+    field(
+        INDEX,
+        "spec.source.build.dense.index.probes",
+        "belongs to IvfFlat and IvfPq, which are not built yet; leave it out",
+    ),
     field(INDEX, "spec.source.build.dense.index.codeBytes", "belongs to IvfPq, which is not built yet; leave it out"),
     field(INDEX, "spec.source.build.dense.index.neighbors", "belongs to Hnsw, which is not built yet; leave it out"),
-    field(INDEX, "spec.source.build.dense.index.efConstruction", "belongs to Hnsw, which is not built yet; leave it out"),
+    field(
+        INDEX,
+        "spec.source.build.dense.index.efConstruction",
+        "belongs to Hnsw, which is not built yet; leave it out",
+    ),
     field(INDEX, "spec.source.build.dense.index.efSearch", "belongs to Hnsw, which is not built yet; leave it out"),
     field(INDEX, "spec.source.build.dense.index.factory", "belongs to Factory, which is not built yet; leave it out"),
     field(INDEX, "spec.reranker", "is not served yet; leave it out"),
@@ -72,7 +96,11 @@ pub const UNSUPPORTED: &[Field] = &[
     value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
     field(JOB, "spec.reward.baseline.method", "is not computed as a baseline yet; use Rag"),
     field(JOB, "spec.algorithm.importance.correction", "is not computed yet; use None"),
-    field(JOB, "spec.algorithm.importance.cap", "belongs to importance correction, which is not computed yet; leave it out"),
+    field(
+        JOB,
+        "spec.algorithm.importance.cap",
+        "belongs to importance correction, which is not computed yet; leave it out",
+    ),
     field(JOB, "spec.rollout.staleness", "is not scheduled yet; use 0"),
     field(JOB, "spec.stop", "is not watched yet; set steps"),
     value(JOB, "spec.compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
@@ -155,7 +183,9 @@ fn listed(
         if is_default(schema, value) {
             return;
         }
-        for field in list.iter().filter(|field| field.kind.is_none_or(|of| of == kind) && matches(field.path, at.as_str())) {
+        for field in
+            list.iter().filter(|field| field.kind.is_none_or(|of| of == kind) && matches(field.path, at.as_str()))
+        {
             if field.values.is_empty() || value.as_str().is_some_and(|text| field.values.contains(&text)) {
                 errors.push(error(field, at, value));
             }

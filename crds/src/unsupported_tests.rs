@@ -1,5 +1,6 @@
 //! The lists are equal to what is refused: every listed field is, every other field of the schema is not.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+// samples are compared with the default that they were made from
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::float_cmp)]
 
 use super::*;
 use crate::schema::Kind;
@@ -55,7 +56,8 @@ fn values(schema: &Value) -> Vec<Value> {
             let (low, high) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
             let old = default.as_f64().unwrap_or(f64::NAN);
             let candidates = [old + 1.0, old - 1.0, low.unwrap_or(1.0), high.unwrap_or(2.0), old * 0.5, 3.0];
-            let fits = |n: &f64| *n != old && n.is_finite() && low.is_none_or(|l| *n >= l) && high.is_none_or(|h| *n <= h);
+            let fits =
+                |n: &f64| *n != old && n.is_finite() && low.is_none_or(|l| *n >= l) && high.is_none_or(|h| *n <= h);
             let number = candidates.into_iter().find(fits).expect("a number that fits");
             if schema["type"] == "integer" { json!(number as i64) } else { json!(number) }
         }
@@ -90,7 +92,9 @@ fn meant<'a>(kind: Kind, path: &str, value: &Value, list: &'a [(Field, regex::Re
     let plain = path.replace("[]", "");
     let value = value.as_str().unwrap_or("");
     list.iter()
-        .filter(|(field, _)| field.kind.is_none_or(|of| of == kind) && (field.values.is_empty() || field.values.contains(&value)))
+        .filter(|(field, _)| {
+            field.kind.is_none_or(|of| of == kind) && (field.values.is_empty() || field.values.contains(&value))
+        })
         .filter(|(_, regex)| regex.is_match(&plain))
         .map(|(field, _)| field)
         .collect()
@@ -137,10 +141,17 @@ fn addresses_that_cannot_be_read_are_refused_by_their_scheme() {
     for scheme in ["hf", "s3", "gs"] {
         let errors = refuse_unsupported(Kind::S3TrainingJob, &object(&format!("{scheme}://owner/name")));
         let texts: Vec<String> = errors.iter().map(FieldError::to_string).collect();
-        assert_eq!(texts, [
-            format!("spec.data.datasets[0].uri: `{scheme}://` is not fetched yet; use file://PATH or pvc://CLAIM/PATH"),
-            format!("spec.searcher.model.uri: `{scheme}://` is not fetched yet; use file://PATH or pvc://CLAIM/PATH"),
-        ]);
+        assert_eq!(
+            texts,
+            [
+                format!(
+                    "spec.data.datasets[0].uri: `{scheme}://` is not fetched yet; use file://PATH or pvc://CLAIM/PATH"
+                ),
+                format!(
+                    "spec.searcher.model.uri: `{scheme}://` is not fetched yet; use file://PATH or pvc://CLAIM/PATH"
+                ),
+            ]
+        );
     }
     assert_eq!(refuse_unsupported(Kind::S3TrainingJob, &object("pvc://data/model.gguf")), []);
 }

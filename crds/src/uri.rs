@@ -44,7 +44,9 @@ pub enum Location {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
     /// No known scheme.
-    #[error("`{0}` has no known scheme; write file://PATH, pvc://CLAIM/PATH, hf://OWNER/NAME, s3://BUCKET/KEY or gs://BUCKET/KEY")]
+    #[error(
+        "`{0}` has no known scheme; write file://PATH, pvc://CLAIM/PATH, hf://OWNER/NAME, s3://BUCKET/KEY or gs://BUCKET/KEY"
+    )]
     Scheme(String),
     /// A part is missing.
     #[error("`{uri}` lacks {part}; write {form}")]
@@ -128,8 +130,14 @@ mod tests {
     #[test]
     fn every_form_is_read_and_written_again() {
         for uri in [
-            "file:///models/a.gguf", "file://./data/q.jsonl", "pvc://data", "pvc://data/models/a.gguf",
-            "hf://owner/name", "hf://owner/name/a/b.json", "s3://bucket/a/b", "gs://bucket/a",
+            "file:///models/a.gguf",
+            "file://./data/q.jsonl",
+            "pvc://data",
+            "pvc://data/models/a.gguf",
+            "hf://owner/name",
+            "hf://owner/name/a/b.json",
+            "s3://bucket/a/b",
+            "gs://bucket/a",
         ] {
             assert_eq!(Location::parse(uri).unwrap().to_string(), uri);
         }
@@ -138,8 +146,12 @@ mod tests {
     #[test]
     fn wrong_addresses_say_what_to_write() {
         for (uri, part) in [
-            ("/models/a.gguf", "file://PATH"), ("http://x/y", "no known scheme"), ("file://", "a path"),
-            ("pvc:///x", "pvc://CLAIM/PATH"), ("hf://owner", "repository's name"), ("pvc://data/../../etc", "leaves its volume"),
+            ("/models/a.gguf", "file://PATH"),
+            ("http://x/y", "no known scheme"),
+            ("file://", "a path"),
+            ("pvc:///x", "pvc://CLAIM/PATH"),
+            ("hf://owner", "repository's name"),
+            ("pvc://data/../../etc", "leaves its volume"),
         ] {
             let error = Location::parse(uri).unwrap_err().to_string();
             assert!(error.contains(part), "{uri}: {error}");

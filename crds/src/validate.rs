@@ -34,7 +34,9 @@ fn check_all(kind: Kind, object: &Value, old: Option<&Value>) -> Vec<FieldError>
     for part in ["spec", "metadata"] {
         let at = FieldPath::root(part);
         match object.get(part) {
-            Some(value) => check(&schema["properties"][part], value, old.and_then(|old| old.get(part)), &at, &mut errors),
+            Some(value) => {
+                check(&schema["properties"][part], value, old.and_then(|old| old.get(part)), &at, &mut errors);
+            }
             None => errors.push(FieldError::new(at, "is missing; write it")),
         }
     }
@@ -69,7 +71,9 @@ pub(crate) fn fill(schema: &Value, value: &mut Value) {
         }
         Value::Array(list) => {
             if let Some(items) = schema.get("items") {
-                list.iter_mut().for_each(|item| fill(items, item));
+                for item in list {
+                    fill(items, item);
+                }
             }
         }
         _ => {}
@@ -180,7 +184,9 @@ fn array(schema: &Value, value: &Value, old: Option<&Value>, at: &FieldPath, err
         errors.push(FieldError::new(at.clone(), format!("has {} entries; at least {least} is needed", list.len())));
     }
     let keys: Vec<&str> = match schema.get("x-kubernetes-list-type").and_then(Value::as_str) {
-        Some("map") => schema["x-kubernetes-list-map-keys"].as_array().into_iter().flatten().filter_map(Value::as_str).collect(),
+        Some("map") => {
+            schema["x-kubernetes-list-map-keys"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+        }
         _ => Vec::new(),
     };
     let is_set = schema.get("x-kubernetes-list-type").and_then(Value::as_str) == Some("set");
@@ -191,10 +197,15 @@ fn array(schema: &Value, value: &Value, old: Option<&Value>, at: &FieldPath, err
         let path = at.index(index);
         if (is_set || !keys.is_empty()) && list[..index].iter().any(|other| identity(other) == identity(item)) {
             let what = if is_set { "value".to_owned() } else { keys.join(" and ") };
-            errors.push(FieldError::new(path.clone(), format!("repeats the {what} of an earlier entry; each must be unique")));
+            errors.push(FieldError::new(
+                path.clone(),
+                format!("repeats the {what} of an earlier entry; each must be unique"),
+            ));
         }
         let old = (!keys.is_empty())
-            .then(|| old.and_then(Value::as_array).and_then(|old| old.iter().find(|other| identity(other) == identity(item))))
+            .then(|| {
+                old.and_then(Value::as_array).and_then(|old| old.iter().find(|other| identity(other) == identity(item)))
+            })
             .flatten();
         if let Some(items) = schema.get("items") {
             check(items, item, old, &path, errors);
@@ -203,11 +214,11 @@ fn array(schema: &Value, value: &Value, old: Option<&Value>, at: &FieldPath, err
 }
 
 fn string(schema: &Value, text: &str, at: &FieldPath, errors: &mut Vec<FieldError>) {
-    if let Some(allowed) = schema.get("enum").and_then(Value::as_array) {
-        if !allowed.iter().any(|value| value == text) {
-            let allowed: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
-            errors.push(FieldError::new(at.clone(), format!("`{text}` is not one of {}", allowed.join(", "))));
-        }
+    if let Some(allowed) = schema.get("enum").and_then(Value::as_array)
+        && !allowed.iter().any(|value| value == text)
+    {
+        let allowed: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
+        errors.push(FieldError::new(at.clone(), format!("`{text}` is not one of {}", allowed.join(", "))));
     }
     let length = text.chars().count() as u64;
     if let Some(most) = schema.get("maxLength").and_then(Value::as_u64).filter(|most| length > *most) {

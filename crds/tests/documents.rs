@@ -85,9 +85,15 @@ fn the_smallest_objects_are_accepted_and_defaulted_alike_by_schema_and_types() {
         assert_eq!(sorted_numbers(&typed), sorted_numbers(&by_schema["spec"]), "{kind:?}");
         // and by the types alone, without the schema
         let by_types: Value = match kind {
-            Kind::RetrieverIndex => serde_json::to_value(serde_json::from_value::<s3_crds::RetrieverIndexSpec>(object["spec"].clone()).unwrap()),
-            Kind::S3TrainingJob => serde_json::to_value(serde_json::from_value::<s3_crds::S3TrainingJobSpec>(object["spec"].clone()).unwrap()),
-            Kind::EvalRun => serde_json::to_value(serde_json::from_value::<s3_crds::EvalRunSpec>(object["spec"].clone()).unwrap()),
+            Kind::RetrieverIndex => serde_json::to_value(
+                serde_json::from_value::<s3_crds::RetrieverIndexSpec>(object["spec"].clone()).unwrap(),
+            ),
+            Kind::S3TrainingJob => serde_json::to_value(
+                serde_json::from_value::<s3_crds::S3TrainingJobSpec>(object["spec"].clone()).unwrap(),
+            ),
+            Kind::EvalRun => {
+                serde_json::to_value(serde_json::from_value::<s3_crds::EvalRunSpec>(object["spec"].clone()).unwrap())
+            }
         }
         .unwrap();
         assert_eq!(sorted_numbers(&by_types), sorted_numbers(&by_schema["spec"]), "{kind:?}");
@@ -108,21 +114,45 @@ fn sorted_numbers(value: &Value) -> Value {
 fn wrong_inputs_end_in_one_line_that_names_the_field() {
     let at = |o: Value, p: &str, v: Value| with(o, p, v);
     let cases = [
-        (at(job(), "/spec/rolout", json!({})), "f.yaml (document 1, S3TrainingJob/a): spec.rolout: unknown field; did you mean `rollout`?"),
+        (
+            at(job(), "/spec/rolout", json!({})),
+            "f.yaml (document 1, S3TrainingJob/a): spec.rolout: unknown field; did you mean `rollout`?",
+        ),
         (at(job(), "/spec/search", json!({"top_k": 3})), "spec.search.top_k: unknown field; did you mean `topK`?"),
-        (at(job(), "/spec/algorithm", json!({"estimator": "GRPO"})), "spec.algorithm.estimator: `GRPO` is not one of Rloo, Ppo, Grpo, Reinforce"),
+        (
+            at(job(), "/spec/algorithm", json!({"estimator": "GRPO"})),
+            "spec.algorithm.estimator: `GRPO` is not one of Rloo, Ppo, Grpo, Reinforce",
+        ),
         (at(job(), "/spec/steps", json!(-1)), "spec.steps: is -1; the least is 0"),
         (at(job(), "/spec/steps", json!("three")), "spec.steps: should be a whole number, found the text `three`"),
         (at(job(), "/spec/searcher", json!({})), "spec.searcher.model: is missing; set it (Its base weights)"),
-        (at(job(), "/spec/searcher/model/uri", json!("/models/m.gguf")), "spec.searcher.model.uri: `/models/m.gguf` is not an address; write file://PATH"),
-        (at(job(), "/spec/searcher/model/sha256", json!("abc")), "spec.searcher.model.sha256: `abc` is not a sha256; write its 64 lower-case hex digits"),
-        (at(job(), "/spec/generator/limits", json!({"timeout": "soon"})), "spec.generator.limits.timeout: `soon` is not a duration; write for example 30s"),
-        (at(job(), "/spec/resources", json!({"limits": {"memory": "16 GB"}})), "spec.resources.limits.memory: `16 GB` is not a quantity; write for example 500m, 4 or 16Gi"),
+        (
+            at(job(), "/spec/searcher/model/uri", json!("/models/m.gguf")),
+            "spec.searcher.model.uri: `/models/m.gguf` is not an address; write file://PATH",
+        ),
+        (
+            at(job(), "/spec/searcher/model/sha256", json!("abc")),
+            "spec.searcher.model.sha256: `abc` is not a sha256; write its 64 lower-case hex digits",
+        ),
+        (
+            at(job(), "/spec/generator/limits", json!({"timeout": "soon"})),
+            "spec.generator.limits.timeout: `soon` is not a duration; write for example 30s",
+        ),
+        (
+            at(job(), "/spec/resources", json!({"limits": {"memory": "16 GB"}})),
+            "spec.resources.limits.memory: `16 GB` is not a quantity; write for example 500m, 4 or 16Gi",
+        ),
         (at(job(), "/spec/data/datasets", json!([])), "spec.data.datasets: has 0 entries; at least 1 is needed"),
-        (at(job(), "/spec/reward", json!({"shaping": {"searchCost": 0.1}})), "spec.reward.shaping.searchCost: is 0.1; the most is 0"),
+        (
+            at(job(), "/spec/reward", json!({"shaping": {"searchCost": 0.1}})),
+            "spec.reward.shaping.searchCost: is 0.1; the most is 0",
+        ),
         (at(job(), "/metadata", json!({})), "f.yaml (document 1, S3TrainingJob/?): metadata.name: is missing"),
         (at(job(), "/kind", json!("TrainingJob")), "kind: `TrainingJob` is not known here; known are RetrieverIndex"),
-        (at(job(), "/apiVersion", json!("searchagent.dev/v1")), "apiVersion: is `searchagent.dev/v1`; write searchagent.dev/v1alpha1"),
+        (
+            at(job(), "/apiVersion", json!("searchagent.dev/v1")),
+            "apiVersion: is `searchagent.dev/v1`; write searchagent.dev/v1alpha1",
+        ),
         (at(run(), "/spec/arms/1/name", json!("direct")), "spec.arms[1]: repeats the name of an earlier entry"),
     ];
     for (object, expected) in cases {
@@ -134,9 +164,14 @@ fn wrong_inputs_end_in_one_line_that_names_the_field() {
 
 #[test]
 fn unreadable_files_say_where() {
-    let lines = |text: &str| parse_documents("f.yaml", text).unwrap_err().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let lines =
+        |text: &str| parse_documents("f.yaml", text).unwrap_err().iter().map(ToString::to_string).collect::<Vec<_>>();
     assert!(lines("a: [1,\nb: 2")[0].contains("line 3"), "{:?}", lines("a: [1,\nb: 2"));
-    assert!(lines("kind: EvalRun\nkind: EvalRun")[0].contains("duplicate entry"), "{:?}", lines("kind: EvalRun\nkind: EvalRun"));
+    assert!(
+        lines("kind: EvalRun\nkind: EvalRun")[0].contains("duplicate entry"),
+        "{:?}",
+        lines("kind: EvalRun\nkind: EvalRun")
+    );
     assert!(lines("apiVersion: v1")[0].contains("kind: is missing"));
     assert!(parse_documents("f.yaml", "# nothing\n---\n").unwrap().is_empty());
     let two = format!("{}\n---\n{}", index(), with(index(), "/spec/sorce", json!(1)));
@@ -164,17 +199,32 @@ fn broken() -> Vec<(Value, &'static str)> {
     vec![
         (job("/metadata", named(41)), "metadata.name is longer"),
         (job("/spec/data/datasets/0/uri", Value::Null), "a Custom dataset needs `uri`"),
-        (job("/spec/checkpoint", json!({"storage": {"claimName": "a", "size": "1Gi"}})), "`size` and `storageClassName` describe"),
+        (
+            job("/spec/checkpoint", json!({"storage": {"claimName": "a", "size": "1Gi"}})),
+            "`size` and `storageClassName` describe",
+        ),
         (job("/spec/pod", json!({"env": [{"name": "A"}]})), "set exactly one of `value` and `secretKeyRef`"),
-        (job("/spec/generator/provider/openAiCompatible", json!({"endpoint": "http://x/v1", "model": "m"})), "set exactly one provider"),
+        (
+            job("/spec/generator/provider/openAiCompatible", json!({"endpoint": "http://x/v1", "model": "m"})),
+            "set exactly one provider",
+        ),
         (job("/spec/generator/provider", json!({})), "set exactly one provider"),
         (index("/spec/source", json!({})), "set exactly one of `build` and `import`"),
         (index("/spec/source/build/lexical", Value::Null), "set `lexical: {}` for BM25"),
         (index("/spec/serving", json!({"method": "Dense"})), "`serving.method` names a ranking"),
         (index("/spec/serving", json!({"method": "Hybrid"})), "`serving.method` names a ranking"),
-        (with(index("/spec/serving", json!({"method": "Hybrid"})), "/spec/fusion", json!({"kind": "None"})), "`serving.method: Hybrid` needs"),
+        (
+            with(index("/spec/serving", json!({"method": "Hybrid"})), "/spec/fusion", json!({"kind": "None"})),
+            "`serving.method: Hybrid` needs",
+        ),
         (index("/spec/fusion", json!({"lexicalWeight": 0, "denseWeight": 0})), "give `lexicalWeight` or"),
-        (index("/spec/source/build/dense", json!({"encoder": {"model": {"uri": "file:///e"}}, "index": {"kind": "Factory"}})), "`factory` is set exactly when"),
+        (
+            index(
+                "/spec/source/build/dense",
+                json!({"encoder": {"model": {"uri": "file:///e"}}, "index": {"kind": "Factory"}}),
+            ),
+            "`factory` is set exactly when",
+        ),
         (index("/spec/serving", json!({"topK": 200})), "`topK` is above `topKLimit`"),
         (index("/spec/serving", json!({"autoscaling": {"minReplicas": 9}})), "`minReplicas` is above"),
         (job("/spec/rollout", json!({"samples": 1, "questions": 4})), "`algorithm.estimator` Rloo and Grpo"),
@@ -194,14 +244,24 @@ fn broken() -> Vec<(Value, &'static str)> {
         (run("/spec/arms/2/budgetFrom", json!("same")), "`budgetFrom` must name another arm"),
         (run("/spec/statistics", json!({"baseline": "x"})), "`statistics.baseline` names no arm"),
         (run("/spec/statistics", json!({"pairedAgainst": ["rag", "x"]})), "`statistics.pairedAgainst` names no arm"),
-        (with(with(run("/spec/sample", json!({"eligible": true})), "/spec/retriever", Value::Null), "/spec/arms", json!([{"name": "d", "method": "Direct"}])), "`sample.eligible` asks"),
+        (
+            with(
+                with(run("/spec/sample", json!({"eligible": true})), "/spec/retriever", Value::Null),
+                "/spec/arms",
+                json!([{"name": "d", "method": "Direct"}]),
+            ),
+            "`sample.eligible` asks",
+        ),
         (run("/spec/arms/3/searcher", Value::Null), "`searcher` belongs to arms"),
         (run("/spec/arms/0/searcher", json!({"jobRef": {"name": "a"}})), "`searcher` belongs to arms"),
         (run("/spec/arms/0/ablation", json!("NoInitial")), "`search`, `compatibility` and `ablation` belong"),
         (run("/spec/arms/3/topK", json!(3)), "`topK` belongs to Rag"),
         (run("/spec/arms/1/topK", Value::Null), "method Rag needs exactly one"),
         (run("/spec/arms/0/budgetFrom", json!("s3")), "`budgetFrom` belongs to method Rag"),
-        (run("/spec/arms/1/retriever", json!({"indexRef": {"name": "a"}, "control": "Oracle"})), "set exactly one of `indexRef` and `control`"),
+        (
+            run("/spec/arms/1/retriever", json!({"indexRef": {"name": "a"}, "control": "Oracle"})),
+            "set exactly one of `indexRef` and `control`",
+        ),
         (run("/spec/arms/3/searcher/model", json!({"uri": "file:///m"})), "set exactly one of `jobRef` and `model`"),
         (run("/spec/arms/3/searcher/adapter", json!({"uri": "file:///m"})), "`adapter` lies over `model`"),
     ]
@@ -216,9 +276,17 @@ fn every_rule_refuses_what_breaks_it() {
         said.push_str(&found.join("\n"));
     }
     let updates = [
-        (job(), with(job(), "/spec/searcher/model/uri", json!("pvc://data/other.gguf")), "`searcher.model` and `searcher.adapter` are immutable"),
+        (
+            job(),
+            with(job(), "/spec/searcher/model/uri", json!("pvc://data/other.gguf")),
+            "`searcher.model` and `searcher.adapter` are immutable",
+        ),
         (job(), with(job(), "/spec/retriever/topK", json!(9)), "`retriever` is immutable"),
-        (job(), with(job(), "/spec/generator/answer", json!({"maxTokens": 9})), "the generator's model and `answer` are immutable"),
+        (
+            job(),
+            with(job(), "/spec/generator/answer", json!({"maxTokens": 9})),
+            "the generator's model and `answer` are immutable",
+        ),
         (job(), with(job(), "/spec/seed", json!(9)), "`seed` is immutable"),
         (job(), with(job(), "/spec/steps", json!(9)), "`steps` may grow but not shrink"),
         (run(), with(run(), "/spec/sample", json!({"size": 9})), "`sample` is immutable"),
@@ -250,7 +318,9 @@ fn the_examples_are_accepted() {
             let path = file.path();
             if path.extension().is_some_and(|e| e == "yaml") {
                 let name = path.display().to_string();
-                for document in parse_documents(&name, &std::fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{e:#?}")) {
+                for document in parse_documents(&name, &std::fs::read_to_string(&path).unwrap())
+                    .unwrap_or_else(|e| panic!("{e:#?}"))
+                {
                     let written = document.written.unwrap();
                     let kind = Kind::from_name(written["kind"].as_str().unwrap()).unwrap();
                     assert_eq!(s3_crds::refuse_unsupported(kind, &written), [], "{name}");

@@ -15,7 +15,11 @@ fn same_as_committed(file: &Path, text: &str, command: &str) {
 fn manifests_are_committed_as_made() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("generated");
     for kind in Kind::ALL {
-        same_as_committed(&folder.join(kind.file_name()), &crd_yaml(kind, true).unwrap(), "crds --output crds/generated");
+        same_as_committed(
+            &folder.join(kind.file_name()),
+            &crd_yaml(kind, true).unwrap(),
+            "crds --output crds/generated",
+        );
     }
 }
 
@@ -40,10 +44,28 @@ fn names_are_those_of_the_group() {
 /// The API server's structural rules: a type at every node, nothing it does not know, defaults that fit.
 fn structural(at: &str, schema: &Value, faults: &mut Vec<String>) {
     let known: BTreeSet<&str> = [
-        "additionalProperties", "default", "description", "enum", "format", "items", "maxItems", "maxLength", "maxProperties",
-        "maximum", "minItems", "minLength", "minimum", "pattern", "properties", "required", "type",
-        "x-kubernetes-int-or-string", "x-kubernetes-list-map-keys", "x-kubernetes-list-type",
-        "x-kubernetes-preserve-unknown-fields", "x-kubernetes-validations",
+        "additionalProperties",
+        "default",
+        "description",
+        "enum",
+        "format",
+        "items",
+        "maxItems",
+        "maxLength",
+        "maxProperties",
+        "maximum",
+        "minItems",
+        "minLength",
+        "minimum",
+        "pattern",
+        "properties",
+        "required",
+        "type",
+        "x-kubernetes-int-or-string",
+        "x-kubernetes-list-map-keys",
+        "x-kubernetes-list-type",
+        "x-kubernetes-preserve-unknown-fields",
+        "x-kubernetes-validations",
     ]
     .into();
     let map = schema.as_object().unwrap_or_else(|| panic!("{at} is no schema: {schema}"));
@@ -57,16 +79,20 @@ fn structural(at: &str, schema: &Value, faults: &mut Vec<String>) {
     if map.contains_key("properties") && map.contains_key("additionalProperties") {
         faults.push(format!("{at}: properties beside additionalProperties"));
     }
-    if let Some(format) = map.get("format").and_then(Value::as_str) {
-        if !["int32", "int64", "double", "date-time"].contains(&format) {
-            faults.push(format!("{at}: format {format}"));
-        }
+    let format = map.get("format").and_then(Value::as_str).unwrap_or("int64");
+    if !["int32", "int64", "double", "date-time"].contains(&format) {
+        faults.push(format!("{at}: format {format}"));
     }
     if map.get("type") == Some(&"array".into()) && !map.contains_key("items") {
         faults.push(format!("{at}: list without items"));
     }
     let is_item = at.ends_with("[]");
-    if !is_item && !int_or_string && !at.contains(".tolerations") && !map.contains_key("description") && at.matches('.').count() > 0 {
+    if !is_item
+        && !int_or_string
+        && !at.contains(".tolerations")
+        && !map.contains_key("description")
+        && at.matches('.').count() > 0
+    {
         faults.push(format!("{at}: no description for `kubectl explain`"));
     }
     for (name, member) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
@@ -138,24 +164,28 @@ fn balanced(cel: &str) -> bool {
     open.is_empty() && !quoted
 }
 
+/// Names of all fields, and all rules with their messages.
+fn walk(value: &Value, fields: &mut BTreeSet<String>, rules: &mut BTreeSet<(String, String)>) {
+    if let Some(members) = value.get("properties").and_then(Value::as_object) {
+        fields.extend(members.keys().cloned());
+    }
+    for rule in value.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
+        rules.insert((rule["rule"].as_str().unwrap().into(), rule["message"].as_str().unwrap().into()));
+    }
+    match value {
+        Value::Object(map) => map.values().for_each(|child| walk(child, fields, rules)),
+        Value::Array(list) => list.iter().for_each(|child| walk(child, fields, rules)),
+        _ => {}
+    }
+}
+
 #[test]
 fn rules_are_attached_once_written_and_speak_of_known_fields() {
     let mut fields = BTreeSet::new();
     let mut rules = BTreeSet::new();
-    fn walk(value: &Value, fields: &mut BTreeSet<String>, rules: &mut BTreeSet<(String, String)>) {
-        if let Some(members) = value.get("properties").and_then(Value::as_object) {
-            fields.extend(members.keys().cloned());
-        }
-        for rule in value.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
-            rules.insert((rule["rule"].as_str().unwrap().into(), rule["message"].as_str().unwrap().into()));
-        }
-        match value {
-            Value::Object(map) => map.values().for_each(|child| walk(child, fields, rules)),
-            Value::Array(list) => list.iter().for_each(|child| walk(child, fields, rules)),
-            _ => {}
-        }
+    for kind in Kind::ALL {
+        walk(crd(kind), &mut fields, &mut rules);
     }
-    Kind::ALL.iter().for_each(|kind| walk(crd(*kind), &mut fields, &mut rules));
     assert!(rules.len() > 35, "only {} rules are attached", rules.len());
     fields.extend(["metadata", "name", "import"].map(str::to_owned));
     let member = regex::Regex::new(r"(?:self|oldSelf|[abn])((?:\.[a-zA-Z_]+)+)\b").unwrap();

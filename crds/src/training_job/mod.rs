@@ -173,6 +173,11 @@ pub struct FailurePolicy {
 
 impl Default for FailurePolicy {
     fn default() -> Self {
-        Self { max_attempts: 10, rules: Vec::new(), backoff: Duration::from_secs(10), max_backoff: Duration::from_secs(600) }
+        Self {
+            max_attempts: 10,
+            rules: Vec::new(),
+            backoff: Duration::from_secs(10),
+            max_backoff: Duration::from_secs(600),
+        }
     }
 }
