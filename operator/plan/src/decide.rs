@@ -80,7 +80,11 @@ pub fn fingerprint(plan: &Plan, component: &Component, observed: &Observed) -> R
         fields.remove("runtime");
     }
     let mut needs = BTreeMap::new();
-    for name in &component.needs {
+    // Jobs first: of several unfinished ones the nearest is worth naming.
+    let role = |name: &&String| plan.component(name).is_some_and(|need| need.role == Role::Service);
+    let mut names: Vec<&String> = component.needs.iter().collect();
+    names.sort_by_key(role);
+    for name in names {
         let Some(need) = plan.component(name) else { return Err(name.clone()) };
         let identity = match need.role {
             // An outcome of other settings counts as none: what hangs on it waits for the new one.

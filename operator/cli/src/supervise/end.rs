@@ -41,9 +41,9 @@ impl Supervisor {
             Next::Restart(pause) => {
                 *row += 1;
                 let left = self.options.restart.restarts - *row;
+                let how = if said == exit.describe() { String::new() } else { format!(" ({})", exit.describe()) };
                 let text = format!(
-                    "{said} ({}); starting again in {} ({left} more {})",
-                    exit.describe(),
+                    "{said}{how}; starting again in {} ({left} more {})",
                     duration(pause),
                     if left == 1 { "try" } else { "tries" }
                 );
@@ -60,10 +60,8 @@ impl Supervisor {
                     Exit::Signal(_) => ExitClass::Internal,
                 };
                 let log = self.state.log(name);
-                Err(Problem(vec![Failure::new(
-                    class,
-                    format!("{name}: {said} ({}; log {})", exit.describe(), log.display()),
-                )]))
+                let how = if said == exit.describe() { String::new() } else { format!("{}; ", exit.describe()) };
+                Err(Problem(vec![Failure::new(class, format!("{name}: {said} ({how}log {})", log.display()))]))
             }
         }
     }
