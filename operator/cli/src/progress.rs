@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// Without a terminal a line is printed at most this often per component, and at each new phase.
 const QUIET: Duration = Duration::from_secs(5);
 
+/// Phase of a component before its first report.
+pub const STARTING: &str = "starting";
+
 /// Where progress goes.
 pub struct Display {
     width: usize,
@@ -53,16 +56,16 @@ impl Display {
             let bar = bars.add(ProgressBar::new_spinner());
             bar.set_prefix(format!("{name:<width$}", width = self.width));
             bar.set_style(style("  {prefix}  {spinner} {msg}"));
-            bar.set_message("starting");
+            bar.set_message(STARTING);
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
         if bar.is_none() {
-            self.note(name, "starting");
+            self.note(name, STARTING);
         }
         let since = self.rows.get(name).map_or_else(Instant::now, |row| row.since);
         self.drop_bar(name);
-        self.rows.insert(name.to_owned(), Row { bar, since, printed: None, phase: String::new() });
+        self.rows.insert(name.to_owned(), Row { bar, since, printed: Some(Instant::now()), phase: STARTING.to_owned() });
     }
 
     /// Shows a component's latest report.

@@ -9,7 +9,7 @@ use crate::table::{Summary, draw};
 use crate::text::Problem;
 use clap::Args;
 use s3_plan::{Component, ComponentKind, Plan, WorkerConfig};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// Arguments of `s3 report`.
@@ -79,11 +79,17 @@ pub fn print(plan: &Plan, state: &State) -> Result<Vec<PathBuf>, Problem> {
             println!("{note}");
         }
         if let Some(page) = &summary.report {
-            println!("report {page}");
+            println!("report {}", from_here(page));
             pages.push(PathBuf::from(page));
         }
     }
     Ok(pages)
+}
+
+/// The path as it is named from the current folder, when the page lies below it.
+fn from_here(page: &str) -> String {
+    let here = std::env::current_dir().and_then(|here| here.canonicalize()).unwrap_or_default();
+    Path::new(page).strip_prefix(&here).map_or_else(|_| page.to_owned(), |path| path.display().to_string())
 }
 
 fn render(record: &Record, state: &State) -> Result<(), Problem> {

@@ -11,7 +11,7 @@ mod stop;
 use crate::admin::is_ready;
 use crate::bind::LocalBinder;
 use crate::process::Process;
-use crate::progress::Display;
+use crate::progress::{Display, STARTING};
 use crate::state::State;
 use crate::status::{StatusWriter, View};
 use crate::text::Problem;
@@ -271,11 +271,12 @@ impl Supervisor {
 
     fn running(&mut self, name: &str) -> Result<(), Problem> {
         let role = self.component(name)?.role;
-        if let Some(report) = read_progress(&self.state.progress(name)) {
-            if self.progress.get(name) != Some(&report) || role == Role::Job {
+        match read_progress(&self.state.progress(name)) {
+            Some(report) => {
                 self.display_running(name, &report);
+                self.progress.insert(name.to_owned(), report);
             }
-            self.progress.insert(name.to_owned(), report);
+            None => self.display_running(name, &ProgressReport { phase: STARTING.to_owned(), ..Default::default() }),
         }
         if role == Role::Job {
             return Ok(());
