@@ -41,12 +41,19 @@ pub fn of(config: &EvaluatorConfig, set: &QuestionSet, index: &str, generator: &
         ),
     ]);
     if config.determinism == Determinism::Bitwise {
-        identity.insert("threads".to_owned(), json!(config.runtime.threads));
+        identity.insert("threads".to_owned(), json!(threads(config.runtime.threads)));
     }
     for arm in &config.arms {
         identity.insert(format!("arm {}", arm.name), of_arm(arm)?);
     }
     Ok(Value::Object(identity))
+}
+
+/// Threads that arithmetic is divided over: sums are cut by it, and rounding shows that.
+fn threads(configured: Option<usize>) -> usize {
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    let named = || std::env::var("RAYON_NUM_THREADS").ok().and_then(|value| value.parse().ok());
+    configured.or_else(named).filter(|threads| *threads > 0).unwrap_or_else(all)
 }
 
 fn of_arm(arm: &ArmConfig) -> Result<Value, EvalError> {

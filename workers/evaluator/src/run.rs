@@ -41,7 +41,6 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
     let count = set.questions.len();
     tracing::info!(questions = count, sha256 = %set.sha256, "questions frozen");
     tracing::info!("{}", detectable::sentence(count, config.statistics.confidence));
-    eprintln!("{}", detectable::sentence(count, config.statistics.confidence));
 
     run.progress.phase("connect to retriever and generator", 0);
     let retriever = RetrieverPeer::connect(&run.link, &config.retriever)?;

@@ -167,10 +167,8 @@ impl Figures<'_> {
         let f1 = self.bootstrap(&f1, &["f1", arm, dataset])?;
         let gains: Vec<f64> = rows.iter().filter_map(|row| row.gain).collect();
         let baseline = self.config.baseline.as_deref().unwrap_or_default();
-        let gbr = match gains.is_empty() {
-            true => None,
-            false => Some(self.bootstrap(&gains, &["difference", arm, baseline, dataset])?),
-        };
+        let name = ["difference", arm, baseline, dataset];
+        let gbr = if gains.is_empty() { None } else { Some(self.bootstrap(&gains, &name)?) };
         let mean =
             |of: &dyn Fn(&ResultRow) -> f64| rows.iter().map(|row| of(row)).sum::<f64>() / rows.len().max(1) as f64;
         Ok(TableRow {

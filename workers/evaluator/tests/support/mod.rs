@@ -175,7 +175,7 @@ pub fn spawn(arguments: &[&str], config: &Path) -> Child {
         .arg("--config")
         .arg(config)
         .args(&arguments[1..])
-        .env("RUST_LOG", "warn")
+        .env("RUST_LOG", "info")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
