@@ -73,7 +73,9 @@ impl Encoder {
             }
             Body::Tensors(bert, device) => self.encode_by_length(bert, device, &tokens)?,
         };
-        vectors.iter_mut().for_each(|vector| normalize(vector));
+        for vector in &mut vectors {
+            normalize(vector);
+        }
         Ok(vectors)
     }
 
@@ -137,7 +139,9 @@ fn tokenizer(folder: &Path, spec: &EncoderSpec, shape: &Shape) -> Result<Tokeniz
 fn normalize(vector: &mut [f32]) {
     let norm = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
     if norm > 0.0 {
-        vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+        for x in vector {
+            *x = (f64::from(*x) / norm) as f32;
+        }
     }
 }
 

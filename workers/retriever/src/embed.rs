@@ -93,14 +93,13 @@ pub fn embed(
     for first in (0..store.len()).step_by(SHARD) {
         let positions = first..(first + SHARD).min(store.len());
         let path = shards.join(format!("{first:012}.shard"));
-        let shard = match Vectors::read_shard(&path, positions.len(), dimensions) {
-            Some(shard) => shard,
-            None => {
-                stop_if_asked(shutdown)?;
-                let shard = Vectors::from_rows(&encoder.encode(store, positions.clone())?, dimensions);
-                shard.write_shard(&path)?;
-                shard
-            }
+        let shard = if let Some(shard) = Vectors::read_shard(&path, positions.len(), dimensions) {
+            shard
+        } else {
+            stop_if_asked(shutdown)?;
+            let shard = Vectors::from_rows(&encoder.encode(store, positions.clone())?, dimensions);
+            shard.write_shard(&path)?;
+            shard
         };
         all.values.extend_from_slice(&shard.values);
         progress.done(positions.end as u64);
@@ -136,8 +135,7 @@ fn take_vectors(
         stop_if_asked(shutdown)?;
         let fresh = encoder.encode(store, [at])?;
         let cosine = cosine(&fresh[0], &vectors.row(at));
-        // NaN is below everything here
-        if !(cosine >= SAME) {
+        if cosine.is_nan() || cosine < SAME {
             return bad(format!(
                 "the vector of passage {at} has cosine {cosine:.6} with the encoder's own, below {SAME}; \
                  embed the corpus again with this encoder and these settings"

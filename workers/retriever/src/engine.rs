@@ -233,7 +233,7 @@ impl Engine {
             {
                 let text = format!("{}{own}", identity.passage_prefix);
                 let cosine = cosine(&encoder.encode(&[text])?[0], index.vector(position));
-                if !(cosine >= 0.999) {
+                if cosine.is_nan() || cosine < 0.999 {
                     let reason = format!("passage {position} has cosine {cosine:.4} with its stored vector");
                     return Err(RetrieverError::SelfQuery(reason));
                 }

@@ -55,6 +55,7 @@ impl TopK {
     }
 
     /// Takes in another collector's entries.
+    #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
         for Ranked { position, score } in other.kept {
             self.push(position, score);

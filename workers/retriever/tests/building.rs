@@ -133,6 +133,9 @@ fn every_damaged_file_is_refused() {
     Index::open_current(&output).unwrap();
 }
 
+/// A change of the configuration, and what the refusal says.
+type Case<'a> = (&'a dyn Fn(&mut Value), &'a str);
+
 #[test]
 fn wrong_inputs_end_in_one_line() {
     let world = World::new(30);
@@ -145,7 +148,7 @@ fn wrong_inputs_end_in_one_line() {
     std::fs::write(world.path("twice.jsonl"), "{\"id\":\"a\",\"text\":\"t\"}\n{\"id\":\"a\",\"text\":\"t\"}\n")
         .unwrap();
     let wrong = "0".repeat(64);
-    let cases: [(&dyn Fn(&mut Value), &str); 8] = [
+    let cases: [Case; 8] = [
         (&|c| c["corpus"]["path"] = json!(world.path("none.jsonl")), "none.jsonl is not there"),
         (&|c| c["corpus"]["sha256"] = json!(wrong), "sha256 is"),
         (&|c| c["corpus"]["path"] = json!(world.path("twice.jsonl")), "line 2: id \"a\" stands on an earlier line"),

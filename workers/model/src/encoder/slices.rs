@@ -17,7 +17,7 @@ pub fn forward(bert: &Bert<Vec<f32>>, shape: &Shape, tokens: &[u32], pooling: Po
     }
     layer_norm(&mut x, &bert.norm, shape.eps);
     for layer in &bert.layers {
-        x = transform(layer, shape, x);
+        x = transform(layer, shape, &x);
     }
     match pooling {
         Pooling::Cls => x[..h].to_vec(),
@@ -26,18 +26,22 @@ pub fn forward(bert: &Bert<Vec<f32>>, shape: &Shape, tokens: &[u32], pooling: Po
             for row in x.chunks_exact(h) {
                 mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += x);
             }
-            mean.iter_mut().for_each(|x| *x /= tokens.len() as f32);
+            for x in &mut mean {
+                *x /= tokens.len() as f32;
+            }
             mean
         }
     }
 }
 
-fn transform(layer: &Layer<Vec<f32>>, shape: &Shape, x: Vec<f32>) -> Vec<f32> {
-    let attended = attend(&linear(&x, &layer.qkv, shape.hidden), shape);
-    let mut x = residual(linear(&attended, &layer.attention, shape.hidden), &x);
+fn transform(layer: &Layer<Vec<f32>>, shape: &Shape, x: &[f32]) -> Vec<f32> {
+    let attended = attend(&linear(x, &layer.qkv, shape.hidden), shape);
+    let mut x = residual(linear(&attended, &layer.attention, shape.hidden), x);
     layer_norm(&mut x, &layer.attention_norm, shape.eps);
     let mut up = linear(&x, &layer.up, shape.hidden);
-    up.iter_mut().for_each(|x| *x = gelu(*x));
+    for x in &mut up {
+        *x = gelu(*x);
+    }
     let mut x = residual(linear(&up, &layer.down, shape.ffn), &x);
     layer_norm(&mut x, &layer.norm, shape.eps);
     x
@@ -119,7 +123,7 @@ fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let z = x * x;
     let mut p = -2.726_142_3e-10;
-    for c in [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_599_8e-3, -1.609_603_3e-2] {
+    for c in [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2] {
         p = p * z + c;
     }
     let mut q = -1.456_607_2e-5;

@@ -194,7 +194,7 @@ impl Served {
                 return served;
             }
             assert!(served.child.try_wait().unwrap().is_none(), "the server ended");
-            assert!(started.elapsed() < Duration::from_secs(60), "the server did not start");
+            assert!(started.elapsed() < Duration::from_secs(50), "the server did not start");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
