@@ -40,13 +40,24 @@ pub struct KvCache {
 const GROWTH: usize = 256;
 
 impl KvCache {
-    pub(crate) fn new(config: &DecoderConfig, rows: usize, kernels: Kernels, device: &Device, dtype: DType) -> Result<Self> {
+    pub(crate) fn new(
+        config: &DecoderConfig,
+        rows: usize,
+        kernels: Kernels,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
         let store = match kernels {
             Kernels::Slices => Store::Rows(vec![vec![RowKv::default(); rows]; config.layers]),
             Kernels::Tensors => {
                 let shape = (rows, config.kv_heads, GROWTH, config.head_dim);
                 let layers = (0..config.layers)
-                    .map(|_| Ok(PaddedKv { k: Tensor::zeros(shape, dtype, device)?, v: Tensor::zeros(shape, dtype, device)? }))
+                    .map(|_| {
+                        Ok(PaddedKv {
+                            k: Tensor::zeros(shape, dtype, device)?,
+                            v: Tensor::zeros(shape, dtype, device)?,
+                        })
+                    })
                     .collect::<Result<_>>()?;
                 Store::Padded { layers, capacity: GROWTH }
             }
@@ -85,9 +96,9 @@ impl KvCache {
     pub fn fork(&self, from: &[usize]) -> Result<Self> {
         self.check_rows(from)?;
         let store = match &self.store {
-            Store::Rows(layers) => Store::Rows(
-                layers.iter().map(|layer| from.iter().map(|&row| layer[row].clone()).collect()).collect(),
-            ),
+            Store::Rows(layers) => {
+                Store::Rows(layers.iter().map(|layer| from.iter().map(|&row| layer[row].clone()).collect()).collect())
+            }
             Store::Padded { layers, capacity } => {
                 let index: Vec<u32> = from.iter().map(|&row| row as u32).collect();
                 let layers = layers
@@ -100,7 +111,12 @@ impl KvCache {
                 Store::Padded { layers, capacity: *capacity }
             }
         };
-        Ok(Self { lens: from.iter().map(|&row| self.lens[row]).collect(), store, width: self.width, kv_heads: self.kv_heads })
+        Ok(Self {
+            lens: from.iter().map(|&row| self.lens[row]).collect(),
+            store,
+            width: self.width,
+            kv_heads: self.kv_heads,
+        })
     }
 
     /// Replaces `row` by a copy of `from_row` of another cache of the same model.

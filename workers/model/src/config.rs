@@ -71,8 +71,16 @@ impl DecoderConfig {
 
     /// Refuses shapes that the kernels cannot run.
     pub fn check(&self) -> Result<()> {
-        let sizes =
-            [self.vocab, self.hidden, self.ffn, self.layers, self.heads, self.kv_heads, self.head_dim, self.max_positions];
+        let sizes = [
+            self.vocab,
+            self.hidden,
+            self.ffn,
+            self.layers,
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.max_positions,
+        ];
         if sizes.contains(&0) {
             return Err(ModelError::invalid(format!("a size of the model is zero: {self:?}")));
         }
@@ -83,7 +91,10 @@ impl DecoderConfig {
             )));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return Err(ModelError::invalid(format!("rotary embedding needs an even head width, got {}", self.head_dim)));
+            return Err(ModelError::invalid(format!(
+                "rotary embedding needs an even head width, got {}",
+                self.head_dim
+            )));
         }
         Ok(())
     }

@@ -37,7 +37,15 @@ impl<'a> View<'a> {
 /// `threads` above one splits the work; the split is over rows and columns only, so it does not
 /// change the result.
 #[allow(clippy::too_many_arguments)]
-pub fn gemm(dst: &mut [f32], (m, n, k): (usize, usize, usize), lhs: View, rhs: View, scale: f32, accumulate: bool, threads: usize) {
+pub fn gemm(
+    dst: &mut [f32],
+    (m, n, k): (usize, usize, usize),
+    lhs: View,
+    rhs: View,
+    scale: f32,
+    accumulate: bool,
+    threads: usize,
+) {
     assert!(dst.len() >= m * n && lhs.holds(m, k) && rhs.holds(k, n), "gemm: operand too short");
     if m == 0 || n == 0 {
         return;
@@ -146,16 +154,15 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
 pub fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], want_dw: bool) -> (Vec<f32>, Option<Vec<f32>>) {
     let width = w.len();
     let mut dx = vec![0f32; x.len()];
-    dx.par_chunks_mut(width)
-        .zip(x.par_chunks(width).zip(dy.par_chunks(width)))
-        .with_min_len(ROWS_PER_TASK)
-        .for_each(|(dx, (x, dy))| {
+    dx.par_chunks_mut(width).zip(x.par_chunks(width).zip(dy.par_chunks(width))).with_min_len(ROWS_PER_TASK).for_each(
+        |(dx, (x, dy))| {
             let r = inverse_rms(x, eps);
             let mean = lanes(width, |i| dy[i] * w[i] * x[i]) * r * r / width as f32;
             for i in 0..width {
                 dx[i] = r * (dy[i] * w[i] - x[i] * mean);
             }
-        });
+        },
+    );
     let dw = want_dw.then(|| {
         let mut dw = vec![0f32; width];
         for (x, dy) in x.chunks(width).zip(dy.chunks(width)) {
@@ -241,6 +248,8 @@ mod tests {
         let mut dst = [10f32; 4];
         // a is 2x3 row-major, b the transpose of a 2x3 matrix.
         gemm(&mut dst, (2, 2, 3), View::rows(&a, 3), View::transposed(&b, 3), 2.0, true, 1);
-        assert_eq!(dst, [10. + 14., 10. + 20., 10. + 32., 10. + 44.]);
+        for (got, expected) in dst.iter().zip([10. + 14., 10. + 20., 10. + 32., 10. + 44.]) {
+            assert!((got - expected).abs() < 1e-6);
+        }
     }
 }

@@ -11,11 +11,10 @@ use crate::error::{ModelError, Result};
 /// Opens the device that the configuration names. `Auto` is the first CUDA device of a CUDA build
 /// that sees one, else the CPU.
 pub fn device(kind: DeviceKind) -> Result<Device> {
+    let built = candle_core::utils::cuda_is_available();
     match kind {
-        DeviceKind::Cpu => Ok(Device::Cpu),
-        DeviceKind::Auto if candle_core::utils::cuda_is_available() => Ok(Device::new_cuda(0)?),
-        DeviceKind::Auto => Ok(Device::Cpu),
-        DeviceKind::Cuda if candle_core::utils::cuda_is_available() => Ok(Device::new_cuda(0)?),
+        DeviceKind::Auto | DeviceKind::Cuda if built => Ok(Device::new_cuda(0)?),
+        DeviceKind::Auto | DeviceKind::Cpu => Ok(Device::Cpu),
         DeviceKind::Cuda => Err(ModelError::invalid(
             "device Cuda was asked for but this binary was built without CUDA; build with `--features cuda` or set device: Cpu",
         )),

@@ -134,7 +134,12 @@ impl Gguf {
     }
 
     /// All tensors by Hugging Face name, dequantised, in `dtype` on `device`.
-    pub fn tensors(&mut self, config: &DecoderConfig, device: &Device, dtype: DType) -> Result<BTreeMap<String, Tensor>> {
+    pub fn tensors(
+        &mut self,
+        config: &DecoderConfig,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<BTreeMap<String, Tensor>> {
         let mut names: Vec<String> = self.content.tensor_infos.keys().cloned().collect();
         names.sort();
         let mut out = BTreeMap::new();

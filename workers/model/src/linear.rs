@@ -99,6 +99,7 @@ impl Linear {
 
     /// Gradient: returns `dx` (plus `start`) and adds those of the trained tensors to `grads` under
     /// `name` — the low-rank pair where there is one, the weight and bias when `full`.
+    #[allow(clippy::too_many_arguments)] // what a gradient is of, by, and where it goes
     pub(crate) fn backward(
         &self,
         kernels: Kernels,

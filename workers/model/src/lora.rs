@@ -80,6 +80,7 @@ impl Decoder {
     }
 
     /// Removes the adapter: the frozen base, for instance as a reference policy.
+    #[must_use]
     pub fn without_adapter(&self) -> Self {
         let mut base = self.clone();
         for linear in base.layers.iter_mut().flat_map(|layer| &mut layer.linears) {
@@ -139,7 +140,9 @@ impl Decoder {
                 return Err(ModelError::format(&path, format!("{key} is not supported")));
             }
         }
-        if json["bias"].as_str().unwrap_or("none") != "none" || json["rank_pattern"].as_object().is_some_and(|m| !m.is_empty()) {
+        if json["bias"].as_str().unwrap_or("none") != "none"
+            || json["rank_pattern"].as_object().is_some_and(|m| !m.is_empty())
+        {
             return Err(ModelError::format(&path, "adapters with biases or differing ranks are not supported"));
         }
         let path = folder.join("adapter_model.safetensors");
@@ -150,12 +153,20 @@ impl Decoder {
                 let mut take = |half: &str, shape: (usize, usize)| -> Result<Tensor> {
                     let full = format!("{PREFIX}model.layers.{index}.{name}.{half}.weight");
                     match tensors.remove(&full) {
-                        Some(t) if t.dims() == [shape.0, shape.1] => Ok(t.to_dtype(DType::F32)?.to_device(&self.device)?),
+                        Some(t) if t.dims() == [shape.0, shape.1] => {
+                            Ok(t.to_dtype(DType::F32)?.to_device(&self.device)?)
+                        }
                         Some(t) => Err(ModelError::format(
                             &path,
-                            format!("tensor {full} has shape {:?}, not {shape:?}: the adapter is for another model", t.dims()),
+                            format!(
+                                "tensor {full} has shape {:?}, not {shape:?}: the adapter is for another model",
+                                t.dims()
+                            ),
                         )),
-                        None => Err(ModelError::format(&path, format!("tensor {full} is missing; every linear module needs one"))),
+                        None => Err(ModelError::format(
+                            &path,
+                            format!("tensor {full} is missing; every linear module needs one"),
+                        )),
                     }
                 };
                 let (a, b) = (take("lora_A", (lora.rank, input))?, take("lora_B", (out, lora.rank))?);
@@ -173,8 +184,10 @@ impl Decoder {
 
 /// Writes tensors as safetensors; equal tensors give equal bytes.
 pub fn save_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let on_cpu: Vec<(String, Tensor)> =
-        tensors.iter().map(|(name, t)| Ok((name.clone(), t.to_device(&Device::Cpu)?.contiguous()?))).collect::<Result<_>>()?;
+    let on_cpu: Vec<(String, Tensor)> = tensors
+        .iter()
+        .map(|(name, t)| Ok((name.clone(), t.to_device(&Device::Cpu)?.contiguous()?)))
+        .collect::<Result<_>>()?;
     let bytes = ::safetensors::serialize(on_cpu.iter().map(|(name, t)| (name.as_str(), t)), None)
         .map_err(|e| ModelError::format(path, e))?;
     std::fs::write(path, bytes).map_err(ModelError::write(path))

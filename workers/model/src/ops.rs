@@ -27,7 +27,9 @@ pub(crate) fn with_slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Res
     let contiguous = tensor.contiguous()?;
     let (storage, layout) = contiguous.storage_and_layout();
     let Storage::Cpu(CpuStorage::F32(data)) = &*storage else {
-        return Err(candle_core::Error::Msg("a slice kernel got a tensor that is not f32 on the CPU".into()).bt().into());
+        return Err(candle_core::Error::Msg("a slice kernel got a tensor that is not f32 on the CPU".into())
+            .bt()
+            .into());
     };
     let start = layout.start_offset();
     Ok(f(&data[start..start + layout.shape().elem_count()]))
@@ -114,7 +116,13 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
-    pub(crate) fn new(theta: f64, head_dim: usize, positions: usize, device: &Device, kernels: Kernels) -> Result<Self> {
+    pub(crate) fn new(
+        theta: f64,
+        head_dim: usize,
+        positions: usize,
+        device: &Device,
+        kernels: Kernels,
+    ) -> Result<Self> {
         let half = head_dim / 2;
         let angles = (0..positions).flat_map(|p| {
             // The frequency is rounded to f32 first, as the reference implementations do.

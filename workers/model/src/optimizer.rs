@@ -83,7 +83,9 @@ impl AdamW {
 
     /// Restores [`Self::state`] onto the device of `decoder`.
     pub fn restore(&mut self, state: &BTreeMap<String, Tensor>, decoder: &Decoder) -> Result<()> {
-        let bad = |what: String| ModelError::invalid(format!("optimiser state: {what}; delete the checkpoint or take another"));
+        let bad = |what: String| {
+            ModelError::invalid(format!("optimiser state: {what}; delete the checkpoint or take another"))
+        };
         let step = state.get(STEP).ok_or_else(|| bad("step is missing".to_owned()))?.to_vec1::<i64>()?;
         let parameters = decoder.trained_tensors();
         let mut moments = BTreeMap::new();
@@ -161,7 +163,7 @@ impl Decoder {
                 tensor.dims()
             )));
         }
-        *slot = tensor.to_device(slot.device())?;
+        *slot = if tensor.device().same_device(slot.device()) { tensor } else { tensor.to_device(slot.device())? };
         Ok(())
     }
 

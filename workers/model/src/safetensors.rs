@@ -31,7 +31,8 @@ pub fn config(folder: &Path) -> Result<DecoderConfig> {
         }
     };
     let number = |key: &str| json[key].as_u64().map(|n| n as usize);
-    let need = |key: &str| number(key).ok_or_else(|| ModelError::format(&path, format!("{key} is missing or no number")));
+    let need =
+        |key: &str| number(key).ok_or_else(|| ModelError::format(&path, format!("{key} is missing or no number")));
     let rope = ["rope_scaling", "rope_parameters"].map(|key| &json[key]);
     for scaling in rope {
         let kind = scaling["rope_type"].as_str().or_else(|| scaling["type"].as_str()).unwrap_or("default");

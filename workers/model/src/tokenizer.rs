@@ -14,7 +14,8 @@ use crate::{
 };
 
 /// Splitting rule of Qwen2's tokenizer (its tokenizer.json), applied before bytes are merged.
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_SPLIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// A tokenizer with its chat template and end tokens.
 #[derive(Clone)]
@@ -38,7 +39,8 @@ impl TokenizerFile {
         if model != "gpt2" {
             return Err(bad(format!("tokenizer {model:?} is not supported, only byte-level BPE (gpt2)")));
         }
-        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         let split = match gguf.text("tokenizer.ggml.pre").unwrap_or("(none)") {
             "smollm" => json!([{"type": "Digits", "individual_digits": true}, byte_level]),
             "qwen2" => json!([
@@ -49,7 +51,8 @@ impl TokenizerFile {
                 return Err(bad(format!("pre-tokenizer {other:?} is not supported; supported are smollm, qwen2")));
             }
         };
-        let normalizer = if gguf.text("tokenizer.ggml.pre") == Some("qwen2") { json!({"type": "NFC"}) } else { Value::Null };
+        let normalizer =
+            if gguf.text("tokenizer.ggml.pre") == Some("qwen2") { json!({"type": "NFC"}) } else { Value::Null };
         let tokens = gguf.strings("tokenizer.ggml.tokens")?;
         let merges: Vec<Value> = gguf
             .strings("tokenizer.ggml.merges")?

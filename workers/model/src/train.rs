@@ -23,7 +23,7 @@ const HEAD_CHUNK: usize = 256;
 pub struct TrainSequence {
     /// Token ids.
     pub tokens: Vec<u32>,
-    /// Index t asks for log p(tokens[t] | tokens[..t]); increasing, each in 1..tokens.len().
+    /// Index t asks for `log p(tokens[t] | tokens[..t])`; increasing, each in `1..tokens.len()`.
     pub positions: Vec<usize>,
 }
 
@@ -137,7 +137,9 @@ impl Decoder {
 
     fn prepare(&self, batch: &[TrainSequence], temperature: f32) -> Result<Prepared> {
         if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(ModelError::invalid(format!("log-probabilities need a temperature above 0, got {temperature}")));
+            return Err(ModelError::invalid(format!(
+                "log-probabilities need a temperature above 0, got {temperature}"
+            )));
         }
         let (mut tokens, mut sources, mut targets, mut lens) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for sequence in batch {
@@ -230,7 +232,14 @@ impl Decoder {
     }
 
     /// Gradient by a layer's input, from that by its output.
-    fn layer_backward(&self, index: usize, x: &Tensor, dy: &Tensor, batch: &Batch, grads: &mut Grads) -> Result<Tensor> {
+    fn layer_backward(
+        &self,
+        index: usize,
+        x: &Tensor,
+        dy: &Tensor,
+        batch: &Batch,
+        grads: &mut Grads,
+    ) -> Result<Tensor> {
         let s = self.layer_parts(index, x, batch, None)?;
         let (layer, kernels, eps) = (&self.layers[index], self.kernels, self.config.norm_eps);
         let full = self.trainable == Trainable::Full;

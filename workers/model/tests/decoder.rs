@@ -4,8 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use s3_config::LoraConfig;
 use s3_model::{
-    Architecture, Decoder, DecoderConfig, GenerateRequest, SampleKey, Sampling, TrainSequence, generate,
-    log_softmax_at,
+    Architecture, Decoder, DecoderConfig, GenerateRequest, SampleKey, Sampling, TrainSequence, generate, log_softmax_at,
 };
 
 fn qwen() -> DecoderConfig {
@@ -47,8 +46,7 @@ fn ragged_rows_equal_rows_alone() {
             let prompts = [tokens(1, 90), tokens(2, 3), tokens(3, 41)];
             let mut cache = model.cache(3).unwrap();
             model.step(&mut cache, &prompts).unwrap();
-            let together =
-                rows(&model.step(&mut cache, &[tokens(4, 2), Vec::new(), tokens(5, 70)]).unwrap());
+            let together = rows(&model.step(&mut cache, &[tokens(4, 2), Vec::new(), tokens(5, 70)]).unwrap());
             for (row, more) in [(0, tokens(4, 2)), (2, tokens(5, 70))] {
                 let mut alone = model.cache(1).unwrap();
                 let whole = [prompts[row].clone(), more].concat();
@@ -135,11 +133,11 @@ fn sampled_logprobs_are_those_of_the_training_pass() {
         let requests: Vec<GenerateRequest> = (0..4)
             .map(|row| GenerateRequest { row, prompt: tokens(row, 20 + row * 9), max_new_tokens: 12 - row })
             .collect();
-        let key = |i: usize, token: u32| SampleKey { seed: 1, step: 0, question: "q", sample: i as u32, turn: 0, token };
+        let key =
+            |i: usize, token: u32| SampleKey { seed: 1, step: 0, question: "q", sample: i as u32, turn: 0, token };
         let mut cache = model.cache(4).unwrap();
         let sampling = Sampling { temperature: 0.8, top_p: 0.95 };
-        let said =
-            generate(&model, &mut cache, &requests, sampling, &key, &mut |_, t| t.last() == Some(&3)).unwrap();
+        let said = generate(&model, &mut cache, &requests, sampling, &key, &mut |_, t| t.last() == Some(&3)).unwrap();
         let batch: Vec<TrainSequence> = requests
             .iter()
             .zip(&said)
@@ -161,10 +159,7 @@ fn sampled_logprobs_are_those_of_the_training_pass() {
         // Entropy is that of the distribution.
         let mut fresh = model.cache(1).unwrap();
         let logits = rows(&model.step(&mut fresh, &[requests[0].prompt.clone()]).unwrap());
-        let entropy: f64 = (0..97)
-            .map(|t| f64::from(log_softmax_at(&logits[0], 0.8, t)))
-            .map(|l| -l.exp() * l)
-            .sum();
+        let entropy: f64 = (0..97).map(|t| f64::from(log_softmax_at(&logits[0], 0.8, t))).map(|l| -l.exp() * l).sum();
         assert!((entropy - f64::from(scored.entropy[0])).abs() < 1e-5);
     }
 }

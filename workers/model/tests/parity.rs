@@ -50,9 +50,10 @@ fn check(fixture: &Value, file: &Path) -> (Decoder, TokenizerFile) {
         let generated = ids(&chat["generated"]);
         assert_eq!(greedy(&decoder, &tokenizer, &prompt, generated.len()), generated, "{user}");
         let all = [prompt, generated].concat();
+        let mut cache = decoder.cache(1).unwrap();
         for top in chat["top"].as_array().unwrap() {
             let position = top["position"].as_u64().unwrap() as usize;
-            let logits = decoder.step(&mut decoder.cache(1).unwrap(), &[all[..=position].to_vec()]).unwrap();
+            let logits = decoder.step(&mut cache, &[all[cache.len(0)..=position].to_vec()]).unwrap();
             let logits = &logits.to_vec2::<f32>().unwrap()[0];
             let mut order: Vec<usize> = (0..logits.len()).collect();
             order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));

@@ -106,7 +106,8 @@ fn portable_gradients_equal_slice_gradients() {
             let model = model(lora, config.clone());
             let (a, b) = (gradients(&model), gradients(&model.clone().portable().unwrap()));
             for (name, a) in &a.0 {
-                let difference = (a - &b.0[name]).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                let difference =
+                    (a - &b.0[name]).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
                 let size = a.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
                 assert!(difference <= 1e-5 + 1e-4 * size, "{name}: {difference} of {size}");
             }
