@@ -53,7 +53,8 @@ fn check(fixture: &Value, file: &Path) -> (Decoder, TokenizerFile) {
         let mut cache = decoder.cache(1).unwrap();
         for top in chat["top"].as_array().unwrap() {
             let position = top["position"].as_u64().unwrap() as usize;
-            let logits = decoder.step(&mut cache, &[all[cache.len(0)..=position].to_vec()]).unwrap();
+            let new = all[cache.len(0)..=position].to_vec();
+            let logits = decoder.step(&mut cache, &[new]).unwrap();
             let logits = &logits.to_vec2::<f32>().unwrap()[0];
             let mut order: Vec<usize> = (0..logits.len()).collect();
             order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
