@@ -41,6 +41,12 @@ pub enum EvalError {
         /// What differs.
         what: String,
     },
+    /// Another process works in the state folder.
+    #[error("{path} is held by another process: this evaluation is already running; wait for it or stop it")]
+    Busy {
+        /// The lock.
+        path: PathBuf,
+    },
     /// A service stayed out of reach.
     #[error("arm {arm}, questions {first}-{last}: {reason}; what is done is kept, run again to continue")]
     Outage {
@@ -82,7 +88,7 @@ impl From<EvalError> for Failure {
                 ExitClass::Input
             }
             EvalError::Artifact(ref error) if error.is_io() => ExitClass::Io,
-            EvalError::Outage { .. } => ExitClass::Unavailable,
+            EvalError::Outage { .. } | EvalError::Busy { .. } => ExitClass::Unavailable,
             EvalError::Page(_) => ExitClass::Internal,
             EvalError::Config(_)
             | EvalError::Line { .. }

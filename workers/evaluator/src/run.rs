@@ -7,11 +7,12 @@ use crate::statistics::detectable;
 use crate::summary::{Summary, summarise};
 use crate::units::{ArmResults, ArmRun, Unit};
 use crate::{identity, questions, report};
-use s3_artifacts::Journal;
+use s3_artifacts::{ArtifactError, Journal};
 use s3_config::EvaluatorConfig;
 use s3_rollout::{GeneratorPeer, Link, RetrieverPeer};
 use s3_telemetry::{Failure, Outcome, Progress};
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
 
 /// Everything a command works with.
 pub struct Run {
@@ -33,6 +34,7 @@ pub fn run(run: &Run) -> Result<Outcome, Failure> {
 fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
     let config = &run.config;
     let state = &config.runtime.state_dir;
+    let _lock = lock(state)?;
     let order = arms::order(&config.arms)?;
     check_statistics(config)?;
     run.progress.phase("choose questions", 0);
@@ -79,6 +81,19 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
         report::write(page, &results, &identity, &summary)?;
     }
     Ok((results, summary))
+}
+
+/// Held while this process lives: two would write one journal.
+fn lock(state: &Path) -> Result<File, EvalError> {
+    let path = state.join("lock");
+    let io = |source| ArtifactError::Io { action: "lock", path: path.clone(), source };
+    std::fs::create_dir_all(state).map_err(io)?;
+    let file = File::create(&path).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(EvalError::Busy { path }),
+        Err(TryLockError::Error(source)) => Err(io(source).into()),
+    }
 }
 
 /// Beside the target, so that publishing is one rename.

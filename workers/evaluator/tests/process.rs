@@ -34,10 +34,15 @@ fn a_killed_run_continues_to_the_same_digest() {
     assert_eq!(stdout.lines().last().unwrap(), format!("digest {}", whole.digest));
 
     world.behaviour.answered.lock().unwrap().clear();
-    world.behaviour.latency.store(25, Ordering::SeqCst);
+    world.behaviour.latency.store(60, Ordering::SeqCst);
     let killed = world.config("killed", 1000, "");
-    let interrupted = [150, 300, 450, 600, 750].into_iter().filter(|delay| kill_after(&killed, *delay)).count();
+    let interrupted = [150, 250, 350, 450, 550].into_iter().filter(|delay| kill_after(&killed, *delay)).count();
     assert!(interrupted >= 3, "the run is slow enough to be killed in the middle");
+    let lock = std::fs::File::open(world.dir.path().join("killed/state/lock")).unwrap();
+    lock.lock().unwrap();
+    let (code, _, stderr) = run(&["run"], &killed);
+    assert!(code == 69 && stderr.contains("already running"), "one process at a time: {code} {stderr}");
+    drop(lock);
     let (code, _, stderr) = run(&["run"], &killed);
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(world.outcome("killed").digest, whole.digest);
