@@ -33,6 +33,11 @@ pub(crate) struct Batch {
 
 /// What the padded implementation needs besides.
 struct Padding {
+    /// Rows of the padded layout: the batch's, or all of the cache's when most of them take part (computing
+    /// an idle row costs less than copying the others' keys together).
+    rows: usize,
+    /// The cache rows of the layout, when it holds only some of them.
+    chosen: Option<Tensor>,
     longest: usize,
     keys: usize,
     /// `[rows * longest]`: where a padded slot's token lies (some token for the padding).
@@ -41,8 +46,20 @@ struct Padding {
     unpad: Tensor,
     /// `[rows, 1, longest, keys]`: 0 or minus infinity, f32.
     mask: Tensor,
-    /// `[tokens * kv_heads, head_dim]`: where a key goes in the flattened cache.
-    slots: Option<Tensor>,
+    place: Option<Place>,
+    /// `[rows, 1, group * longest, 1]`: 1 for a token, 0 for padding; for the backward pass.
+    real: Option<Tensor>,
+}
+
+/// Where new keys go in a padded cache. Every row of the cache takes part, so that the write is as parallel
+/// as the cache is wide; a row without new tokens writes into its next free slot, which no query sees before
+/// a real key takes it.
+struct Place {
+    /// `[cache rows * longest]`: which token a slot takes.
+    source: Tensor,
+    /// `[cache rows, kv_heads, longest, head_dim]`: its position.
+    slots: Tensor,
+    rows: usize,
 }
 
 impl Batch {
@@ -67,46 +84,96 @@ impl Batch {
 
     fn pad(&self, config: &DecoderConfig, cache: Option<&KvCache>, device: &Device) -> Result<Padding> {
         let longest = self.lens.iter().copied().max().unwrap_or(0);
+        let idle = |cache: &KvCache| cache.lens.iter().max().map_or(0, |len| len + 1);
+        let all = cache.filter(|cache| 2 * self.lens.len() >= cache.rows());
+        let layout: Vec<(Option<usize>, usize)> = match all {
+            Some(cache) => cache.lens.iter().zip(self.of_cache_rows(cache)).map(|(&len, i)| (i, len)).collect(),
+            None => (0..self.lens.len()).map(|i| (Some(i), 0)).collect(),
+        };
         let keys = self.lens.iter().zip(&self.past).map(|(len, past)| len + past).max().unwrap_or(0);
-        let (mut pad, mut unpad, mut query) = (Vec::new(), Vec::new(), Vec::new());
-        let mut start = 0;
-        for (row, (&len, &past)) in self.lens.iter().zip(&self.past).enumerate() {
-            for i in 0..longest {
-                pad.push((start + i.min(len - 1)) as u32);
-                query.push((past + i.min(len - 1)) as u32);
+        let keys = keys.max(all.map_or(0, idle));
+        let starts = self.starts();
+        let (mut pad, mut query, mut unpad) = (Vec::new(), Vec::new(), vec![0u32; self.positions.len()]);
+        for (row, &(i, idle)) in layout.iter().enumerate() {
+            for t in 0..longest {
+                let (token, position) = match i {
+                    Some(i) => (starts[i] + t.min(self.lens[i] - 1), self.past[i] + t.min(self.lens[i] - 1)),
+                    None => (0, idle),
+                };
+                pad.push(token as u32);
+                query.push(position as u32);
             }
-            unpad.extend((0..len).map(|i| (row * longest + i) as u32));
-            start += len;
+            if let Some(i) = i {
+                for t in 0..self.lens[i] {
+                    unpad[starts[i] + t] = (row * longest + t) as u32;
+                }
+            }
         }
-        let query = Tensor::from_vec(query, (self.lens.len(), 1, longest, 1), device)?;
+        let rows = layout.len();
+        let chosen = match (cache, all) {
+            (Some(_), None) => {
+                let rows: Vec<u32> = self.rows.iter().map(|&row| row as u32).collect();
+                Some(Tensor::from_slice(&rows, rows.len(), device)?)
+            }
+            _ => None,
+        };
+        let query = Tensor::from_vec(query, (rows, 1, longest, 1), device)?;
         let key = Tensor::arange(0u32, keys as u32, device)?.reshape((1, 1, 1, keys))?;
         let visible = key.broadcast_le(&query)?;
         let shape = visible.shape().clone();
         let zero = Tensor::zeros(&shape, DType::F32, device)?;
         let hidden = Tensor::full(f32::NEG_INFINITY, &shape, device)?;
         let mask = visible.where_cond(&zero, &hidden)?;
-        let slots = match cache.map(|cache| &cache.store) {
-            Some(Store::Padded { capacity, .. }) => {
-                let mut slots = Vec::with_capacity(start * config.kv_heads);
-                for ((&row, &len), &past) in self.rows.iter().zip(&self.lens).zip(&self.past) {
-                    for position in past..past + len {
-                        slots.extend((0..config.kv_heads).map(|h| ((row * config.kv_heads + h) * capacity + position) as u32));
-                    }
-                }
-                let slots = Tensor::from_vec(slots, (start * config.kv_heads, 1), device)?;
-                Some(slots.broadcast_as((start * config.kv_heads, config.head_dim))?.contiguous()?)
+        let place = cache.map(|cache| self.place(config, cache, longest, device)).transpose()?;
+        let real = match cache {
+            Some(_) => None,
+            None => {
+                let real =
+                    |&len: &usize| (0..config.group() * longest).map(move |i| f32::from(u8::from(i % longest < len)));
+                let real: Vec<f32> = self.lens.iter().flat_map(real).collect();
+                Some(Tensor::from_vec(real, (self.lens.len(), 1, config.group() * longest, 1), device)?)
             }
-            _ => None,
         };
         let count = pad.len();
         Ok(Padding {
+            rows,
+            chosen,
             longest,
             keys,
             pad: Tensor::from_vec(pad, count, device)?,
-            unpad: Tensor::from_vec(unpad, start, device)?,
+            unpad: Tensor::from_vec(unpad, self.positions.len(), device)?,
             mask,
-            slots,
+            place,
+            real,
         })
+    }
+
+    /// For every row of the cache, its place in this batch.
+    fn of_cache_rows(&self, cache: &KvCache) -> Vec<Option<usize>> {
+        let mut of = vec![None; cache.rows()];
+        for (i, &row) in self.rows.iter().enumerate() {
+            of[row] = Some(i);
+        }
+        of
+    }
+
+    fn place(&self, config: &DecoderConfig, cache: &KvCache, longest: usize, device: &Device) -> Result<Place> {
+        let starts = self.starts();
+        let (mut source, mut slots) = (Vec::new(), Vec::new());
+        for (row, of) in self.of_cache_rows(cache).into_iter().enumerate() {
+            for t in 0..longest {
+                let (token, slot) = match of {
+                    Some(i) => (starts[i] + t.min(self.lens[i] - 1), self.past[i] + t.min(self.lens[i] - 1)),
+                    None => (0, cache.lens[row]),
+                };
+                source.push(token as u32);
+                slots.push(slot as u32);
+            }
+        }
+        let rows = cache.rows();
+        let slots = Tensor::from_vec(slots, (rows, 1, longest, 1), device)?;
+        let slots = slots.broadcast_as((rows, config.kv_heads, longest, config.head_dim))?.contiguous()?;
+        Ok(Place { source: Tensor::from_vec(source, rows * longest, device)?, slots, rows })
     }
 
     /// Where each row's new tokens begin.
@@ -130,7 +197,7 @@ pub(crate) fn attend(
 ) -> Result<Tensor> {
     match &batch.padding {
         None => attend_slices(config, batch, (q, k, v), cache),
-        Some(padding) => attend_padded(config, batch, padding, (q, k, v), cache),
+        Some(padding) => attend_padded(config, padding, (q, k, v), cache),
     }
 }
 
@@ -144,7 +211,7 @@ pub(crate) fn attend_backward(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     match &batch.padding {
         None => backward_slices(config, batch, (q, k, v), o, d_o),
-        Some(padding) => backward_padded(config, batch, padding, (q, k, v), o, d_o),
+        Some(padding) => backward_padded(config, padding, (q, k, v), o, d_o),
     }
 }
 
@@ -337,25 +404,25 @@ fn row_head_backward(
 }
 
 /// `[tokens, kv_heads * n * head_dim]` to `[rows, kv_heads, n * longest, head_dim]`.
-fn to_padded(x: &Tensor, batch: &Batch, padding: &Padding, config: &DecoderConfig) -> Result<Tensor> {
+fn to_padded(x: &Tensor, padding: &Padding, config: &DecoderConfig) -> Result<Tensor> {
     let n = x.dim(1)? / (config.kv_heads * config.head_dim);
-    let shape = (batch.lens.len(), padding.longest, config.kv_heads, n, config.head_dim);
+    let shape = (padding.rows, padding.longest, config.kv_heads, n, config.head_dim);
     let x = x.contiguous()?.index_select(&padding.pad, 0)?.reshape(shape)?.permute((0, 2, 3, 1, 4))?.contiguous()?;
-    Ok(x.reshape((batch.lens.len(), config.kv_heads, n * padding.longest, config.head_dim))?)
+    Ok(x.reshape((padding.rows, config.kv_heads, n * padding.longest, config.head_dim))?)
 }
 
 /// The inverse of [`to_padded`].
-fn from_padded(x: &Tensor, batch: &Batch, padding: &Padding, config: &DecoderConfig) -> Result<Tensor> {
+fn from_padded(x: &Tensor, padding: &Padding, config: &DecoderConfig) -> Result<Tensor> {
     let n = x.dim(2)? / padding.longest;
-    let rows = batch.lens.len();
+    let rows = padding.rows;
     let x = x.reshape((rows, config.kv_heads, n, padding.longest, config.head_dim))?.permute((0, 3, 1, 2, 4))?;
     let x = x.contiguous()?.reshape((rows * padding.longest, config.kv_heads * n * config.head_dim))?;
     Ok(x.index_select(&padding.unpad, 0)?)
 }
 
 /// Probabilities `[rows, kv_heads, group * longest, keys]` in f32.
-fn padded_probabilities(config: &DecoderConfig, batch: &Batch, padding: &Padding, q: &Tensor, k: &Tensor) -> Result<Tensor> {
-    let (rows, keys) = (batch.lens.len(), k.dim(2)?);
+fn padded_probabilities(config: &DecoderConfig, padding: &Padding, q: &Tensor, k: &Tensor) -> Result<Tensor> {
+    let (rows, keys) = (padding.rows, k.dim(2)?);
     let scores = (q.matmul(&k.transpose(2, 3)?)?.to_dtype(DType::F32)? * f64::from(scale(config)))?;
     let scores = scores.reshape((rows, config.heads, padding.longest, keys))?.broadcast_add(&padding.mask)?;
     let p = candle_nn::ops::softmax_last_dim(&scores)?;
@@ -364,73 +431,56 @@ fn padded_probabilities(config: &DecoderConfig, batch: &Batch, padding: &Padding
 
 fn attend_padded(
     config: &DecoderConfig,
-    batch: &Batch,
     padding: &Padding,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     cache: Option<(&mut KvCache, usize)>,
 ) -> Result<Tensor> {
-    let queries = to_padded(q, batch, padding, config)?;
-    let (keys, values) = match (cache, &padding.slots) {
-        (Some((cache, layer)), Some(slots)) => {
-            let rows_total = cache.rows();
-            let Store::Padded { layers, capacity } = &cache.store else {
+    let queries = to_padded(q, padding, config)?;
+    let (keys, values) = match (cache, &padding.place) {
+        (Some((cache, layer)), Some(place)) => {
+            let Store::Padded { layers, .. } = &cache.store else {
                 return Err(crate::ModelError::invalid("the cache belongs to a model on another device"));
             };
-            let index: Option<Tensor> = (batch.rows.len() != rows_total
-                || batch.rows.iter().enumerate().any(|(i, &row)| i != row))
-            .then(|| {
-                let rows: Vec<u32> = batch.rows.iter().map(|&row| row as u32).collect();
-                Tensor::from_slice(&rows, rows.len(), q.device())
-            })
-            .transpose()?;
             let fill = |cached: &Tensor, new: &Tensor| -> Result<Tensor> {
-                let flat = cached.reshape((rows_total * config.kv_heads * capacity, config.head_dim))?;
-                let new = new.contiguous()?.reshape(((), config.head_dim))?;
-                flat.scatter_set(slots, &new, 0)?;
-                let used = cached.narrow(2, 0, padding.keys)?;
-                Ok(match &index {
-                    Some(index) => used.contiguous()?.index_select(index, 0)?,
-                    None => used,
-                })
+                let shape = (place.rows, padding.longest, config.kv_heads, config.head_dim);
+                let new = new.contiguous()?.index_select(&place.source, 0)?.reshape(shape)?.transpose(1, 2)?;
+                cached.scatter_set(&place.slots, &new.contiguous()?, 2)?;
+                let used = match &padding.chosen {
+                    Some(rows) => cached.index_select(rows, 0)?,
+                    None => cached.clone(),
+                };
+                Ok(used.narrow(2, 0, padding.keys)?)
             };
             (fill(&layers[layer].k, k)?, fill(&layers[layer].v, v)?)
         }
-        _ => (to_padded(k, batch, padding, config)?, to_padded(v, batch, padding, config)?),
+        _ => (to_padded(k, padding, config)?, to_padded(v, padding, config)?),
     };
-    let p = padded_probabilities(config, batch, padding, &queries, &keys)?;
+    let p = padded_probabilities(config, padding, &queries, &keys)?;
     let o = p.to_dtype(values.dtype())?.matmul(&values)?;
-    from_padded(&o, batch, padding, config)
+    from_padded(&o, padding, config)
 }
 
 fn backward_padded(
     config: &DecoderConfig,
-    batch: &Batch,
     padding: &Padding,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     o: &Tensor,
     d_o: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let pad = |x: &Tensor| to_padded(x, batch, padding, config);
+    let pad = |x: &Tensor| to_padded(x, padding, config);
     let (queries, keys, values, outputs) = (pad(q)?, pad(k)?, pad(v)?, pad(o)?);
     // Padding repeats a row's last token: its gradient must not count again.
-    let real = {
-        let slots = batch.lens.len() * padding.longest;
-        let ones = Tensor::ones(batch.positions.len(), DType::F32, q.device())?;
-        Tensor::zeros(slots, DType::F32, q.device())?
-            .index_add(&padding.unpad, &ones, 0)?
-            .reshape((batch.lens.len(), 1, 1, padding.longest, 1))?
-            .broadcast_as((batch.lens.len(), 1, config.group(), padding.longest, 1))?
-            .reshape((batch.lens.len(), 1, config.group() * padding.longest, 1))?
-            .to_dtype(q.dtype())?
+    let grads = match &padding.real {
+        Some(real) => pad(d_o)?.broadcast_mul(&real.to_dtype(q.dtype())?)?,
+        None => return Err(crate::ModelError::invalid("a backward pass through a cache is not possible")),
     };
-    let grads = pad(d_o)?.broadcast_mul(&real)?;
-    let p = padded_probabilities(config, batch, padding, &queries, &keys)?;
+    let p = padded_probabilities(config, padding, &queries, &keys)?;
     let dv = p.to_dtype(v.dtype())?.transpose(2, 3)?.matmul(&grads)?;
     let mean = (grads.to_dtype(DType::F32)? * outputs.to_dtype(DType::F32)?)?.sum_keepdim(D::Minus1)?;
     let dp = grads.matmul(&values.transpose(2, 3)?)?.to_dtype(DType::F32)?;
     let ds = ((p * dp.broadcast_sub(&mean)?)? * f64::from(scale(config)))?.to_dtype(q.dtype())?;
     let dq = ds.matmul(&keys)?;
     let dk = ds.transpose(2, 3)?.matmul(&queries)?;
-    let back = |x: &Tensor| from_padded(x, batch, padding, config);
+    let back = |x: &Tensor| from_padded(x, padding, config);
     Ok((back(&dq)?, back(&dk)?, back(&dv)?))
 }

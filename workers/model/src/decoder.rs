@@ -38,7 +38,7 @@ pub(crate) const UP: usize = 5;
 pub(crate) const DOWN: usize = 6;
 
 /// New tokens processed at once: bounds the memory of activations and of padded scores.
-const TOKENS_PER_PASS_SLICES: usize = 1024;
+const TOKENS_PER_PASS_SLICES: usize = 512;
 const TOKENS_PER_PASS_TENSORS: usize = 32_768;
 
 #[derive(Clone)]
@@ -189,9 +189,8 @@ impl Decoder {
     ) -> Result<Self> {
         config.check()?;
         let mut take = |name: &str, shape: &[usize]| -> Result<Tensor> {
-            let tensor = tensors
-                .remove(name)
-                .ok_or_else(|| ModelError::format(origin, format!("tensor {name} is missing")))?;
+            let tensor =
+                tensors.remove(name).ok_or_else(|| ModelError::format(origin, format!("tensor {name} is missing")))?;
             if tensor.dims() != shape {
                 let found = tensor.dims();
                 return Err(ModelError::format(origin, format!("tensor {name} has shape {found:?}, not {shape:?}")));
@@ -336,7 +335,9 @@ impl Decoder {
         let lens: Vec<usize> = items.iter().map(|(_, tokens)| tokens.len()).collect();
         let rows: Vec<usize> = items.iter().map(|&(row, _)| row).collect();
         let longest = items.iter().map(|(row, tokens)| cache.len(*row) + tokens.len()).max().unwrap_or(0);
-        cache.reserve(longest)?;
+        // rows without new tokens need one free slot, see `attention::Place`
+        let idle = cache.lens.iter().max().map_or(0, |len| len + 1);
+        cache.reserve(longest.max(idle))?;
         let batch = Batch::new(&self.config, lens, rows, Some(cache), self.kernels, &self.device)?;
         let tokens: Vec<u32> = items.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
         let mut x = self.embed_tokens(&tokens)?;
