@@ -161,8 +161,8 @@ fn bind_secrets(
             },
             (Some(SecretSource::Env(variable)), _) => match std::env::var(variable) {
                 Ok(value) => state.write_secret(name, key, value.as_bytes())?,
-                Err(_) => {
-                    wrong.push(Failure::input(format!("--secret {text}=env:{variable}: the variable is not set")));
+                Err(error) => {
+                    wrong.push(Failure::input(format!("--secret {text}=env:{variable}: {error}")));
                     continue;
                 }
             },
@@ -202,23 +202,20 @@ fn bind_ports(
     let mut open = Vec::new();
     let mut bound = BTreeMap::new();
     for name in names {
-        let port = match given.get(&name) {
-            Some(number) => match listen(*number) {
-                Ok(listener) => {
-                    open.push(listener);
-                    *number
-                }
-                Err(error) => {
-                    wrong.push(Failure::input(format!(
-                        "--port {name}={number}: {error}; choose a free port or leave the option out"
-                    )));
-                    continue;
-                }
-            },
-            None => {
-                let (listener, number) = free_port(state.root(), &name, recorded.get(&name).copied())?;
+        let chosen = match given.get(&name) {
+            Some(number) => listen(*number).map(|listener| (listener, *number)).map_err(|error| {
+                format!("--port {name}={number}: {error}; choose a free port or leave the option out")
+            }),
+            None => Ok(free_port(state.root(), &name, recorded.get(&name).copied())?),
+        };
+        let port = match chosen {
+            Ok((listener, number)) => {
                 open.push(listener);
                 number
+            }
+            Err(refused) => {
+                wrong.push(Failure::input(refused));
+                continue;
             }
         };
         bound.insert(name, port);

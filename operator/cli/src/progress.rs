@@ -65,7 +65,8 @@ impl Display {
         }
         let since = self.rows.get(name).map_or_else(Instant::now, |row| row.since);
         self.drop_bar(name);
-        self.rows.insert(name.to_owned(), Row { bar, since, printed: Some(Instant::now()), phase: STARTING.to_owned() });
+        self.rows
+            .insert(name.to_owned(), Row { bar, since, printed: Some(Instant::now()), phase: STARTING.to_owned() });
     }
 
     /// Shows a component's latest report.
@@ -128,17 +129,15 @@ fn style(template: &str) -> ProgressStyle {
 }
 
 fn figures(report: &ProgressReport) -> String {
-    report.figures.iter().fold(String::new(), |mut text, (name, value)| {
-        text.push_str(&format!("  {name} {}", number(*value)));
-        text
-    })
+    let texts: Vec<String> =
+        report.figures.iter().map(|(name, value)| format!("  {name} {}", number(*value))).collect();
+    texts.concat()
 }
 
 /// Whole numbers as such, others with three significant places.
 pub fn number(value: f64) -> String {
-    if value.fract() == 0.0 && value.abs() < 1e9 {
-        format!("{value:.0}")
-    } else if value.abs() >= 100.0 {
+    let whole = value.fract() == 0.0 && value.abs() < 1e9;
+    if whole || value.abs() >= 100.0 {
         format!("{value:.0}")
     } else if value.abs() >= 0.001 {
         format!("{value:.3}")

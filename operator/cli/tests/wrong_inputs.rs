@@ -5,6 +5,7 @@ mod common;
 
 use common::{MANIFEST, World, digest, errors};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 
 /// Runs and returns the only error line; nothing may have been started.
 fn refused(world: &World, code: i32, more: &[&str]) -> String {
@@ -117,7 +118,6 @@ fn a_dead_generator_endpoint_and_a_missing_secret_are_named() {
     digest(&world.run());
     let key = world.path(".s3/run/secrets/llm/token");
     assert_eq!(common::read(&key), "t0p");
-    use std::os::unix::fs::PermissionsExt;
     assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
 }
 

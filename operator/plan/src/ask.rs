@@ -68,7 +68,7 @@ fn arms(component: &Component) -> impl Iterator<Item = &Value> {
 
 fn of_arm(component: &Component, arm: &Value) -> Result<Component, PlanError> {
     let value = &component.config.value;
-    build(component, arm.clone(), &value["retriever"], &value["generator"], &value["seed"])
+    build(component, arm, &value["retriever"], &value["generator"], &value["seed"])
 }
 
 fn of_job(component: &Component) -> Result<Component, PlanError> {
@@ -76,12 +76,12 @@ fn of_job(component: &Component) -> Result<Component, PlanError> {
     let mut searcher = value["searcher"].clone();
     searcher["adapter"] = json!({ "path": value["export"] });
     let arm = json!({ "name": component.name, "method": "S3", "searcher": searcher, "search": value["search"] });
-    build(component, arm, &value["retriever"], &value["generator"], &value["seed"])
+    build(component, &arm, &value["retriever"], &value["generator"], &value["seed"])
 }
 
 fn build(
     of: &Component,
-    arm: Value,
+    arm: &Value,
     retriever: &Value,
     generator: &Value,
     seed: &Value,

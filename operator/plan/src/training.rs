@@ -15,7 +15,7 @@ use s3_config::{
 use s3_crds::{AdapterKind, ArmMethod, OnInfrastructureFailure, S3TrainingJob};
 use std::collections::BTreeSet;
 
-/// A checkpoint of LoRA weights with both moments, or an exported adapter, of a small model: bytes.
+/// A checkpoint of low-rank weights with both moments, or an exported adapter, of a small model: bytes.
 const CHECKPOINT: u64 = 96 << 20;
 
 /// The components of one job, in order.

@@ -19,10 +19,10 @@ use std::time::Duration;
 pub struct AskArgs {
     /// The question.
     question: String,
-    /// Asks the searcher that this S3TrainingJob trained.
+    /// Asks the searcher that this training job made.
     #[arg(long, value_name = "NAME", conflicts_with = "arm")]
     job: Option<String>,
-    /// Asks the searcher of this arm of an EvalRun.
+    /// Asks the searcher of this arm of an evaluation.
     #[arg(long, value_name = "NAME")]
     arm: Option<String>,
     /// Prints what the searcher did as JSON.

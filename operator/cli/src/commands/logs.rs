@@ -30,7 +30,9 @@ pub fn run(args: &LogsArgs) -> Result<ExitCode, Problem> {
     let state = State::existing(&args.state.state)?;
     let names = names(&state)?;
     let Some(name) = &args.name else {
-        names.iter().for_each(|name| println!("{name}"));
+        for name in &names {
+            println!("{name}");
+        }
         return Ok(ExitCode::SUCCESS);
     };
     if !names.contains(name) {

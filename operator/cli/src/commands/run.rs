@@ -18,7 +18,7 @@ use std::time::Duration;
 /// Arguments of `s3 run`.
 #[derive(Args)]
 pub struct RunArgs {
-    /// Manifests: RetrieverIndex, S3TrainingJob, EvalRun, Secret; of a folder, its YAML files.
+    /// Manifests (indices, training jobs, evaluations, secrets); of a folder, its YAML files.
     #[arg(required = true, value_name = "FILE|DIR")]
     files: Vec<PathBuf>,
     #[command(flatten)]

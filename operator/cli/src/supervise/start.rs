@@ -28,7 +28,7 @@ impl Supervisor {
         }
         self.progress.remove(name);
         let config = component.config.bind(name, &self.binder)?;
-        s3_config::save(&self.state.config(name), &config).map_err(|e| Problem::input(e))?;
+        s3_config::save(&self.state.config(name), &config).map_err(Problem::input)?;
         let log = self.state.log(name);
         if let Some(folder) = log.parent() {
             std::fs::create_dir_all(folder).map_err(|e| Problem::io("folder", folder, &e))?;
@@ -51,8 +51,13 @@ impl Supervisor {
         let short = earlier.settings.get(..12).unwrap_or(&earlier.settings);
         let folder = self.state.archive();
         std::fs::create_dir_all(&folder).map_err(|e| Problem::io("folder", &folder, &e))?;
-        let free = (0..).map(|n| folder.join(format!("{name}-{short}-{n}"))).find(|path| !path.exists());
-        let Some(target) = free else { return Ok(()) };
+        let mut target = folder.join(format!("{name}-{short}"));
+        for number in 1.. {
+            if !target.exists() {
+                break;
+            }
+            target = folder.join(format!("{name}-{short}-{number}"));
+        }
         // The record goes first: killed in between, the job merely runs again.
         if self.observed.finished.remove(name).is_some() {
             self.state.write("finished.json", &self.observed.finished)?;

@@ -1,6 +1,7 @@
 //! A folder with data, stand-in workers and a state, and `s3` running in it.
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code)] // shared by several test programs
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -23,7 +24,6 @@ impl World {
         for name in ["s3-retriever", "s3-generator-gateway", "s3-trainer", "s3-evaluator"] {
             let path = world.path("bin").join(name);
             std::fs::write(&path, WORKER).unwrap();
-            use std::os::unix::fs::PermissionsExt;
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
         for (name, text) in [("corpus.jsonl", CORPUS), ("model.gguf", "m"), ("train.jsonl", "a"), ("test.jsonl", "b")] {
