@@ -19,7 +19,7 @@ use s3_config::{DenseConfig, IndexBuildConfig};
 use s3_telemetry::{Outcome, Progress, Shutdown};
 use serde_json::json;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Start of the names of folders that are being filled.
 const STAGING: &str = ".staging-";
@@ -50,8 +50,18 @@ pub fn build(config: &IndexBuildConfig, progress: &Progress, shutdown: &Shutdown
         }
         Err(_) => publish(config, &identity, &digest, progress, shutdown)?,
     };
+    // here and not when publishing: a build killed between the two finds its index published
+    let shards = shards(config, &digest);
+    if shards.exists() {
+        std::fs::remove_dir_all(&shards).map_err(RetrieverError::io("clear", &shards))?;
+    }
     let answerable = audits(config, &digest, &verified.facts.answerable, progress)?;
     outcome(digest, &verified, &answerable)
+}
+
+/// Where the embeddings of an unfinished build are kept.
+fn shards(config: &IndexBuildConfig, digest: &str) -> PathBuf {
+    config.runtime.state_dir.join(format!("vectors-{digest}"))
 }
 
 fn check(config: &IndexBuildConfig) -> Result<()> {
@@ -128,10 +138,10 @@ fn publish(
         std::fs::write(&path, builder.finish(parameters).to_bytes()).map_err(RetrieverError::io("write", &path))?;
     }
     let store = PassageStore::open(&staging)?;
-    let shards = config.runtime.state_dir.join(format!("vectors-{digest}"));
     let mut dimensions = 0;
     if let Some(dense) = &config.dense {
-        let vectors = collect_vectors(dense, config.corpus.limit.is_some(), &store, &shards, progress, shutdown)?;
+        let vectors =
+            collect_vectors(dense, config.corpus.limit.is_some(), &store, &shards(config, digest), progress, shutdown)?;
         dimensions = vectors.dimensions as u64;
         let path = staging.join(VECTORS);
         std::fs::write(&path, vectors.encode()).map_err(RetrieverError::io("write", &path))?;
@@ -154,9 +164,6 @@ fn publish(
         serde_json::to_value(&facts).map_err(as_json)?,
     )?;
     set_current(&config.output, digest)?;
-    if shards.exists() {
-        std::fs::remove_dir_all(&shards).map_err(RetrieverError::io("clear", &shards))?;
-    }
     verify(&config.output, digest)
 }
 
