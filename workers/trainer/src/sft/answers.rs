@@ -105,14 +105,21 @@ mod tests {
     #[test]
     fn golds_are_short_and_passages_vary() {
         let found: Vec<Passage> = (0..20)
-            .map(|i| Passage { id: i.to_string(), title: String::new(), text: if i == 11 { "Paris".into() } else { "x".into() } })
+            .map(|i| Passage {
+                id: i.to_string(),
+                title: String::new(),
+                text: if i == 11 { "Paris".into() } else { "x".into() },
+            })
             .collect();
         let long = "one two three four five six seven".to_owned();
         let mut sizes = std::collections::BTreeSet::new();
         let mut golden = 0;
         for i in 0..200 {
-            let question =
-                Question { question: format!("q{i}"), answers: vec![long.clone(), "Paris".into()], ..Question::default() };
+            let question = Question {
+                question: format!("q{i}"),
+                answers: vec![long.clone(), "Paris".into()],
+                ..Question::default()
+            };
             assert_eq!(short_gold(&question), Some("Paris"));
             let chosen = choose(&question, &found, 3, 1);
             sizes.insert(chosen.len());

@@ -61,7 +61,9 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
         }
     };
     if traces.is_empty() {
-        return Err(Failure::input("no trace could be made of the training questions; add questions or raise sft.queryTrials"));
+        return Err(Failure::input(
+            "no trace could be made of the training questions; add questions or raise sft.queryTrials",
+        ));
     }
     tracing::info!(questions = chosen.train.len(), traces = traces.len(), "traces");
     let (optimizer, position) = fit::fit(run, &identity, &mut decoder, &traces)?;

@@ -167,6 +167,9 @@ fn queries(question: &str, seed: u64, trials: usize) -> Vec<String> {
     if content.is_empty() {
         content = all.iter().collect();
     }
+    if content.is_empty() {
+        return Vec::new();
+    }
     let join = |words: &[&String]| words.iter().map(|word| word.as_str()).collect::<Vec<_>>().join(" ");
     let mut queries = vec![join(&content)];
     for trial in 1..trials {
@@ -323,8 +326,7 @@ mod tests {
         let stop = Plan::Stop(vec![1]);
         let hit = Plan::Search { query: "q".into(), found: vec![], ids: vec![1] };
         let vain = Plan::Vain { query: "q".into(), found: vec![] };
-        let plans: Vec<Plan> =
-            [vec![stop; 700], vec![hit; 100], vec![vain; 200]].concat();
+        let plans: Vec<Plan> = [vec![stop; 700], vec![hit; 100], vec![vain; 200]].concat();
         let count = |share: f64| {
             let config = SftConfig { search_share: share, ..SftConfig::default() };
             let chosen = balanced(&config, plans.iter());
@@ -341,8 +343,7 @@ mod tests {
     #[test]
     fn support_is_what_the_generator_reads() {
         let passage = |text: &str| Passage { id: String::new(), title: "A title".into(), text: text.into() };
-        let question =
-            Question { answers: vec!["US".into(), "Omar Sharif".into()], ..Question::default() };
+        let question = Question { answers: vec!["US".into(), "Omar Sharif".into()], ..Question::default() };
         let passages = [passage("one two three Omar Sharif"), passage("the US army")];
         assert_eq!(supporting(&passages, &question, 0), [1]);
         assert_eq!(supporting(&passages, &question, 4), [0usize; 0]);
