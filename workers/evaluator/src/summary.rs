@@ -49,9 +49,9 @@ pub struct TableRow {
     pub gen_acc: Interval,
     /// Exact match, Wilson interval.
     pub em: Interval,
-    /// Token F1, BCa bootstrap interval.
+    /// Token F1, `BCa` bootstrap interval.
     pub f1: Interval,
-    /// Gain beyond the baseline arm, paired BCa bootstrap interval.
+    /// Gain beyond the baseline arm, paired `BCa` bootstrap interval.
     pub gbr: Option<Interval>,
     /// Searches per question.
     pub searches: f64,
@@ -78,7 +78,7 @@ pub struct Pair {
     pub wins: usize,
     /// Only `against` is right.
     pub losses: usize,
-    /// Difference in accuracy, paired BCa bootstrap interval.
+    /// Difference in accuracy, paired `BCa` bootstrap interval.
     pub difference: Interval,
     /// Exact `McNemar` test, two-sided.
     pub p: f64,
@@ -88,6 +88,7 @@ pub struct Pair {
 
 impl Summary {
     /// Without what differs between two equal runs.
+    #[must_use]
     pub fn timeless(&self) -> Self {
         let mut summary = self.clone();
         summary.report = None;
@@ -98,6 +99,7 @@ impl Summary {
     }
 
     /// With the seconds of each arm again.
+    #[must_use]
     pub fn with_seconds(mut self, seconds: &BTreeMap<String, f64>) -> Self {
         let mut questions: BTreeMap<String, usize> = BTreeMap::new();
         for row in &self.table {

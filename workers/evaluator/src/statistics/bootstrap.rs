@@ -1,4 +1,4 @@
-//! The BCa bootstrap (Efron, JASA 82, 1987) of a mean over questions.
+//! The `BCa` bootstrap (Efron, JASA 82, 1987) of a mean over questions.
 //!
 //! Resample r draws its questions from the counter-based stream (seed, r): the interval is a pure function of
 //! values and seed. Paired differences are resampled as pairs, because one value is one question.
@@ -6,7 +6,7 @@
 use super::random::Stream;
 use super::{Interval, normal_cdf, normal_quantile, wilson};
 
-/// The BCa interval of the mean of `values`.
+/// The `BCa` interval of the mean of `values`.
 ///
 /// Values that are all equal carry no spread for a bootstrap to find, and a width of zero would claim
 /// certainty: the interval is then widened on both sides by what Wilson's interval leaves possible for the
@@ -17,7 +17,8 @@ pub fn mean(values: &[f64], scale: f64, confidence: f64, resamples: usize, seed:
         return Interval { value: 0.0, low: -scale, high: scale };
     }
     let value = average(values);
-    if values.iter().all(|one| *one == values[0]) {
+    let (least, most) = values.iter().fold((f64::MAX, f64::MIN), |(a, b), one| (a.min(*one), b.max(*one)));
+    if least >= most {
         let room = wilson::interval(0, n, confidence).high * scale;
         return Interval { value, low: (value - room).max(-scale), high: (value + room).min(scale) };
     }
@@ -73,6 +74,7 @@ fn quantile(sorted: &[f64], p: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::float_cmp)]
     use super::*;
 
     #[test]

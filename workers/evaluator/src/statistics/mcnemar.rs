@@ -18,6 +18,7 @@ pub fn p_value(wins: usize, losses: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::float_cmp)]
     use super::*;
 
     #[test]

@@ -1,7 +1,7 @@
 //! Confidence intervals and paired tests, pure and seeded.
 //!
 //! * Proportions (accuracy, exact match): Wilson score intervals ([`wilson`]).
-//! * Means of paired values (gain beyond RAG, F1): bias-corrected and accelerated (BCa) bootstrap over
+//! * Means of paired values (gain beyond RAG, F1): bias-corrected and accelerated (`BCa`) bootstrap over
 //!   questions ([`bootstrap`]).
 //! * Two arms on the same questions: exact `McNemar` test ([`mcnemar`]), corrected over the family of
 //!   comparisons by Holm's method ([`holm`]).
