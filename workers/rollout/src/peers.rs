@@ -153,13 +153,7 @@ impl GeneratorPeer {
         let _inside = link.handle.enter();
         let client = GeneratorClient::new(&config.endpoint.address, deadline, config.endpoint.attempts)?;
         let info = link.wait(client.info(&config.model, &config.template))?;
-        Ok(Self {
-            link: link.clone(),
-            client,
-            config: config.clone(),
-            digest: info.digest,
-            tenant: tenant.to_owned(),
-        })
+        Ok(Self { link: link.clone(), client, config: config.clone(), digest: info.digest, tenant: tenant.to_owned() })
     }
 
     /// Digest of weights, adapter, template and decoding.
@@ -239,7 +233,8 @@ fn outcome(result: v1::AnswerResult) -> Result<AnswerOutcome, RolloutError> {
     match result.outcome {
         Some(Outcome::Answer(answer)) => Ok(AnswerOutcome::Answer(answer.text)),
         Some(Outcome::Failure(failure)) => {
-            let outage = matches!(failure.kind(), v1::FailureKind::FailureUnavailable | v1::FailureKind::FailureRateLimited);
+            let outage =
+                matches!(failure.kind(), v1::FailureKind::FailureUnavailable | v1::FailureKind::FailureRateLimited);
             Ok(AnswerOutcome::Failed { reason: failure.message, outage })
         }
         None => Err(GeneratorPeer::reply("an item has neither an answer nor a failure".to_owned())),

@@ -264,8 +264,16 @@ mod tests {
             question_id: id.into(),
             sample: 3,
             tokens: (0..7).collect(),
-            roles: [Role::Prompt, Role::Prompt, Role::Action, Role::Action, Role::Observation, Role::Action, Role::Action]
-                .to_vec(),
+            roles: [
+                Role::Prompt,
+                Role::Prompt,
+                Role::Action,
+                Role::Action,
+                Role::Observation,
+                Role::Action,
+                Role::Action,
+            ]
+            .to_vec(),
             logprobs: vec![0.0, 0.0, -0.5, -1.0, 0.0, -2.0, -0.25],
             turns: vec![turn("a", (2, 4)), turn("b", (5, 7))],
             selected: vec![],

@@ -19,7 +19,13 @@ impl Retrieve for Fake {
     fn retrieve(&self, queries: &[String], top_k: u32, _: RetrievalMethod) -> Result<Vec<Vec<Passage>>, RolloutError> {
         if self.down {
             let status = "Unavailable".to_owned();
-            return Err(s3_proto::CallError::Unavailable { service: "retriever", address: "x".into(), attempts: 1, status }.into());
+            return Err(s3_proto::CallError::Unavailable {
+                service: "retriever",
+                address: "x".into(),
+                attempts: 1,
+                status,
+            }
+            .into());
         }
         Ok(queries.iter().map(|query| passages(query, top_k)).collect())
     }
@@ -40,7 +46,11 @@ fn requests() -> Vec<EpisodeRequest> {
                 question: format!("what is {q}{}", "?".repeat(q)),
                 answers: vec![],
             };
-            (0..4).map(move |sample| EpisodeRequest { question: question.clone(), sample, initial: passages("start", 3) })
+            (0..4).map(move |sample| EpisodeRequest {
+                question: question.clone(),
+                sample,
+                initial: passages("start", 3),
+            })
         })
         .collect()
 }
@@ -68,7 +78,12 @@ fn setup() -> Setup {
     Setup { decoder, codec: ModelCodec::new(tokenizer), search }
 }
 
-fn play(setup: &Setup, down: bool, temperature: f64, requests: &[EpisodeRequest]) -> Result<Vec<Trajectory>, RolloutError> {
+fn play(
+    setup: &Setup,
+    down: bool,
+    temperature: f64,
+    requests: &[EpisodeRequest],
+) -> Result<Vec<Trajectory>, RolloutError> {
     let player = Player {
         decoder: &setup.decoder,
         codec: &setup.codec,

@@ -8,7 +8,9 @@ use crate::data::{self, Candidates};
 use crate::run::Run;
 use s3_artifacts::{Journal, digest_bytes, digest_json, write_atomic};
 use s3_config::TrainerConfig;
-use s3_rollout::{Ask, GeneratorPeer, Link, Missing, Retrieve, RetrieverPeer, RolloutError, Scored, all_failed, score_answers};
+use s3_rollout::{
+    Ask, GeneratorPeer, Link, Missing, Retrieve, RetrieverPeer, RolloutError, Scored, all_failed, score_answers,
+};
 use s3_search::Question;
 use s3_search::score::{Verdict, gen_acc};
 use s3_telemetry::{Failure, Outcome};
@@ -46,7 +48,11 @@ pub struct BaselineStore<'a> {
 
 impl<'a> BaselineStore<'a> {
     /// Opens the store of the parameters in force.
-    pub fn open(run: &'a Run, retriever: &'a RetrieverPeer, generator: &'a GeneratorPeer) -> Result<Self, RolloutError> {
+    pub fn open(
+        run: &'a Run,
+        retriever: &'a RetrieverPeer,
+        generator: &'a GeneratorPeer,
+    ) -> Result<Self, RolloutError> {
         let config = &run.config;
         let generation = &config.generator;
         let parameters = json!({
@@ -170,7 +176,9 @@ pub fn candidates(run: &Run) -> Result<Candidates, Failure> {
     let corpus = config.data.corpus.is_some().then_some(corpus.as_slice());
     let chosen = data::candidates(&config.data, config.probe.as_ref(), config.seed, train, held_out, corpus)?;
     if chosen.train.is_empty() {
-        return Err(Failure::input("no training question is left after the filters of `data`; relax them or add files"));
+        return Err(Failure::input(
+            "no training question is left after the filters of `data`; relax them or add files",
+        ));
     }
     Ok(chosen)
 }
@@ -228,9 +236,8 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     }
     let scored: Vec<(String, Option<Scored>)> =
         all.iter().map(|question| (s3_rollout::question_key(question), store.get(question))).collect();
-    let right = |of: &[Question]| {
-        of.iter().filter(|q| store.get(q).is_some_and(|one| one.verdict == Verdict::Correct)).count()
-    };
+    let right =
+        |of: &[Question]| of.iter().filter(|q| store.get(q).is_some_and(|one| one.verdict == Verdict::Correct)).count();
     let digest = digest_json(&scored).map_err(RolloutError::from)?;
     let summary = json!({
         "questions": chosen.train.len(),

@@ -207,6 +207,7 @@ pub fn export_adapter(
     }
     decoder.save_adapter(&staging, config.export_dtype == DTypeKind::Bf16).map_err(RolloutError::from)?;
     let identity = json!({ "run": identity.digest()?, "step": step });
-    let manifest = publish_folder(&staging, target, "adapter", FORMAT, identity, json!({})).map_err(RolloutError::from)?;
+    let manifest =
+        publish_folder(&staging, target, "adapter", FORMAT, identity, json!({})).map_err(RolloutError::from)?;
     Ok(manifest.files.get("adapter_model.safetensors").cloned().unwrap_or_default())
 }

@@ -63,7 +63,8 @@ impl Part {
     pub fn parse(text: &str) -> Result<Self, Failure> {
         let wrong = || Failure::input(format!("data.part {text:?}: write INDEX/OF, such as 0/2 for the first half"));
         let (index, of) = text.split_once('/').ok_or_else(wrong)?;
-        let part = Self { index: index.trim().parse().map_err(|_| wrong())?, of: of.trim().parse().map_err(|_| wrong())? };
+        let part =
+            Self { index: index.trim().parse().map_err(|_| wrong())?, of: of.trim().parse().map_err(|_| wrong())? };
         if part.index < part.of { Ok(part) } else { Err(wrong()) }
     }
 
@@ -113,8 +114,7 @@ pub fn candidates(
 }
 
 fn filtered(questions: Vec<Question>, drop_yes_no: bool, corpus: Option<&[(String, String)]>) -> Vec<Question> {
-    let kept: Vec<Question> =
-        questions.into_iter().filter(|question| !(drop_yes_no && is_yes_no(question))).collect();
+    let kept: Vec<Question> = questions.into_iter().filter(|question| !(drop_yes_no && is_yes_no(question))).collect();
     let Some(corpus) = corpus else { return kept };
     let answerable = answerable(&kept, corpus.iter().map(|(title, text)| (title, text)));
     kept.into_iter().zip(answerable).filter_map(|(question, yes)| yes.then_some(question)).collect()

@@ -32,7 +32,9 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
         None if spec.adapter.is_some() => None,
         None => {
             let dir = config.checkpoint.dir.display();
-            return Err(Failure::input(format!("there is no checkpoint in {dir} and no searcher.adapter; run `train` or `sft` first")));
+            return Err(Failure::input(format!(
+                "there is no checkpoint in {dir} and no searcher.adapter; run `train` or `sft` first"
+            )));
         }
     };
     let staging = staging(&config.export)?;
@@ -47,9 +49,8 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     save_tensors(&merged.join("model.safetensors"), &tensors).map_err(RolloutError::from)?;
     write_json(&merged.join("config.json"), &hugging_face(&shape))?;
     tokenizer.save(&merged).map_err(RolloutError::from)?;
-    let manifest: Manifest =
-        publish_folder(&staging, &config.export, "adapter", 1, json!({ "step": step }), json!({}))
-            .map_err(RolloutError::from)?;
+    let manifest: Manifest = publish_folder(&staging, &config.export, "adapter", 1, json!({ "step": step }), json!({}))
+        .map_err(RolloutError::from)?;
     let digest = digest_json(&manifest.files).map_err(RolloutError::from)?;
     Ok(Outcome { digest, summary: json!({ "step": step, "files": manifest.files.len() }) })
 }

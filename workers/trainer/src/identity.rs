@@ -140,7 +140,6 @@ fn adapter_digest(config: &TrainerConfig) -> Result<Option<String>, Failure> {
     digest_file(&adapter.path.join("adapter_model.safetensors")).map(Some).map_err(|e| RolloutError::from(e).into())
 }
 
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -158,8 +158,9 @@ fn asked_to_stop_it_saves_and_continues() {
 #[test]
 fn baselines_are_computed_once() {
     let world = World::start();
-    let more = "steps: 1\ndata: {datasets: [{name: d, path: ROOT/questions.jsonl}], dropBaselineSolved: true, limit: 6}"
-        .replace("ROOT", &world.dir.path().display().to_string());
+    let more =
+        "steps: 1\ndata: {datasets: [{name: d, path: ROOT/questions.jsonl}], dropBaselineSolved: true, limit: 6}"
+            .replace("ROOT", &world.dir.path().display().to_string());
     let base = std::fs::read_to_string(world.config("base", "")).unwrap();
     let without_data: Vec<&str> = base.lines().filter(|line| !line.starts_with("data:")).collect();
     let config = world.dir.path().join("base.yaml");
@@ -185,7 +186,8 @@ fn baselines_are_computed_once() {
 #[test]
 fn warm_starts_lower_the_loss_and_resume() {
     let world = World::start();
-    let more = |task: &str| format!("steps: 0\nsft: {{task: {task}, epochs: 3, batch: 8, microBatch: 4, queryTrials: 6}}");
+    let more =
+        |task: &str| format!("steps: 0\nsft: {{task: {task}, epochs: 3, batch: 8, microBatch: 4, queryTrials: 6}}");
     let wide = |name: &str, task: &str| {
         let config = world.config(name, &more(task));
         let text = std::fs::read_to_string(&config).unwrap().replace("turnTokens: 12", "turnTokens: 60");
@@ -208,4 +210,38 @@ fn warm_starts_lower_the_loss_and_resume() {
         assert_eq!(world.outcome("killed").digest, world.outcome(name).digest);
         std::fs::remove_dir_all(world.dir.path().join("killed")).unwrap();
     }
+}
+
+#[test]
+fn the_exported_model_is_the_trained_one() {
+    use s3_model::{Decoder, TrainSequence};
+    let world = World::start();
+    let config =
+        world.config("out", "steps: 2\nrollout: {questions: 4, samples: 4, batch: 16}\nalgorithm: {estimator: Ppo}");
+    let (code, _, stderr) = run("export", &config);
+    assert_eq!((code, stderr.contains("no checkpoint")), (64, true), "{stderr}");
+    for command in ["train", "export"] {
+        let (code, _, stderr) = run(command, &config);
+        assert_eq!(code, 0, "{stderr}");
+    }
+    let root = world.dir.path();
+    let load = |value: serde_json::Value| {
+        let spec: s3_config::ModelSpec = serde_json::from_value(value).unwrap();
+        Decoder::load(&spec).unwrap()
+    };
+    let adapter = root.join("out/adapter");
+    let (with_adapter, codec) = load(serde_json::json!({"path": root.join("model"), "adapter": {"path": adapter}}));
+    let (merged, same_codec) = load(serde_json::json!({"path": adapter.join("merged")}));
+    let (base, _) = load(serde_json::json!({"path": root.join("model")}));
+    let tokens = codec.chat(None, "what is fact 3").unwrap();
+    assert_eq!(tokens, same_codec.chat(None, "what is fact 3").unwrap());
+    let positions: Vec<usize> = (1..tokens.len()).collect();
+    let score = |decoder: &Decoder| {
+        let sequence = TrainSequence { tokens: tokens.clone(), positions: positions.clone() };
+        decoder.score(&[sequence], 1.0).unwrap().logprob
+    };
+    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let trained = score(&with_adapter);
+    assert!(distance(&trained, &score(&merged)) < 1e-4);
+    assert!(distance(&trained, &score(&base)) > 1e-3, "training moved the policy");
 }

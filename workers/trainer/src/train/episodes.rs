@@ -172,8 +172,7 @@ impl Arena<'_> {
         round: &Round<'_>,
         episodes: &[EpisodeRecord],
     ) -> Result<Vec<Scored>, RolloutError> {
-        let whole: Vec<usize> =
-            (0..episodes.len()).filter(|at| episodes[*at].failure().is_none()).collect();
+        let whole: Vec<usize> = (0..episodes.len()).filter(|at| episodes[*at].failure().is_none()).collect();
         let asks: Vec<Ask> = whole
             .iter()
             .map(|&at| Ask { question: &episodes[at].question, passages: &episodes[at].selected })

@@ -74,7 +74,8 @@ impl Training<'_> {
         let mut saved = restored.as_ref().map(|position| position.step);
         let mut position = restored.unwrap_or_default();
         if position.step > config.steps {
-            let reason = format!("the newest checkpoint is at step {}, steps is {}; raise steps", position.step, config.steps);
+            let reason =
+                format!("the newest checkpoint is at step {}, steps is {}; raise steps", position.step, config.steps);
             return Err(Failure::input(reason));
         }
         let result = self.steps(&mut decoder, &mut optimizer, store, &checkpoints, &mut position, &mut saved);
@@ -120,8 +121,7 @@ impl Training<'_> {
             let mut figures = figures::round_figures(&played);
             self.arena.run.progress.phase(format!("step {step}/{}: update", config.steps), 0);
             let started = std::time::Instant::now();
-            let updater =
-                Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown };
+            let updater = Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown };
             figures.extend(updater.update(decoder, optimizer, &played)?);
             figures.insert("secondsUpdate".into(), started.elapsed().as_secs_f64());
             let mut next = self.noted(position, optimizer, Some(&figures));
@@ -187,8 +187,7 @@ impl Training<'_> {
         let figures = figures::round_figures(&played);
         position.extend(&results_digest(&played)?);
         let known = ["gain", "accuracy", "baselineAccuracy", "searches", "selected"];
-        let kept: BTreeMap<&str, f64> =
-            known.iter().filter_map(|name| Some((*name, *figures.get(*name)?))).collect();
+        let kept: BTreeMap<&str, f64> = known.iter().filter_map(|name| Some((*name, *figures.get(*name)?))).collect();
         let key = if position.summary["probeFirst"].is_null() { "probeFirst" } else { "probeLast" };
         position.summary[key] = json!(kept);
         tracing::info!(step, gain = figures["gain"], accuracy = figures["accuracy"], "held-out");
@@ -261,11 +260,12 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
     let group = matches!(config.algorithm.estimator, Estimator::Rloo | Estimator::Grpo);
     if group && config.rollout.samples < 2 {
         let estimator = config.algorithm.estimator;
-        return Err(Failure::input(format!("{estimator:?} compares the samples of a question; set rollout.samples to 2 or more")));
+        return Err(Failure::input(format!(
+            "{estimator:?} compares the samples of a question; set rollout.samples to 2 or more"
+        )));
     }
     s3_search::check(&config.search).map_err(Failure::input)
 }
-
 
 /// The questions of a step: consecutive ones of a sequence that goes through all of them again and again, each
 /// time in another order. A question is asked once in a step.
@@ -315,9 +315,10 @@ pub(crate) fn lock(state: &Path) -> Result<std::fs::File, Failure> {
     let file = std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(io)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(Failure::input(format!("{} is in use by another trainer; wait for it or choose another stateDir", state.display())))
-        }
+        Err(std::fs::TryLockError::WouldBlock) => Err(Failure::input(format!(
+            "{} is in use by another trainer; wait for it or choose another stateDir",
+            state.display()
+        ))),
         Err(std::fs::TryLockError::Error(error)) => Err(io(error)),
     }
 }

@@ -36,7 +36,11 @@ fn hash(parts: &[&str]) -> u64 {
 }
 
 pub fn passage(index: usize) -> Passage {
-    Passage { id: index.to_string(), title: format!("T{index}"), text: format!("words of number {index} say answer{index}") }
+    Passage {
+        id: index.to_string(),
+        title: format!("T{index}"),
+        text: format!("words of number {index} say answer{index}"),
+    }
 }
 
 /// How the fake services behave; all of it is a function of content, except latency.
@@ -217,7 +221,8 @@ fn write_data(root: &Path) {
                 .filter(|p| hash(&["gold", &i.to_string(), &p.to_string()]).is_multiple_of(2))
                 .map(|p| format!("answer{p}"))
                 .collect();
-            serde_json::json!({"id": format!("q{i}"), "question": format!("what is fact {i}"), "answers": golds}).to_string()
+            serde_json::json!({"id": format!("q{i}"), "question": format!("what is fact {i}"), "answers": golds})
+                .to_string()
         })
         .collect();
     std::fs::write(root.join("questions.jsonl"), questions.join("\n")).unwrap();
