@@ -61,17 +61,18 @@ impl RolloutError {
 impl From<RolloutError> for Failure {
     fn from(error: RolloutError) -> Self {
         let class = match &error {
-            RolloutError::Call(call) if call.is_outage() => ExitClass::Unavailable,
-            RolloutError::AllFailed { outage: true, .. } | RolloutError::Incomplete { .. } => ExitClass::Unavailable,
-            RolloutError::Call(_)
-            | RolloutError::AllFailed { .. }
+            RolloutError::Call(call) if !call.is_outage() => ExitClass::Input,
+            RolloutError::Call(_) | RolloutError::AllFailed { outage: true, .. } | RolloutError::Incomplete { .. } => {
+                ExitClass::Unavailable
+            }
+            RolloutError::Artifact(artifact) if artifact.is_io() => ExitClass::Io,
+            RolloutError::Model(model) => model_class(model),
+            RolloutError::Interrupted => ExitClass::Interrupted,
+            RolloutError::AllFailed { .. }
             | RolloutError::Reply { .. }
             | RolloutError::Search(_)
-            | RolloutError::Codec(_) => ExitClass::Input,
-            RolloutError::Model(model) => model_class(model),
-            RolloutError::Artifact(artifact) if artifact.is_io() => ExitClass::Io,
-            RolloutError::Artifact(_) => ExitClass::Input,
-            RolloutError::Interrupted => ExitClass::Interrupted,
+            | RolloutError::Codec(_)
+            | RolloutError::Artifact(_) => ExitClass::Input,
         };
         Failure::new(class, error)
     }

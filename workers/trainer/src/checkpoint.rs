@@ -58,7 +58,7 @@ impl<'a> Checkpoints<'a> {
     pub fn save(&self, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<PathBuf, Failure> {
         let target = self.config.dir.join(format!("step-{:06}", position.step));
         let staging = self.config.dir.join(format!(".staging-{:06}", position.step));
-        self.write(&staging, decoder, optimizer, position).inspect_err(|_| {
+        Self::write(&staging, decoder, optimizer, position).inspect_err(|_| {
             // a half-written folder helps nobody; the error that counts is the first
             let _ = std::fs::remove_dir_all(&staging);
         })?;
@@ -68,7 +68,7 @@ impl<'a> Checkpoints<'a> {
         Ok(target)
     }
 
-    fn write(&self, staging: &Path, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<(), Failure> {
+    fn write(staging: &Path, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<(), Failure> {
         let io = |source| {
             RolloutError::from(ArtifactError::Io { action: "write checkpoint", path: staging.to_owned(), source })
         };

@@ -43,7 +43,7 @@ fn broadcast(episodes: &[EpisodeReturn], scalars: &[f64]) -> Advantages {
 }
 
 /// Rewards of the other members of an episode's group, in round order.
-fn group<'a>(episodes: &'a [EpisodeReturn], question: usize) -> impl Iterator<Item = f64> + 'a {
+fn group(episodes: &[EpisodeReturn], question: usize) -> impl Iterator<Item = f64> {
     episodes.iter().filter(move |episode| episode.question == question).map(|episode| episode.reward)
 }
 

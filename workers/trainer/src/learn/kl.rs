@@ -14,7 +14,7 @@ pub fn kl_term(kind: KlKind, logprob: f32, reference: f32) -> (f64, f64) {
         KlKind::K2 => (0.5 * difference * difference, difference),
         KlKind::K3 => {
             let x = (-difference).clamp(-20.0, 20.0);
-            let slope = if x == -difference { 1.0 - x.exp() } else { 0.0 };
+            let slope = if difference.abs() <= 20.0 { 1.0 - x.exp() } else { 0.0 };
             (x.exp() - x - 1.0, slope)
         }
     }

@@ -1,4 +1,4 @@
-//! Supervised warm starts of a LoRA adapter: the search protocol for a searcher, short answers for a small
+//! Supervised warm starts of a low-rank adapter: the search protocol for a searcher, short answers for a small
 //! generator.
 
 mod answers;
@@ -48,17 +48,16 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     let folder = config.runtime.state_dir.join("sft");
     claim(&folder, &identity)?;
     let stored = folder.join("traces.json");
-    let traces = match load(&stored)? {
-        Some(traces) => traces,
-        None => {
-            let traces = match config.sft.task {
-                SftTask::Protocol => protocol::traces(run, &codec, &retriever, &chosen.train)?,
-                SftTask::ShortAnswer => answers::traces(run, &codec, &retriever, &chosen.train)?,
-            };
-            let bytes = serde_json::to_vec(&traces).map_err(Failure::internal)?;
-            write_atomic(&stored, &bytes).map_err(RolloutError::from)?;
-            traces
-        }
+    let traces = if let Some(traces) = load(&stored)? {
+        traces
+    } else {
+        let traces = match config.sft.task {
+            SftTask::Protocol => protocol::traces(run, &codec, &retriever, &chosen.train)?,
+            SftTask::ShortAnswer => answers::traces(run, &codec, &retriever, &chosen.train)?,
+        };
+        let bytes = serde_json::to_vec(&traces).map_err(Failure::internal)?;
+        write_atomic(&stored, &bytes).map_err(RolloutError::from)?;
+        traces
     };
     if traces.is_empty() {
         return Err(Failure::input(

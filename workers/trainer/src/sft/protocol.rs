@@ -61,7 +61,7 @@ pub fn traces(
         let golds = |passages: &[Passage], question: &Question| {
             supporting(passages, question, run.config.generator.passage_words as usize)
         };
-        let mut open: Vec<(&Question, Vec<Passage>)> = Vec::new();
+        let mut open: Vec<Opened<'_>> = Vec::new();
         for (question, initial) in part.iter().zip(initial) {
             let ids = golds(&initial, question);
             if ids.is_empty() {
@@ -88,12 +88,15 @@ pub fn traces(
     Ok(traces.into_iter().flatten().collect())
 }
 
+/// A question with its initial passages.
+type Opened<'q> = (&'q Question, Vec<Passage>);
+
 /// Tries queries for questions whose initial passages hold no gold.
 fn searches<'q>(
     run: &Run,
     retriever: &RetrieverPeer,
-    open: Vec<(&'q Question, Vec<Passage>)>,
-) -> Result<Vec<((&'q Question, Vec<Passage>), Plan)>, RolloutError> {
+    open: Vec<Opened<'q>>,
+) -> Result<Vec<(Opened<'q>, Plan)>, RolloutError> {
     let (search, sft) = (&run.config.search, &run.config.sft);
     let tried: Vec<Vec<String>> =
         open.iter().map(|(question, _)| queries(&question.question, run.config.seed, sft.query_trials)).collect();

@@ -109,7 +109,7 @@ impl Training<'_> {
     ) -> Result<(), Failure> {
         let config = self.config();
         if position.results.is_empty() {
-            *position = self.noted(position, optimizer, None);
+            *position = Self::noted(position, optimizer, None);
             let mut journal = Journal::open(&step_journal(&self.folder, 0)).map_err(RolloutError::from)?;
             self.probe(decoder, store, &mut journal, 0, position)?;
         }
@@ -124,7 +124,7 @@ impl Training<'_> {
             let updater = Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown };
             figures.extend(updater.update(decoder, optimizer, &played)?);
             figures.insert("secondsUpdate".into(), started.elapsed().as_secs_f64());
-            let mut next = self.noted(position, optimizer, Some(&figures));
+            let mut next = Self::noted(position, optimizer, Some(&figures));
             next.extend(&results_digest(&played)?);
             next.step = step;
             if journal.get("figures").is_none() {
@@ -132,12 +132,13 @@ impl Training<'_> {
                 journal.append("figures", entry).map_err(RolloutError::from)?;
             }
             self.show(step, &figures);
-            if config.probe.as_ref().is_some_and(|probe| step == config.steps || step % probe.every.max(1) == 0) {
-                let probed = self.probe(decoder, store, &mut journal, step, &mut next);
-                if let Err(failure) = probed {
-                    // the update is done, so the journal brings a later run back to this very place
-                    return Err(failure);
-                }
+            if config
+                .probe
+                .as_ref()
+                .is_some_and(|probe| step == config.steps || step.is_multiple_of(probe.every.max(1)))
+            {
+                // interrupted here, the journal brings a later run back to this very place
+                self.probe(decoder, store, &mut journal, step, &mut next)?;
             }
             *position = next;
             if checkpoints.due(step, config.steps) {
@@ -199,7 +200,7 @@ impl Training<'_> {
     }
 
     /// The position with what the summary keeps of a step; no times.
-    fn noted(&self, position: &Position, optimizer: &AdamW, figures: Option<&BTreeMap<String, f64>>) -> Position {
+    fn noted(position: &Position, optimizer: &AdamW, figures: Option<&BTreeMap<String, f64>>) -> Position {
         let mut next = position.clone();
         if next.summary.is_null() {
             next.summary = json!({});
