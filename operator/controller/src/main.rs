@@ -46,7 +46,7 @@ fn crds(output: Option<&Path>, without_cel: bool) -> Result<()> {
         let yaml = s3_crds::crd_yaml(kind, !without_cel).with_context(|| format!("the CRD of {}", kind.name()))?;
         match output {
             Some(folder) => write(Some(&folder.join(kind.file_name())), &yaml)?,
-            None => all.push_str(&format!("---\n{yaml}")),
+            None => all.extend(["---\n", &yaml]),
         }
     }
     if output.is_none() { write(None, &all) } else { Ok(()) }

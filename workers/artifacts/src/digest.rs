@@ -36,7 +36,7 @@ pub fn verify_file(path: &Path, expected: &str) -> Result<(), ArtifactError> {
     Err(ArtifactError::Digest { path: path.to_owned(), expected: expected.to_owned(), actual })
 }
 
-/// JSON with sorted keys and no white space (RFC 8785 in spirit; floats in serde_json's shortest form).
+/// JSON with sorted keys and no white space (RFC 8785 in spirit; floats in `serde_json`'s shortest form).
 pub fn canonical_json<T: Serialize>(value: &T) -> Result<String, ArtifactError> {
     let mut out = String::new();
     write_canonical(&serde_json::to_value(value)?, &mut out)?;

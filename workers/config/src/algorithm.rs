@@ -127,7 +127,7 @@ impl Default for AlgorithmConfig {
     }
 }
 
-/// AdamW (arXiv 1711.05101) with global-norm clipping.
+/// `AdamW` (arXiv 1711.05101) with global-norm clipping.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct OptimizerConfig {

@@ -23,7 +23,7 @@ pub struct ModelSpec {
     /// Expected sha256 of the GGUF or of `model.safetensors`, lower-case hex.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// LoRA adapter laid over the weights.
+    /// `LoRA` adapter laid over the weights.
     #[serde(default)]
     pub adapter: Option<AdapterSpec>,
     /// Processor.
@@ -34,7 +34,7 @@ pub struct ModelSpec {
     pub dtype: DTypeKind,
 }
 
-/// A LoRA adapter in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`).
+/// A `LoRA` adapter in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AdapterSpec {

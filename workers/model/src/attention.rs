@@ -125,14 +125,13 @@ impl Batch {
         let hidden = Tensor::full(f32::NEG_INFINITY, &shape, device)?;
         let mask = visible.where_cond(&zero, &hidden)?;
         let place = cache.map(|cache| self.place(config, cache, longest, device)).transpose()?;
-        let real = match cache {
-            Some(_) => None,
-            None => {
-                let real =
-                    |&len: &usize| (0..config.group() * longest).map(move |i| f32::from(u8::from(i % longest < len)));
-                let real: Vec<f32> = self.lens.iter().flat_map(real).collect();
-                Some(Tensor::from_vec(real, (self.lens.len(), 1, config.group() * longest, 1), device)?)
-            }
+        let real = if cache.is_some() {
+            None
+        } else {
+            let real =
+                |&len: &usize| (0..config.group() * longest).map(move |i| f32::from(u8::from(i % longest < len)));
+            let real: Vec<f32> = self.lens.iter().flat_map(real).collect();
+            Some(Tensor::from_vec(real, (self.lens.len(), 1, config.group() * longest, 1), device)?)
         };
         let count = pad.len();
         Ok(Padding {
@@ -275,6 +274,8 @@ fn row_head(q: &[f32], k: &[f32], v: &[f32], past: usize, config: &DecoderConfig
     out
 }
 
+// the cache is borrowed for the call, as in `attend`
+#[allow(clippy::needless_pass_by_value)]
 fn attend_slices(
     config: &DecoderConfig,
     batch: &Batch,
