@@ -93,7 +93,8 @@ impl Display {
                 (done, 0) => format!("  {}", thousands(done)),
                 (done, total) => format!("  {}/{}", thousands(done), thousands(total)),
             };
-            let line = format!("{}{count}{figures}", report.phase);
+            // The time shows that a long silent phase is alive.
+            let line = format!("{}{count}{figures}  {}", report.phase, duration(row.since.elapsed()));
             self.note(name, &line);
         }
     }
