@@ -123,15 +123,21 @@ pub struct Endpoint {
     pub field: String,
 }
 
-/// Something that the person who asked should know.
+/// A field that only a cluster honours, and what holds instead.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Notice {
     /// `Kind/name`.
     pub resource: String,
-    /// Path of the field from `spec`.
+    /// Path of the field.
     pub field: String,
-    /// One sentence.
+    /// What holds instead.
     pub message: String,
+}
+
+impl std::fmt::Display for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "not applied locally: {} {} ({})", self.resource, self.field, self.message)
+    }
 }
 
 /// The components of a set of resources, each after what it needs.
@@ -139,7 +145,7 @@ pub struct Notice {
 pub struct Plan {
     /// In starting order.
     pub components: Vec<Component>,
-    /// What a single machine does not honour, and other remarks.
+    /// What a single machine does not honour.
     pub notices: Vec<Notice>,
 }
 

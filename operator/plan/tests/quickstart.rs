@@ -186,6 +186,18 @@ fn a_searcher_can_be_asked_by_job_and_by_arm() {
 }
 
 #[test]
+fn what_only_a_cluster_honours_is_said_and_changes_nothing() {
+    let texts: Vec<String> = quickstart()
+        .iter()
+        .map(|text| text.replace("  steps: 3\n", "  steps: 3\n  queue:\n    name: gpus\n"))
+        .collect();
+    let with = planned(&texts).unwrap();
+    let said: Vec<String> = with.notices.iter().map(ToString::to_string).collect();
+    assert_eq!(said, ["not applied locally: S3TrainingJob/quickstart spec.queue (there is no queue)"]);
+    assert_eq!(with.components, planned(&quickstart()).unwrap().components);
+}
+
+#[test]
 fn refusals_name_the_field_and_what_to_do() {
     for (from, to, expected) in [
         ("    indexRef:\n      name: quickstart", "    indexRef:\n      name: other", "RetrieverIndex/other"),

@@ -43,7 +43,7 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode, Problem> {
     }
     if args.output != Output::Yaml && args.output != Output::Json {
         for notice in &plan.notices {
-            println!("{}: {}: {}", notice.resource, notice.field, notice.message);
+            println!("{notice}");
         }
     }
     Ok(ExitCode::SUCCESS)

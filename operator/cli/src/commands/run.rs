@@ -71,7 +71,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, Problem> {
     preflight::endpoints(&plan, &observed)?;
     preflight::disk(&plan, &observed, &state)?;
     for notice in &plan.notices {
-        eprintln!("  {}: {}: {}", notice.resource, notice.field, notice.message);
+        eprintln!("  {notice}");
     }
     let volumes =
         given.volumes.iter().filter_map(|(name, dir)| Some((name.clone(), dir.canonicalize().ok()?))).collect();
