@@ -99,10 +99,10 @@ fn with_endpoint(address: &str) -> String {
 #[test]
 fn a_dead_generator_endpoint_and_a_missing_secret_are_named() {
     let world = World::new();
-    let closed = {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
+    // Bound and not listening: it refuses, and nobody else gets its port.
+    let mute = tokio::net::TcpSocket::new_v4().unwrap();
+    mute.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let closed = mute.local_addr().unwrap();
     world.manifest(&with_endpoint(&format!("http://{closed}/v1")));
     let line = refused(&world, 64, &[]);
     assert!(line.contains("--secret llm/token=env:VARIABLE"), "{line}");
