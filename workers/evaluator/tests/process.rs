@@ -7,7 +7,7 @@ use s3_evaluator::results::Results;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use support::{QUESTIONS, World, run, spawn};
+use support::{QUESTIONS, World, run, run_limited, spawn};
 
 /// All but the one that is in the training file.
 const ASKED: usize = QUESTIONS - 1;
@@ -103,6 +103,29 @@ fn an_outage_stops_the_run_and_is_never_a_wrong_answer() {
     let (code, _, stderr) = run(&["run"], &config);
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(world.outcome("down").digest, world.outcome("whole").digest);
+}
+
+#[test]
+fn a_full_disk_ends_in_one_line_and_loses_nothing() {
+    let world = World::start();
+    let (code, _, stderr) = run(&["run"], &world.config("whole", 12, ""));
+    assert_eq!(code, 0, "{stderr}");
+    let config = world.config("full", 12, "");
+    let mut ends = 0;
+    // journals, then results, then the page do not fit; each run goes on from what the one before left
+    for kib in [1, 4, 8, 16, 32, 64, 128, 256] {
+        let (code, stderr) = run_limited(&config, kib);
+        if code == 0 {
+            break;
+        }
+        assert_eq!(code, 74, "{kib} KiB: {stderr}");
+        assert_eq!(stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{kib} KiB: {stderr}");
+        ends += 1;
+    }
+    assert!(ends > 1, "the disk was never full");
+    let (code, _, stderr) = run(&["run"], &config);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(world.outcome("full").digest, world.outcome("whole").digest);
 }
 
 #[test]

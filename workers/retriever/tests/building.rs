@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{World, command, read_json, refused, run};
+use common::{World, command, limited, read_json, refused, run};
 use s3_retriever::index::Index;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -51,6 +51,28 @@ fn killed_at_any_time_ends_with_the_same_index() {
         assert_eq!(published(&world), names);
         assert!(std::fs::read_dir(world.path("build-state")).unwrap().next().is_none(), "shards are left behind");
     }
+}
+
+#[test]
+fn a_full_disk_ends_in_one_line_and_loses_nothing() {
+    let world = World::new(1500);
+    let expected = world.build();
+    let digest = expected["digest"].as_str().unwrap();
+    let files = std::fs::read_dir(world.path("index").join(digest)).unwrap();
+    let largest = files.map(|entry| entry.unwrap().metadata().unwrap().len()).max().unwrap() >> 10;
+    let config = world.save("build.yaml", &world.build_config());
+    let arguments = ["build", "--config", config.to_str().unwrap()];
+    std::fs::remove_dir_all(world.path("index")).unwrap();
+    // each goes on from what the one before left
+    for kib in [1, largest / 8, largest / 2, largest - 1] {
+        let output = limited(&arguments, kib).stderr(Stdio::piped()).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(74), "{kib} KiB: {error}");
+        assert_eq!(error.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{kib} KiB: {error}");
+        assert!(!world.path("index/CURRENT").exists(), "{kib} KiB: a part was published");
+    }
+    assert_eq!(world.build(), expected);
+    assert!(std::fs::read_dir(world.path("build-state")).unwrap().next().is_none(), "shards are left behind");
 }
 
 #[test]

@@ -25,6 +25,9 @@ struct Arguments {
     /// Learning rate of the policy updates.
     #[arg(long)]
     rate: Option<f64>,
+    /// Questions per policy step.
+    #[arg(long)]
+    questions: Option<usize>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -32,6 +35,7 @@ fn main() -> anyhow::Result<()> {
     let mut config = WorldConfig::default();
     config.warm_steps = arguments.warm_steps.unwrap_or(config.warm_steps);
     config.rate = arguments.rate.unwrap_or(config.rate);
+    config.questions = arguments.questions.unwrap_or(config.questions);
     let estimator = match arguments.estimator.as_str() {
         "rloo" => Estimator::Rloo,
         "grpo" => Estimator::Grpo,

@@ -6,7 +6,7 @@ mod support;
 use s3_rollout::record::read_training;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use support::{World, run, spawn};
+use support::{World, run, run_limited, spawn};
 
 const TRAIN: &str = "steps: 5\nrollout: {questions: 4, samples: 4, batch: 8, microBatch: 4, miniBatch: 8}\n\
     probe: {every: 2, limit: 4, datasets: [{name: d, path: ROOT/questions.jsonl}]}";
@@ -105,6 +105,29 @@ fn dead_services_end_in_one_line_and_lose_nothing() {
     let (code, _, stderr) = run("train", &world.config("whole", &train(&world)));
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(world.outcome("dead").digest, world.outcome("whole").digest);
+}
+
+#[test]
+fn a_full_disk_ends_in_one_line_and_loses_nothing() {
+    let world = World::start();
+    let (code, _, stderr) = run("train", &world.config("whole", &train(&world)));
+    assert_eq!(code, 0, "{stderr}");
+    let config = world.config("full", &train(&world));
+    let mut ends = 0;
+    // journals, then checkpoints, then the export do not fit; each run goes on from what the one before left
+    for kib in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
+        let (code, stderr) = run_limited("train", &config, kib);
+        if code == 0 {
+            break;
+        }
+        assert_eq!(code, 74, "{kib} KiB: {stderr}");
+        assert_eq!(stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{kib} KiB: {stderr}");
+        ends += 1;
+    }
+    assert!(ends > 1, "the disk was never full");
+    let (code, _, stderr) = run("train", &config);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(world.outcome("full").digest, world.outcome("whole").digest);
 }
 
 #[test]

@@ -182,6 +182,18 @@ pub fn spawn(arguments: &[&str], config: &Path) -> Child {
         .unwrap()
 }
 
+/// Runs it under a limit of the size of files: writing past it fails as on a full disk.
+pub fn run_limited(config: &Path, kib: u64) -> (i32, String) {
+    let output = Command::new("bash")
+        .args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\""), "limited"])
+        .args([env!("CARGO_BIN_EXE_s3-evaluator"), "run", "--config"])
+        .arg(config)
+        .env("RUST_LOG", "info")
+        .output()
+        .unwrap();
+    (output.status.code().unwrap_or(-1), String::from_utf8(output.stderr).unwrap())
+}
+
 /// Runs it to its end: exit code, standard output, standard error.
 pub fn run(arguments: &[&str], config: &Path) -> (i32, String, String) {
     let output = spawn(arguments, config).wait_with_output().unwrap();

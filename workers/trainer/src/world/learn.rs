@@ -45,7 +45,7 @@ impl Default for WorldConfig {
             warm_quality: 0.5,
             warm_rate: 2e-3,
             steps: 40,
-            questions: 32,
+            questions: 96,
             samples: 16,
             rate: 1e-3,
             evaluation: 2000,

@@ -204,6 +204,18 @@ pub fn spawn(command: &str, config: &Path) -> Child {
         .unwrap()
 }
 
+/// Runs it under a limit of the size of files: writing past it fails as on a full disk.
+pub fn run_limited(command: &str, config: &Path, kib: u64) -> (i32, String) {
+    let output = Command::new("bash")
+        .args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\""), "limited"])
+        .args([env!("CARGO_BIN_EXE_s3-trainer"), command, "--config"])
+        .arg(config)
+        .env("RUST_LOG", "warn")
+        .output()
+        .unwrap();
+    (output.status.code().unwrap_or(-1), String::from_utf8(output.stderr).unwrap())
+}
+
 /// Runs it to its end: exit code, standard output, standard error.
 pub fn run(command: &str, config: &Path) -> (i32, String, String) {
     let output = spawn(command, config).wait_with_output().unwrap();
