@@ -124,7 +124,7 @@ fn only_what_depends_on_a_change_runs_again() {
     };
     assert_eq!(again(&plan, &observed), [""; 0]);
 
-    let rate = changed("learningRate: 0.00005", "learningRate: 0.0001");
+    let rate = changed("learningRate: 0.00002", "learningRate: 0.0001");
     assert_eq!(
         again(&rate, &observed),
         ["gateway-built-in", "quickstart-retriever", "quickstart-train", "quickstart-eval"],
@@ -165,7 +165,7 @@ fn more_steps_go_on_from_the_last_checkpoint_and_other_changes_do_not() {
     let base = of(&planned(&quickstart()).unwrap());
     assert!(of(&changed("steps: 3", "steps: 5")).continues(&base));
     assert!(!of(&changed("steps: 3", "steps: 2")).continues(&base));
-    assert!(!of(&changed("learningRate: 0.00005", "learningRate: 0.0001")).continues(&base));
+    assert!(!of(&changed("learningRate: 0.00002", "learningRate: 0.0001")).continues(&base));
 }
 
 #[test]
