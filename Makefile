@@ -51,6 +51,7 @@ data-qwen: deps ## the optional larger searcher, Qwen2.5-Coder-0.5B-Instruct (47
 	@$(FETCH) qwen
 
 test: data ## every test of the workspace
+	@tests/tools/needs.sh --tests
 	@python3 -m unittest discover -q -s examples/quickstart/data
 	cargo test --locked --workspace
 

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Checks what the workspace needs beside its own sources. As root on Debian or Ubuntu it installs
+# needs.sh            checks what building and running need beside the sources
+# needs.sh --tests    and what only the tests need: a browser
+#
+# As root on Debian or Ubuntu it installs
 # what is missing; else it says what to install and ends with 69.
 set -euo pipefail
 
@@ -10,6 +13,10 @@ missing=()
 command -v cc >/dev/null && command -v c++ >/dev/null || missing+=(build-essential) # ring, onig
 command -v python3 >/dev/null || missing+=(python3)                                  # data
 python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)                   # data
+if [[ ${1-} == --tests ]]; then
+    command -v chromium >/dev/null || missing+=(chromium)               # the report page, opened
+    command -v chromedriver >/dev/null || missing+=(chromium-driver)    # and driven
+fi
 
 if ((${#missing[@]})); then
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
