@@ -147,6 +147,9 @@ pub struct Plan {
     pub components: Vec<Component>,
     /// What a single machine does not honour.
     pub notices: Vec<Notice>,
+    /// What only a cluster honours; no part of a recorded plan.
+    #[serde(skip)]
+    pub placements: crate::Placements,
 }
 
 impl Plan {
@@ -189,6 +192,9 @@ pub(crate) fn runtime(component: &str) -> s3_config::Runtime {
         result: Some(in_work(component, "result.json")),
         admin: Some(std::net::SocketAddr::from(([0, 0, 0, 0], 0))),
         threads: None,
+        termination_message: None,
+        attempt: None,
+        operator: None,
     }
 }
 

@@ -37,6 +37,19 @@ pub enum WorkerConfig {
     Evaluator(Box<EvaluatorConfig>),
 }
 
+impl WorkerConfig {
+    /// What the worker is told about its surroundings.
+    pub fn runtime_mut(&mut self) -> &mut s3_config::Runtime {
+        match self {
+            Self::IndexBuild(config) => &mut config.runtime,
+            Self::Retriever(config) => &mut config.runtime,
+            Self::Gateway(config) => &mut config.runtime,
+            Self::Trainer(config) => &mut config.runtime,
+            Self::Evaluator(config) => &mut config.runtime,
+        }
+    }
+}
+
 /// Which structure a template becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Schema {
