@@ -116,9 +116,7 @@ fn reports_follow_the_work_and_never_hold_it_up() {
     let refused = failures("denied");
     operator.answers([Err(Status::permission_denied("another job's token")), Err(Status::unavailable("no leader"))]);
     progress.done(3);
-    until("the third state", || {
-        operator.reports().iter().filter(|(_, r)| r.done == 3).count() == 3
-    });
+    until("the third state", || operator.reports().iter().filter(|(_, r)| r.done == 3).count() == 3);
     assert_eq!(failures("denied"), refused + 1);
     assert!(!shutdown.requested());
 

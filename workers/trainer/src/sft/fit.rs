@@ -30,6 +30,7 @@ pub fn fit(
     run.progress.phase("fit", u64::from(steps));
     run.progress.done(u64::from(position.step));
     while position.step < steps {
+        checkpoints.check()?;
         if run.link.shutdown.requested() {
             checkpoints.save(decoder, &optimizer, &position)?;
             return Err(Failure::interrupted());

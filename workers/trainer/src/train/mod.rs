@@ -115,6 +115,7 @@ impl Training<'_> {
             self.probe(decoder, store, &mut journal, 0, position)?;
         }
         while position.step < config.steps {
+            checkpoints.check()?;
             let step = position.step + 1;
             let mut journal = Journal::open(&step_journal(&self.folder, step)).map_err(RolloutError::from)?;
             let questions = step_questions(&self.chosen.train, config, step);
