@@ -121,9 +121,6 @@ impl Resources {
             return Err(errors.iter().map(|error| wrong(error.to_string())).collect());
         }
         s3_crds::apply_defaults(kind, object);
-        fn typed<T: serde::de::DeserializeOwned>(title: &str, object: &Value) -> Result<Sourced<T>, serde_json::Error> {
-            Ok(Sourced { object: T::deserialize(object)?, folder: None, file: title.to_owned() })
-        }
         match kind {
             Kind::RetrieverIndex => typed(title, object).map(|object| drop(self.indices.insert(name, object))),
             Kind::S3TrainingJob => typed(title, object).map(|object| drop(self.jobs.insert(name, object))),
@@ -134,6 +131,7 @@ impl Resources {
 
     /// One resource and everything that it refers to, directly or through others: what has to be planned
     /// together with it. What it refers to and is not there is missing here, too, and planning will say so.
+    #[must_use]
     pub fn around(&self, kind: Kind, name: &str) -> Self {
         let mut part = Self { secrets: self.secrets.clone(), ..Self::default() };
         match kind {
@@ -201,6 +199,10 @@ fn kind_of(resource: &Resource) -> Option<Kind> {
         Resource::EvalRun(_) => Some(Kind::EvalRun),
         Resource::Secret(_) => None,
     }
+}
+
+fn typed<T: serde::de::DeserializeOwned>(title: &str, object: &Value) -> Result<Sourced<T>, serde_json::Error> {
+    Ok(Sourced { object: T::deserialize(object)?, folder: None, file: title.to_owned() })
 }
 
 /// Puts an object under its name; returns the file of one that was there.

@@ -72,10 +72,8 @@ fn rendered(plan: &Plan, around: &Surroundings) -> Result<Vec<Object>, PlanError
 #[test]
 fn the_objects_are_the_committed_ones() {
     let objects = rendered(&planned(&quickstart()), &surroundings()).unwrap();
-    let text: String = objects
-        .iter()
-        .map(|object| format!("---\n{}", serde_yaml_ng::to_string(&object.to_value().unwrap()).unwrap()))
-        .collect();
+    let yaml = |object: &Object| format!("---\n{}", serde_yaml_ng::to_string(&object.to_value().unwrap()).unwrap());
+    let text = objects.iter().map(yaml).collect::<Vec<_>>().concat();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/quickstart-objects.yaml");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&golden, &text).unwrap();
@@ -355,7 +353,7 @@ fn replicas_of_an_attempt_find_each_other() {
     let plan = planned(&quickstart());
     let observed = finished(&plan);
     let train = plan.component("quickstart-train").unwrap();
-    let many = Surroundings::clone(&surroundings());
+    let many = surroundings();
     let texts: Vec<String> = quickstart()
         .iter()
         .map(|text| text.replace("  checkpoint:\n", "  checkpoint:\n    storage:\n      accessMode: ReadWriteMany\n"))

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use s3_crds::PodOverrides;
 use std::collections::BTreeMap;
 
 /// User and group of every worker; images own nothing that needs more.
@@ -71,56 +72,6 @@ pub(crate) fn template(
         mounts.push(read_only("token", TOKEN));
     }
 
-    let mut labels = pod.labels.clone();
-    labels.extend(context.attempt_labels());
-    for need in services(context) {
-        labels.insert(format!("{CLIENT_LABEL_PREFIX}{need}"), String::new());
-    }
-    let mut annotations = surroundings.annotations.clone();
-    annotations.extend(pod.annotations.clone());
-    annotations.extend(
-        [("scrape", "true".to_owned()), ("port", ADMIN_PORT_NUMBER.to_string()), ("path", "/metrics".to_owned())]
-            .map(|(name, value)| (format!("prometheus.io/{name}"), value)),
-    );
-
-    let gpus = component.resources.gpus > 0;
-    let image = match (&pod.image, surroundings.images.by_binary.get(&component.binary)) {
-        (Some(image), _) => image.clone(),
-        (None, Some(image)) => image.cuda.as_ref().filter(|_| gpus).unwrap_or(&image.cpu).clone(),
-        (None, None) => {
-            return Err(PlanError::Binding(format!(
-                "there is no image of {}; name one in the chart's values",
-                component.binary
-            )));
-        }
-    };
-    let mut args = component.args.clone();
-    args.extend(["--config".to_owned(), format!("{CONFIG}/{key}")]);
-    let probes = probes(component.role);
-    let container = Container {
-        name: "worker".into(),
-        image: Some(image),
-        image_pull_policy: surroundings.images.pull_policy.clone(),
-        args: Some(args),
-        env: Some(environment(&pod.env)),
-        ports: Some(ports(context)?),
-        resources: Some(resources(context)),
-        volume_mounts: Some(mounts),
-        startup_probe: Some(probes.startup),
-        liveness_probe: Some(probes.liveness),
-        readiness_probe: probes.readiness,
-        termination_message_path: Some(TERMINATION.into()),
-        termination_message_policy: Some("FallbackToLogsOnError".into()),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
-            privileged: Some(false),
-            read_only_root_filesystem: Some(true),
-            run_as_non_root: Some(true),
-            ..SecurityContext::default()
-        }),
-        ..Container::default()
-    };
     let pull = surroundings.images.pull_secrets.iter().chain(pod.image_pull_secrets.iter().map(|secret| &secret.name));
     let pull: Vec<_> = pull.map(|name| LocalObjectReference { name: name.clone() }).collect();
     let affinity = match &pod.affinity {
@@ -135,7 +86,7 @@ pub(crate) fn template(
     };
     let job = component.role == Role::Job;
     let spec = PodSpec {
-        containers: vec![container],
+        containers: vec![container(context, &pod, format!("{CONFIG}/{key}"), mounts)?],
         volumes: Some(volumes),
         restart_policy: Some(if job { "Never" } else { "Always" }.into()),
         termination_grace_period_seconds: Some(if job { JOB_GRACE } else { SERVICE_GRACE }),
@@ -159,9 +110,69 @@ pub(crate) fn template(
         runtime_class_name: pod.runtime_class_name.clone(),
         ..PodSpec::default()
     };
-    Ok(PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(labels), annotations: Some(annotations), ..ObjectMeta::default() }),
-        spec: Some(spec),
+    Ok(PodTemplateSpec { metadata: Some(metadata(context, &pod)), spec: Some(spec) })
+}
+
+/// Labels and annotations; a resource adds others and changes none of the operator's.
+fn metadata(context: &Context<'_>, pod: &PodOverrides) -> ObjectMeta {
+    let mut labels = pod.labels.clone();
+    labels.extend(context.attempt_labels());
+    for need in services(context) {
+        labels.insert(format!("{CLIENT_LABEL_PREFIX}{need}"), String::new());
+    }
+    let mut annotations = context.surroundings.annotations.clone();
+    annotations.extend(pod.annotations.clone());
+    annotations.extend(
+        [("scrape", "true".to_owned()), ("port", ADMIN_PORT_NUMBER.to_string()), ("path", "/metrics".to_owned())]
+            .map(|(name, value)| (format!("prometheus.io/{name}"), value)),
+    );
+    ObjectMeta { labels: Some(labels), annotations: Some(annotations), ..ObjectMeta::default() }
+}
+
+fn container(
+    context: &Context<'_>,
+    pod: &PodOverrides,
+    config: String,
+    mounts: Vec<VolumeMount>,
+) -> Result<Container, PlanError> {
+    let (surroundings, component) = (context.surroundings, context.component);
+    let gpus = component.resources.gpus > 0;
+    let image = match (&pod.image, surroundings.images.by_binary.get(&component.binary)) {
+        (Some(image), _) => image.clone(),
+        (None, Some(image)) => image.cuda.as_ref().filter(|_| gpus).unwrap_or(&image.cpu).clone(),
+        (None, None) => {
+            return Err(PlanError::Binding(format!(
+                "there is no image of {}; name one in the chart's values",
+                component.binary
+            )));
+        }
+    };
+    let mut args = component.args.clone();
+    args.extend(["--config".to_owned(), config]);
+    let probes = probes(component.role);
+    Ok(Container {
+        name: "worker".into(),
+        image: Some(image),
+        image_pull_policy: surroundings.images.pull_policy.clone(),
+        args: Some(args),
+        env: Some(environment(&pod.env)),
+        ports: Some(ports(context)?),
+        resources: Some(resources(context)),
+        volume_mounts: Some(mounts),
+        startup_probe: Some(probes.startup),
+        liveness_probe: Some(probes.liveness),
+        readiness_probe: probes.readiness,
+        termination_message_path: Some(TERMINATION.into()),
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
+            privileged: Some(false),
+            read_only_root_filesystem: Some(true),
+            run_as_non_root: Some(true),
+            ..SecurityContext::default()
+        }),
+        ..Container::default()
     })
 }
 
