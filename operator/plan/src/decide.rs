@@ -126,6 +126,8 @@ fn as_used(service: &Component, user: &Component) -> Component {
         path.strip_prefix(text.as_str())
             .is_some_and(|rest| rest.is_empty() || (!text.is_empty() && rest.starts_with('/')))
     };
+    // What its users have fetched together is told apart by the addresses in the configuration.
+    part.needs.clear();
     part.inputs.retain(|input| left.iter().any(|text| within(&input.path, text)));
     part
 }

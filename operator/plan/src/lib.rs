@@ -11,6 +11,7 @@ mod convert;
 mod decide;
 mod error;
 mod evaluation;
+mod fetch;
 mod gateway;
 mod index;
 mod names;

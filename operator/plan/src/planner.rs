@@ -28,6 +28,7 @@ pub fn plan(resources: &Resources) -> Result<Plan, PlanError> {
         add(evaluation::component(name, run, resources, &mut gateways)?)?;
     }
     gateways.into_components()?.into_iter().try_for_each(&mut add)?;
+    crate::fetch::split(&mut found)?;
     share_owners(&mut found);
     let mut notices = resources.notices.clone();
     notices.sort();

@@ -23,7 +23,9 @@ fn surroundings() -> Surroundings {
     Surroundings {
         namespace: "search".into(),
         images: Images {
-            by_binary: ["s3-retriever", "s3-generator-gateway", "s3-trainer", "s3-evaluator"].map(image).into(),
+            by_binary: ["s3-retriever", "s3-generator-gateway", "s3-trainer", "s3-evaluator", "s3-fetch"]
+                .map(image)
+                .into(),
             pull_policy: Some("IfNotPresent".into()),
             pull_secrets: Vec::new(),
         },
@@ -217,10 +219,11 @@ fn check_policy(policy: &NetworkPolicy, objects: &[Object]) {
         let ports = rule.ports.iter().flatten().map(|port| format!("{:?}", port.port));
         let dns = ports.into_iter().all(|port| port.contains("Int(53)"));
         if rule.to.is_none() && !dns {
-            let gateway = pods(selected)
-                .iter()
-                .all(|pod| pod.metadata().labels.as_ref().unwrap()["app.kubernetes.io/component"] == "gateway");
-            assert!(gateway, "{name} leaves the cluster and is no gateway");
+            let may = |pod: &&Object| {
+                let labels = pod.metadata().labels.as_ref().unwrap();
+                ["gateway", "fetch"].contains(&labels["app.kubernetes.io/component"].as_str())
+            };
+            assert!(pods(selected).iter().all(may), "{name} leaves the cluster and neither answers nor fetches");
         }
     }
     // Whoever may be reached by somebody's egress lets that somebody in.
@@ -516,6 +519,80 @@ fn a_gateway_alone_leaves_the_cluster_and_reads_its_key_from_a_file() {
         .map(|(name, _)| name)
         .collect::<Vec<_>>();
     assert_eq!(open, [gateway.name()], "name servers aside, one may go anywhere");
+}
+
+/// Everything on a hub or in a bucket.
+fn remote() -> Vec<String> {
+    quickstart()
+        .iter()
+        .map(|text| {
+            let text = text
+                .replace("pvc://data/models/smollm2-135m-instruct/model.gguf", "hf://owner/small/model.gguf")
+                .replace("pvc://data/models/e5-small", "hf://owner/e5")
+                .replace("pvc://data/", "s3://bucket/")
+                .replace("pvc://assets/", "gs://other/deep/");
+            let secret = |indent: &str| format!("{indent}tokenSecretRef: {{name: hub, key: token}}\n");
+            text.replace(
+                "            uri: hf://owner/e5\n",
+                &format!("            uri: hf://owner/e5\n            revision: v2\n{}", secret("            ")),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn what_lies_on_hubs_and_in_buckets_is_fetched_first() {
+    let plan = planned(&remote());
+    let fetchers: Vec<(&str, &str)> = plan
+        .components
+        .iter()
+        .filter(|c| matches!(c.kind, ComponentKind::Fetch | ComponentKind::GatewayFetch))
+        .map(|c| (c.name.as_str(), c.owners.iter().next().unwrap().as_str()))
+        .collect();
+    assert_eq!(
+        fetchers,
+        [
+            ("gateway-built-in-fetch", "EvalRun/quickstart"),
+            ("quickstart-index-fetch", "RetrieverIndex/quickstart"),
+            ("quickstart-job-fetch", "S3TrainingJob/quickstart"),
+            ("quickstart-run-fetch", "EvalRun/quickstart"),
+        ]
+    );
+    for component in &plan.components {
+        assert!(component.inputs.is_empty(), "{} reads what nobody fetches", component.name);
+        assert!(!component.config.value.to_string().contains("fetch://"));
+    }
+    let index = plan.component("quickstart-index").unwrap();
+    assert_eq!(index.needs.iter().collect::<Vec<_>>(), ["quickstart-index-fetch"]);
+    let encoder = index.config.value["dense"]["encoder"].as_str().unwrap();
+    let key = encoder.strip_prefix("work://quickstart-index-fetch/files/").unwrap();
+    let fetch = plan.component("quickstart-index-fetch").unwrap();
+    let sources = fetch.config.value["sources"].as_array().unwrap();
+    let source = sources.iter().find(|source| source["key"] == key).unwrap();
+    assert_eq!(source["location"], json!({"kind": "HuggingFace", "repository": "owner/e5", "revision": "v2"}));
+    assert_eq!(source["tokenFile"], "secret://hub/token");
+    assert_eq!(source["files"].as_array().unwrap().len(), 3);
+    let weights = source["files"].as_array().unwrap().iter().find(|file| file["name"] == "model.safetensors").unwrap();
+    assert!(weights["sha256"].as_str().unwrap().starts_with("33e8a825"));
+    assert_eq!(fetch.secrets.iter().collect::<Vec<_>>(), ["hub/token"]);
+    let corpus = index.config.value["corpus"]["path"].as_str().unwrap();
+    assert!(corpus.ends_with("/wiki-vital.jsonl"), "{corpus}");
+    check(&rendered(&plan, &surroundings()).unwrap());
+}
+
+#[test]
+fn a_wrong_digest_harms_nobody_else() {
+    let wrong = |text: &String| {
+        if text.contains("kind: EvalRun") { text.replace("b179c9523d0e", "000000000000") } else { text.clone() }
+    };
+    let plan = planned(&remote().iter().map(wrong).collect::<Vec<_>>());
+    let fetch = plan.component("gateway-built-in-fetch").unwrap();
+    let sources = fetch.config.value["sources"].as_array().unwrap();
+    let digests: BTreeSet<&str> =
+        sources.iter().filter_map(|source| source["files"][0]["sha256"].as_str()).map(|sha| &sha[..12]).collect();
+    assert_eq!(digests, BTreeSet::from(["000000000000", "b179c9523d0e"]), "each user's own");
+    let other = plan.component("quickstart-job-fetch").unwrap().config.value.to_string();
+    assert!(!other.contains("000000000000"));
 }
 
 fn value_of(text: &str) -> (Kind, Value) {

@@ -182,7 +182,7 @@ fn what_only_a_cluster_honours_is_said_and_changes_nothing() {
 fn refusals_name_the_field_and_what_to_do() {
     for (from, to, expected) in [
         ("    indexRef:\n      name: quickstart", "    indexRef:\n      name: other", "RetrieverIndex/other"),
-        ("uri: pvc://data/models/smollm2-135m-instruct/model.gguf", "uri: hf://owner/model", "hf://"),
+        ("uri: pvc://data/models/smollm2-135m-instruct/model.gguf", "uri: http://owner/model", "hf://"),
         ("maxSearches: 1", "maxSearchs: 1", "maxSearchs"),
     ] {
         let texts: Vec<String> = quickstart().iter().map(|text| text.replace(from, to)).collect();

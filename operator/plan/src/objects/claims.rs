@@ -33,12 +33,11 @@ pub(crate) fn claim_of(plan: &Plan, surroundings: &Surroundings, component: &Com
     let (resource, storage, field, own) = match (component.kind, belongs_to(component)) {
         // Its servers read the index and keep nothing of their own.
         (ComponentKind::Retriever, _) => return None,
-        (ComponentKind::Gateway, _) | (_, None) => (
-            component.name.clone(),
-            surroundings.gateway_storage.clone(),
-            "the operator's gateway storage",
-            format!("{}-data", component.name),
-        ),
+        (ComponentKind::Gateway | ComponentKind::GatewayFetch, _) | (_, None) => {
+            let gateway = gateway_of(plan, component);
+            let own = format!("{gateway}-data");
+            (gateway, surroundings.gateway_storage.clone(), "the operator's gateway storage", own)
+        }
         (_, Some((kind, name))) => {
             let (suffix, field) = match kind {
                 "RetrieverIndex" => ("index-data", "spec.storage"),
@@ -52,6 +51,15 @@ pub(crate) fn claim_of(plan: &Plan, surroundings: &Surroundings, component: &Com
     };
     let made = storage.claim_name.is_none();
     Some(Claim { name: storage.claim_name.clone().unwrap_or(own), made, storage, resource, field })
+}
+
+/// The gateway that a component is, or fetches for: both share one volume.
+fn gateway_of(plan: &Plan, component: &Component) -> String {
+    let user = plan.components.iter().find(|user| user.needs.contains(&component.name));
+    match (component.kind, user) {
+        (ComponentKind::GatewayFetch, Some(user)) => user.name.clone(),
+        _ => component.name.clone(),
+    }
 }
 
 /// Refuses what the claim cannot do for pods that mount it.
@@ -109,6 +117,11 @@ pub(crate) fn claim_object(context: &Context<'_>) -> Result<Option<Object>, Plan
     // The claim is the resource's, not the component's: its labels and owner are the same for all of them.
     let mut labels = context.labels();
     let mut owners = context.owners.to_vec();
+    if context.component.kind == ComponentKind::GatewayFetch {
+        let gateway = gateway_of(context.plan, context.component);
+        let Some(gateway) = context.plan.component(&gateway) else { return Ok(None) };
+        labels = context.labels_of(gateway);
+    }
     if let Some((kind, name)) = belongs_to(context.component) {
         for key in [super::COMPONENT_LABEL, "app.kubernetes.io/name", "app.kubernetes.io/component"] {
             labels.remove(key);

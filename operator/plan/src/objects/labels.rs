@@ -41,7 +41,8 @@ pub fn label_value(name: &str) -> String {
 /// The resource (`Kind`, name) that a component belongs to; a gateway belongs to all its users alike.
 pub(crate) fn belongs_to(component: &Component) -> Option<(&str, &str)> {
     let kind = match component.kind {
-        ComponentKind::Gateway => return None,
+        ComponentKind::Gateway | ComponentKind::GatewayFetch => return None,
+        ComponentKind::Fetch => return component.owners.iter().find_map(|owner| owner.split_once('/')),
         ComponentKind::IndexBuild | ComponentKind::Retriever => "RetrieverIndex",
         ComponentKind::Baseline | ComponentKind::WarmStart | ComponentKind::Training => "S3TrainingJob",
         ComponentKind::Evaluation => "EvalRun",
@@ -64,7 +65,11 @@ pub fn identity_of(metadata: &ObjectMeta) -> Option<WorkIdentity> {
 impl Context<'_> {
     /// Labels of the component's objects.
     pub(crate) fn labels(&self) -> BTreeMap<String, String> {
-        let component = self.component;
+        self.labels_of(self.component)
+    }
+
+    /// Labels of another component's objects.
+    pub(crate) fn labels_of(&self, component: &Component) -> BTreeMap<String, String> {
         let mut labels = self.surroundings.labels.clone();
         let mut set = |key: &str, value: &str| labels.insert(key.to_owned(), label_value(value));
         set("app.kubernetes.io/name", &component.binary);
@@ -126,6 +131,7 @@ impl Context<'_> {
 /// The component's kind as a word of labels.
 pub(crate) fn component_word(kind: ComponentKind) -> &'static str {
     match kind {
+        ComponentKind::Fetch | ComponentKind::GatewayFetch => "fetch",
         ComponentKind::IndexBuild => "index-build",
         ComponentKind::Retriever => "retriever",
         ComponentKind::Gateway => "gateway",

@@ -78,6 +78,9 @@ fn egress(context: &Context<'_>) -> Result<Vec<NetworkPolicyEgressRule>, PlanErr
         let ports = ports.into_iter().map(tcp).collect();
         rules.push(NetworkPolicyEgressRule { to: None, ports: Some(ports) });
     }
+    if matches!(component.kind, ComponentKind::Fetch | ComponentKind::GatewayFetch) {
+        rules.push(NetworkPolicyEgressRule { to: None, ports: Some(vec![tcp(443), tcp(80)]) });
+    }
     Ok(rules)
 }
 
