@@ -162,7 +162,7 @@ pub enum StorageMode {
 }
 
 /// How many nodes may mount a volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum AccessMode {
     /// One node, read and write.
     #[default]

@@ -38,7 +38,7 @@ pub use retriever_index::*;
 pub use rules::Rule;
 pub use schema::{Kind, crd, crd_without_cel, crd_yaml, spec_schema};
 pub use training_job::*;
-pub use unsupported::{CLUSTER_ONLY, Field, SCHEMES, UNSUPPORTED, cluster_only, refuse_unsupported};
+pub use unsupported::{CLUSTER_ONLY, Field, UNSUPPORTED, cluster_only, refuse_unsupported};
 pub use uri::{Location, UriError};
 pub use validate::{apply_defaults, validate, validate_update};
 

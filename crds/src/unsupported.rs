@@ -32,18 +32,9 @@ const INDEX: Option<Kind> = Some(Kind::RetrieverIndex);
 const JOB: Option<Kind> = Some(Kind::S3TrainingJob);
 const RUN: Option<Kind> = Some(Kind::EvalRun);
 
-/// Schemes of addresses that can be read.
-pub const SCHEMES: &[&str] = &["file", "pvc"];
-
 /// Fields and values that no code honours yet.
 pub const UNSUPPORTED: &[Field] = &[
-    // fetching from hubs and buckets
-    field(None, "spec.**.revision", "belongs to hf:// addresses, which are not fetched yet; leave it out"),
-    field(
-        None,
-        "spec.**.tokenSecretRef",
-        "belongs to hf://, s3:// and gs:// addresses, which are not fetched yet; leave it out",
-    ),
+    // public question sets
     field(None, "spec.**.set", "public question sets are not fetched yet; use set: Custom with a uri"),
     field(None, "spec.**.split", "public question sets are not fetched yet; use set: Custom with a uri"),
     // providers
@@ -147,24 +138,13 @@ pub const CLUSTER_ONLY: &[Field] = &[
 
 /// The set fields of an object that no code honours yet. `object` is the whole object as it was written.
 pub fn refuse_unsupported(kind: Kind, object: &Value) -> Vec<FieldError> {
-    let mut errors = listed(kind, object, UNSUPPORTED, |field, at, value| {
+    listed(kind, object, UNSUPPORTED, |field, at, value| {
         if field.values.is_empty() || !value.is_string() {
             FieldError::new(at.clone(), field.why)
         } else {
             FieldError::new(at.clone(), format!("`{}` {}", value.as_str().unwrap_or(""), field.why))
         }
-    });
-    visit(kind, object, &mut |at, schema, value| {
-        if let (Some(crate::schema::URI_PATTERN), Some(uri)) = (schema["pattern"].as_str(), value.as_str()) {
-            let scheme = uri.split("://").next().unwrap_or("");
-            if !SCHEMES.contains(&scheme) {
-                let message = format!("`{scheme}://` is not fetched yet; use file://PATH or pvc://CLAIM/PATH");
-                errors.push(FieldError::new(at.clone(), message));
-            }
-        }
-    });
-    errors.sort();
-    errors
+    })
 }
 
 /// The set fields of an object that only a cluster honours, each with what holds instead.

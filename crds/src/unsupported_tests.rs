@@ -136,27 +136,6 @@ fn what_only_a_cluster_honours_is_said_and_nothing_else() {
 }
 
 #[test]
-fn addresses_that_cannot_be_read_are_refused_by_their_scheme() {
-    let object = |uri: &str| json!({"spec": {"searcher": {"model": {"uri": uri}}, "data": {"datasets": [{"name": "a", "uri": uri}]}}});
-    for scheme in ["hf", "s3", "gs"] {
-        let errors = refuse_unsupported(Kind::S3TrainingJob, &object(&format!("{scheme}://owner/name")));
-        let texts: Vec<String> = errors.iter().map(FieldError::to_string).collect();
-        assert_eq!(
-            texts,
-            [
-                format!(
-                    "spec.data.datasets[0].uri: `{scheme}://` is not fetched yet; use file://PATH or pvc://CLAIM/PATH"
-                ),
-                format!(
-                    "spec.searcher.model.uri: `{scheme}://` is not fetched yet; use file://PATH or pvc://CLAIM/PATH"
-                ),
-            ]
-        );
-    }
-    assert_eq!(refuse_unsupported(Kind::S3TrainingJob, &object("pvc://data/model.gguf")), []);
-}
-
-#[test]
 fn messages_name_field_and_way_out() {
     let object = json!({"spec": {"arms": [{"name": "a", "method": "Direct"}, {"name": "b", "method": "IrCot"}], "decoding": {"topP": 1.0}}});
     let errors: Vec<String> = refuse_unsupported(Kind::EvalRun, &object).iter().map(FieldError::to_string).collect();

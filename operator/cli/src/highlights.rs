@@ -10,6 +10,9 @@ pub fn highlight(kind: ComponentKind, summary: &Value) -> String {
     let count = |name: &str| summary.get(name).and_then(Value::as_u64);
     let figure = |pointer: &str| summary.pointer(pointer).and_then(Value::as_f64);
     let phrase = match kind {
+        ComponentKind::Fetch | ComponentKind::GatewayFetch => {
+            count("fetched").map(|files| format!("{} files fetched", thousands(files)))
+        }
         ComponentKind::IndexBuild => {
             count("passages").map(|passages| format!("{} passages indexed", thousands(passages)))
         }

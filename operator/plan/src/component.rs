@@ -7,6 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What a component does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ComponentKind {
+    /// Fetches what a resource names in hubs and buckets.
+    Fetch,
+    /// Fetches what a gateway's users name in hubs and buckets.
+    GatewayFetch,
     /// Builds an index.
     IndexBuild,
     /// Serves an index.
@@ -74,6 +78,9 @@ pub struct Input {
     /// Expected sha256, lower-case hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// Where it is fetched from; such inputs are in no finished plan, a component makes them.
+    #[serde(skip)]
+    pub(crate) remote: Option<crate::fetch::Remote>,
 }
 
 /// One process of a plan: what a cluster runs as a pod and a laptop as a child process.
@@ -147,6 +154,9 @@ pub struct Plan {
     pub components: Vec<Component>,
     /// What a single machine does not honour.
     pub notices: Vec<Notice>,
+    /// What only a cluster honours; no part of a recorded plan.
+    #[serde(skip)]
+    pub placements: crate::Placements,
 }
 
 impl Plan {
@@ -189,6 +199,9 @@ pub(crate) fn runtime(component: &str) -> s3_config::Runtime {
         result: Some(in_work(component, "result.json")),
         admin: Some(std::net::SocketAddr::from(([0, 0, 0, 0], 0))),
         threads: None,
+        termination_message: None,
+        attempt: None,
+        operator: None,
     }
 }
 

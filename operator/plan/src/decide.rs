@@ -1,6 +1,6 @@
 //! Whether a component has to run, decided from what earlier runs left behind.
 
-use crate::{Component, Plan, PlanError, Role};
+use crate::{Component, ComponentKind, Plan, PlanError, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -92,7 +92,7 @@ pub fn fingerprint(plan: &Plan, component: &Component, observed: &Observed) -> R
                 Decision::Keep { digest } => digest,
                 _ => return Err(name.clone()),
             },
-            Role::Service => fingerprint(plan, need, observed)?,
+            Role::Service => fingerprint(plan, &as_used(need, component), observed)?,
         };
         needs.insert(name, identity);
     }
@@ -101,6 +101,44 @@ pub fn fingerprint(plan: &Plan, component: &Component, observed: &Observed) -> R
     // serde_json's maps are sorted, so equal values are equal text.
     let text = serde_json::json!({ "args": component.args, "config": config, "needs": needs, "inputs": inputs });
     Ok(hex::encode(Sha256::digest(text.to_string())))
+}
+
+/// A gateway as one of its users sees it: the providers and the template that the user asks for, without what
+/// other users have brought along. So a job stays what it is while others come and go.
+fn as_used(service: &Component, user: &Component) -> Component {
+    let mut part = service.clone();
+    if service.kind != ComponentKind::Gateway {
+        return part;
+    }
+    let asked = |pointer: &str| user.config.value.pointer(pointer).and_then(Value::as_str);
+    let models = [asked("/generator/model"), asked("/generator/judge")];
+    let template = asked("/generator/template");
+    if let Some(providers) = part.config.value.get_mut("providers").and_then(Value::as_array_mut) {
+        providers.retain(|provider| models.contains(&provider.get("name").and_then(Value::as_str)));
+    }
+    if let Some(templates) = part.config.value.get_mut("templates").and_then(Value::as_object_mut) {
+        templates.retain(|name, _| Some(name.as_str()) == template);
+    }
+    // A file stands in the configuration by its own path or by its folder's.
+    let mut left = Vec::new();
+    texts(&part.config.value, &mut left);
+    let within = |path: &str, text: &String| {
+        path.strip_prefix(text.as_str())
+            .is_some_and(|rest| rest.is_empty() || (!text.is_empty() && rest.starts_with('/')))
+    };
+    // What its users have fetched together is told apart by the addresses in the configuration.
+    part.needs.clear();
+    part.inputs.retain(|input| left.iter().any(|text| within(&input.path, text)));
+    part
+}
+
+fn texts(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) => found.push(text.clone()),
+        Value::Array(items) => items.iter().for_each(|item| texts(item, found)),
+        Value::Object(fields) => fields.values().for_each(|item| texts(item, found)),
+        _ => {}
+    }
 }
 
 /// Decides for one job or service.

@@ -33,6 +33,16 @@ pub enum PlanError {
         /// The name referred to.
         name: String,
     },
+    /// A volume cannot serve the pods that are wanted; the reason `VolumeShape` of conditions.
+    #[error("{resource}: {field}: {reason}")]
+    VolumeShape {
+        /// `Kind/name`, or the component whose volume it is.
+        resource: String,
+        /// The field that helps.
+        field: String,
+        /// What does not fit and what to do.
+        reason: String,
+    },
     /// A runtime cannot give a value that the plan needs.
     #[error("{0}")]
     Binding(String),

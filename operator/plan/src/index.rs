@@ -23,7 +23,7 @@ pub(crate) fn corpus(
 ) -> Result<(PathBuf, Vec<crate::Input>, BTreeSet<String>), PlanError> {
     let build = build_of(index, resource)?;
     let mut reader = Reader::new(resource, index.folder.as_deref());
-    let path = reader.file(&build.corpus.uri, build.corpus.sha256.as_ref(), "source.build.corpus.uri")?;
+    let path = reader.file(&build.corpus, "source.build.corpus.uri")?;
     Ok((path, reader.inputs, reader.volumes))
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
     let config = IndexBuildConfig {
         runtime: runtime(&build_name),
         corpus: CorpusConfig {
-            path: reader.file(&build.corpus.uri, build.corpus.sha256.as_ref(), "source.build.corpus.uri")?,
+            path: reader.file(&build.corpus, "source.build.corpus.uri")?,
             sha256: build.corpus.sha256.clone(),
             limit: build.corpus.limit,
         },
@@ -121,7 +121,7 @@ fn dense_config(dense: &Dense, reader: &mut Reader<'_>) -> Result<DenseConfig, P
     let encoder = &dense.encoder;
     let vectors = match &dense.vectors {
         Some(vectors) => Some(VectorsConfig {
-            path: reader.file(&vectors.uri, Some(&vectors.sha256), "source.build.dense.vectors.uri")?,
+            path: reader.file(vectors, "source.build.dense.vectors.uri")?,
             sha256: vectors.sha256.clone(),
             verify: vectors.verify as usize,
         }),

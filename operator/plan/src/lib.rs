@@ -11,9 +11,12 @@ mod convert;
 mod decide;
 mod error;
 mod evaluation;
+mod fetch;
 mod gateway;
 mod index;
 mod names;
+pub mod objects;
+mod placement;
 mod planner;
 mod policy;
 mod resources;
@@ -29,9 +32,10 @@ pub use decide::{
 };
 pub use error::PlanError;
 pub use names::{baseline_name, evaluation_name, index_name, retriever_name, training_name, warm_start_name};
+pub use placement::{Placement, Placements};
 pub use planner::plan;
 pub use policy::{Exit, ExitKind, Next, RestartPolicy};
-pub use resources::{Resources, Secrets, Sourced};
+pub use resources::{Refused, Resources, Secrets, Sourced};
 pub use symbol::Symbol;
 pub use template::{Binder, Schema, Template, WorkerConfig, bind_symbol};
 

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 const LONGEST: usize = 40;
 
 /// Joins a resource's name and a suffix; a name that would be too long is cut and told apart by a digest.
-fn join(resource: &str, suffix: &str) -> String {
+pub(crate) fn join(resource: &str, suffix: &str) -> String {
     let whole = format!("{resource}-{suffix}").replace('.', "-");
     if whole.len() <= LONGEST {
         return whole;
@@ -19,6 +19,17 @@ fn join(resource: &str, suffix: &str) -> String {
 /// Eight hex digits of a text's sha256.
 pub(crate) fn short_digest(text: &str) -> String {
     hex::encode(&Sha256::digest(text)[..4])
+}
+
+/// A name as a DNS label behind a prefix: for volumes of pods.
+pub(crate) fn label(prefix: &str, name: &str) -> String {
+    let whole = format!("{prefix}-{name}").replace('.', "-");
+    if whole.len() <= 63 && !name.contains('.') {
+        return whole;
+    }
+    let mark = short_digest(name);
+    let keep: String = whole.chars().take(63 - mark.len() - 1).collect();
+    format!("{}-{mark}", keep.trim_end_matches('-'))
 }
 
 /// The component that builds a `RetrieverIndex`.

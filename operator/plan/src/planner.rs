@@ -2,7 +2,7 @@
 
 use crate::component::in_order;
 use crate::gateway::Gateways;
-use crate::{Component, Plan, PlanError, Resources, evaluation, index, training};
+use crate::{Component, Placements, Plan, PlanError, Resources, evaluation, index, training};
 use std::collections::BTreeMap;
 
 /// Plans all resources together: what several share stands once.
@@ -28,10 +28,11 @@ pub fn plan(resources: &Resources) -> Result<Plan, PlanError> {
         add(evaluation::component(name, run, resources, &mut gateways)?)?;
     }
     gateways.into_components()?.into_iter().try_for_each(&mut add)?;
+    crate::fetch::split(&mut found)?;
     share_owners(&mut found);
     let mut notices = resources.notices.clone();
     notices.sort();
-    Ok(Plan { components: in_order(found)?, notices })
+    Ok(Plan { components: in_order(found)?, notices, placements: Placements::read(resources) })
 }
 
 /// A retriever and its build belong to everything that searches with them.

@@ -19,12 +19,16 @@ pub enum ExitKind {
     Done,
     /// 64: wrong configuration or input.
     Input,
+    /// 65: a loss, gradient or reward is not a number.
+    NotANumber,
     /// 69: something it needs is out of reach.
     Unavailable,
     /// 74: reading or writing failed.
     Io,
     /// 75: interrupted after saving.
     Interrupted,
+    /// 77: a newer attempt has taken over.
+    Fenced,
     /// 70, any other code, or a signal.
     Defect,
 }
@@ -35,9 +39,11 @@ impl Exit {
         match self {
             Self::Code(0) => ExitKind::Done,
             Self::Code(64) => ExitKind::Input,
+            Self::Code(65) => ExitKind::NotANumber,
             Self::Code(69) => ExitKind::Unavailable,
             Self::Code(74) => ExitKind::Io,
             Self::Code(75) => ExitKind::Interrupted,
+            Self::Code(77) => ExitKind::Fenced,
             Self::Code(_) | Self::Signal(_) => ExitKind::Defect,
         }
     }
@@ -91,7 +97,7 @@ impl RestartPolicy {
     pub fn after(&self, role: Role, exit: Exit, restarts: u32) -> Next {
         match (role, exit.kind()) {
             (Role::Job, ExitKind::Done) => Next::Finished,
-            (_, ExitKind::Input | ExitKind::Io) => Next::GiveUp,
+            (_, ExitKind::Input | ExitKind::NotANumber | ExitKind::Io | ExitKind::Fenced) => Next::GiveUp,
             _ if restarts >= self.restarts => Next::GiveUp,
             _ => Next::Restart(self.first_pause.saturating_mul(1 << restarts.min(16)).min(self.longest_pause)),
         }
@@ -106,7 +112,7 @@ mod tests {
     fn only_what_may_help_is_tried_again_and_not_for_ever() {
         let policy = RestartPolicy::default();
         assert_eq!(policy.after(Role::Job, Exit::Code(0), 0), Next::Finished);
-        for code in [64, 74] {
+        for code in [64, 65, 74, 77] {
             assert_eq!(policy.after(Role::Job, Exit::Code(code), 0), Next::GiveUp);
             assert_eq!(policy.after(Role::Service, Exit::Code(code), 0), Next::GiveUp);
         }

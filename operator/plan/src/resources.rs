@@ -22,6 +22,9 @@ pub struct Sourced<T> {
 /// Values of secrets by name and key.
 pub type Secrets = BTreeMap<(String, String), Vec<u8>>;
 
+/// Why objects of a cluster take no part in its plan, by `Kind/name`. The others are planned without them.
+pub type Refused = BTreeMap<String, Vec<PlanError>>;
+
 /// Everything that is asked for, by kind and name.
 #[derive(Clone, Debug, Default)]
 pub struct Resources {
@@ -91,6 +94,78 @@ impl Resources {
         }
     }
 
+    /// Takes the objects of one namespace as the API server gives them.
+    ///
+    /// There is no folder, so relative `file://` addresses are refused, and nothing is listed as not applied.
+    /// An object that is not valid or asks for what no code honours is refused with everything that is wrong
+    /// in it; it never keeps the others from being planned.
+    pub fn from_cluster(objects: impl IntoIterator<Item = (Kind, Value)>) -> (Self, Refused) {
+        let (mut resources, mut refused) = (Self::default(), Refused::new());
+        for (kind, mut object) in objects {
+            let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let title = format!("{}/{name}", kind.name());
+            if let Err(errors) = resources.take(kind, &title, name, &mut object) {
+                refused.insert(title, errors);
+            }
+        }
+        (resources, refused)
+    }
+
+    fn take(&mut self, kind: Kind, title: &str, name: String, object: &mut Value) -> Result<(), Vec<PlanError>> {
+        let wrong = |reason: String| PlanError::Document { place: title.to_owned(), reason };
+        let mut errors = s3_crds::validate(kind, object);
+        if errors.is_empty() {
+            errors = refuse_unsupported(kind, object);
+        }
+        if !errors.is_empty() {
+            return Err(errors.iter().map(|error| wrong(error.to_string())).collect());
+        }
+        s3_crds::apply_defaults(kind, object);
+        match kind {
+            Kind::RetrieverIndex => typed(title, object).map(|object| drop(self.indices.insert(name, object))),
+            Kind::S3TrainingJob => typed(title, object).map(|object| drop(self.jobs.insert(name, object))),
+            Kind::EvalRun => typed(title, object).map(|object| drop(self.runs.insert(name, object))),
+        }
+        .map_err(|error| vec![wrong(error.to_string())])
+    }
+
+    /// One resource and everything that it refers to, directly or through others: what has to be planned
+    /// together with it. What it refers to and is not there is missing here, too, and planning will say so.
+    #[must_use]
+    pub fn around(&self, kind: Kind, name: &str) -> Self {
+        let mut part = Self { secrets: self.secrets.clone(), ..Self::default() };
+        match kind {
+            Kind::RetrieverIndex => part.with_index(self, name),
+            Kind::S3TrainingJob => part.with_job(self, name),
+            Kind::EvalRun => {
+                let Some(run) = self.runs.get(name) else { return part };
+                let spec = &run.object.spec;
+                if let Some(retriever) = &spec.retriever {
+                    part.with_index(self, &retriever.index_ref.name);
+                }
+                let searchers = spec.arms.iter().filter_map(|arm| arm.searcher.as_ref()?.job_ref.as_ref());
+                for job in searchers.chain(&spec.sample.exclude_training_of) {
+                    part.with_job(self, &job.name);
+                }
+                part.runs.insert(name.to_owned(), run.clone());
+            }
+        }
+        part
+    }
+
+    fn with_index(&mut self, all: &Self, name: &str) {
+        if let Some(index) = all.indices.get(name) {
+            self.indices.insert(name.to_owned(), index.clone());
+        }
+    }
+
+    fn with_job(&mut self, all: &Self, name: &str) {
+        if let Some(job) = all.jobs.get(name) {
+            self.with_index(all, &job.object.spec.retriever.index_ref.name);
+            self.jobs.insert(name.to_owned(), job.clone());
+        }
+    }
+
     /// An index that a resource refers to.
     pub(crate) fn index(&self, resource: &str, field: &str, name: &str) -> Result<&Sourced<RetrieverIndex>, PlanError> {
         self.indices.get(name).ok_or_else(|| PlanError::Missing {
@@ -124,6 +199,10 @@ fn kind_of(resource: &Resource) -> Option<Kind> {
         Resource::EvalRun(_) => Some(Kind::EvalRun),
         Resource::Secret(_) => None,
     }
+}
+
+fn typed<T: serde::de::DeserializeOwned>(title: &str, object: &Value) -> Result<Sourced<T>, serde_json::Error> {
+    Ok(Sourced { object: T::deserialize(object)?, folder: None, file: title.to_owned() })
 }
 
 /// Puts an object under its name; returns the file of one that was there.

@@ -1,10 +1,42 @@
 //! Addresses of models and data as the workers' configurations hold them.
 
+use crate::fetch::{Place, Remote};
 use crate::{Input, PlanError, Symbol};
-use s3_config::{AdapterSpec, DatasetConfig, ModelSpec};
-use s3_crds::{DType, DataSource, Dataset, Device, Location, ModelSource};
+use s3_config::{AdapterSpec, DatasetConfig, FetchLocation, ModelSpec};
+use s3_crds::{Corpus, DType, DataSource, Dataset, Device, Location, ModelSource, SecretKeyRef, Vectors};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+
+/// An address with what belongs to it.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub uri: &'a str,
+    pub revision: Option<&'a str>,
+    pub sha256: Option<&'a String>,
+    pub token: Option<&'a SecretKeyRef>,
+}
+
+macro_rules! sources {
+    ($($type:ty),+) => {$(
+        impl<'a> From<&'a $type> for Source<'a> {
+            fn from(source: &'a $type) -> Self {
+                Self {
+                    uri: &source.uri,
+                    revision: source.revision.as_deref(),
+                    sha256: source.sha256.as_ref(),
+                    token: source.token_secret_ref.as_ref(),
+                }
+            }
+        }
+    )+};
+}
+sources!(DataSource, ModelSource, Corpus);
+
+impl<'a> From<&'a Vectors> for Source<'a> {
+    fn from(source: &'a Vectors) -> Self {
+        Self { uri: &source.uri, revision: None, sha256: Some(&source.sha256), token: None }
+    }
+}
 
 /// Collects what a component reads, while its configuration is written.
 pub(crate) struct Reader<'a> {
@@ -23,31 +55,38 @@ impl<'a> Reader<'a> {
         Self { resource: resource.to_owned(), folder, volumes: BTreeSet::new(), inputs: Vec::new() }
     }
 
-    /// A path from an address: a symbol for a volume, the path itself for a file.
-    fn path(&mut self, uri: &str, field: &str) -> Result<String, PlanError> {
+    /// A path from an address: a symbol for a volume, the path itself for a file, a stand-in for what is fetched.
+    fn path(&self, source: Source<'_>, field: &str) -> Result<(String, Option<Place>), PlanError> {
         let wrong = |reason: String| PlanError::field(&self.resource, field, reason);
-        match Location::parse(uri).map_err(|error| wrong(error.to_string()))? {
-            Location::Pvc { claim, path } => {
-                self.volumes.insert(claim.clone());
-                Ok(Symbol::Volume { name: claim, path }.to_string())
-            }
-            Location::File { path } if path.starts_with('/') => Ok(path),
+        match Location::parse(source.uri).map_err(|error| wrong(error.to_string()))? {
+            Location::Pvc { claim, path } => Ok((Symbol::Volume { name: claim, path }.to_string(), None)),
+            Location::File { path } if path.starts_with('/') => Ok((path, None)),
             Location::File { path } => match self.folder {
-                Some(folder) => Ok(folder.join(path.trim_start_matches("./")).display().to_string()),
+                Some(folder) => Ok((folder.join(path.trim_start_matches("./")).display().to_string(), None)),
                 None => Err(wrong(format!(
                     "file://{path} is relative to a manifest's folder, and there is none; write file:///…"
                 ))),
             },
-            other => Err(wrong(format!(
-                "{uri}: {}:// is not fetched yet; download it and name it as pvc://CLAIM/PATH or file://PATH",
-                other.scheme()
-            ))),
+            Location::HuggingFace { repository, path } => {
+                let revision = source.revision.map(str::to_owned);
+                Ok(Self::fetched(source, FetchLocation::HuggingFace { repository, revision }, path))
+            }
+            Location::S3 { bucket, key } => Ok(Self::fetched(source, FetchLocation::S3 { bucket }, key)),
+            Location::Gs { bucket, key } => Ok(Self::fetched(source, FetchLocation::Gs { bucket }, key)),
         }
     }
 
-    fn need(&mut self, path: String, field: &str, sha256: Option<&String>) -> String {
+    fn fetched(source: Source<'_>, location: FetchLocation, path: String) -> (String, Option<Place>) {
+        let place = Place::new(source, location, path);
+        (place.stand_in(), Some(place))
+    }
+
+    fn need(&mut self, path: String, field: &str, sha256: Option<&String>, remote: Option<Remote>) -> String {
+        if let Some(Symbol::Volume { name, .. }) = Symbol::parse(&path) {
+            self.volumes.insert(name);
+        }
         let field = format!("{} {field}", self.resource);
-        let input = Input { path: path.clone(), field, sha256: sha256.cloned() };
+        let input = Input { path: path.clone(), field, sha256: sha256.cloned(), remote };
         if !self.inputs.contains(&input) {
             self.inputs.push(input);
         }
@@ -55,27 +94,32 @@ impl<'a> Reader<'a> {
     }
 
     /// A file.
-    pub fn file(&mut self, uri: &str, sha256: Option<&String>, field: &str) -> Result<PathBuf, PlanError> {
-        let path = self.path(uri, field)?;
-        Ok(self.need(path, field, sha256).into())
+    pub fn file<'s>(&mut self, source: impl Into<Source<'s>>, field: &str) -> Result<PathBuf, PlanError> {
+        let source = source.into();
+        let (path, place) = self.path(source, field)?;
+        let Some(place) = place else { return Ok(self.need(path, field, source.sha256, None).into()) };
+        let Some(name) = place.path.rsplit('/').next().filter(|name| !name.is_empty()).map(str::to_owned) else {
+            let reason = format!("{} names no file; write its path, too", source.uri);
+            return Err(PlanError::field(&self.resource, field, reason));
+        };
+        let remote = Remote { file: place.path.clone(), name: name.clone(), place };
+        Ok(self.need(format!("{path}/{name}"), field, source.sha256, Some(remote)).into())
     }
 
     /// A file of data.
     pub fn data(&mut self, source: &DataSource, field: &str) -> Result<PathBuf, PlanError> {
-        self.file(&source.uri, source.sha256.as_ref(), field)
+        self.file(source, field)
     }
 
     /// A folder whose listed files must be there; the sha256 belongs to the first.
-    fn folder(
-        &mut self,
-        uri: &str,
-        files: &[&str],
-        sha256: Option<&String>,
-        field: &str,
-    ) -> Result<PathBuf, PlanError> {
-        let path = self.path(uri, field)?;
-        for (place, file) in files.iter().enumerate() {
-            self.need(format!("{path}/{file}"), field, sha256.filter(|_| place == 0));
+    fn folder(&mut self, source: Source<'_>, files: &[&str], field: &str) -> Result<PathBuf, PlanError> {
+        let (path, place) = self.path(source, field)?;
+        for (number, file) in files.iter().enumerate() {
+            let remote = place.as_ref().map(|place| {
+                let within = if place.path.is_empty() { (*file).to_owned() } else { format!("{}/{file}", place.path) };
+                Remote { file: within, name: (*file).to_owned(), place: place.clone() }
+            });
+            self.need(format!("{path}/{file}"), field, source.sha256.filter(|_| number == 0), remote);
         }
         Ok(path.into())
     }
@@ -83,13 +127,13 @@ impl<'a> Reader<'a> {
     /// An encoder's folder.
     pub fn encoder(&mut self, source: &ModelSource, field: &str) -> Result<PathBuf, PlanError> {
         let files = ["model.safetensors", "config.json", "tokenizer.json"];
-        self.folder(&source.uri, &files, source.sha256.as_ref(), field)
+        self.folder(source.into(), &files, field)
     }
 
     /// An adapter's folder.
     pub fn adapter(&mut self, source: &DataSource, field: &str) -> Result<AdapterSpec, PlanError> {
         let files = ["adapter_model.safetensors", "adapter_config.json"];
-        let path = self.folder(&source.uri, &files, source.sha256.as_ref(), field)?;
+        let path = self.folder(source.into(), &files, field)?;
         Ok(AdapterSpec { path, sha256: source.sha256.clone() })
     }
 
@@ -103,10 +147,10 @@ impl<'a> Reader<'a> {
     ) -> Result<ModelSpec, PlanError> {
         let gguf = std::path::Path::new(&source.uri).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
         let path = if gguf {
-            self.file(&source.uri, source.sha256.as_ref(), field)?
+            self.file(source, field)?
         } else {
             let files = ["model.safetensors", "config.json", "tokenizer.json"];
-            self.folder(&source.uri, &files, source.sha256.as_ref(), field)?
+            self.folder(source.into(), &files, field)?
         };
         Ok(ModelSpec {
             path,
@@ -123,6 +167,12 @@ impl<'a> Reader<'a> {
             .iter()
             .map(|dataset| {
                 let field = format!("{field}[{}].uri", dataset.name);
+                let source = |uri| Source {
+                    uri,
+                    revision: None,
+                    sha256: dataset.sha256.as_ref(),
+                    token: dataset.token_secret_ref.as_ref(),
+                };
                 let Some(uri) = &dataset.uri else {
                     return Err(PlanError::field(
                         &self.resource,
@@ -130,7 +180,7 @@ impl<'a> Reader<'a> {
                         "public question sets are not fetched yet; name the file: set Custom, uri pvc://CLAIM/PATH",
                     ));
                 };
-                Ok(DatasetConfig { name: dataset.name.clone(), path: self.file(uri, dataset.sha256.as_ref(), &field)? })
+                Ok(DatasetConfig { name: dataset.name.clone(), path: self.file(source(uri), &field)? })
             })
             .collect()
     }

@@ -1,7 +1,7 @@
 //! A worker's configuration with symbols in it, and how a runtime fills them in.
 
 use crate::{PlanError, Symbol};
-use s3_config::{EvaluatorConfig, GatewayConfig, IndexBuildConfig, RetrieverServeConfig, TrainerConfig};
+use s3_config::{EvaluatorConfig, FetchConfig, GatewayConfig, IndexBuildConfig, RetrieverServeConfig, TrainerConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -35,6 +35,22 @@ pub enum WorkerConfig {
     Trainer(Box<TrainerConfig>),
     /// `s3-evaluator`.
     Evaluator(Box<EvaluatorConfig>),
+    /// `s3-fetch`.
+    Fetch(Box<FetchConfig>),
+}
+
+impl WorkerConfig {
+    /// What the worker is told about its surroundings.
+    pub fn runtime_mut(&mut self) -> &mut s3_config::Runtime {
+        match self {
+            Self::IndexBuild(config) => &mut config.runtime,
+            Self::Retriever(config) => &mut config.runtime,
+            Self::Gateway(config) => &mut config.runtime,
+            Self::Trainer(config) => &mut config.runtime,
+            Self::Evaluator(config) => &mut config.runtime,
+            Self::Fetch(config) => &mut config.runtime,
+        }
+    }
 }
 
 /// Which structure a template becomes.
@@ -50,6 +66,8 @@ pub enum Schema {
     Trainer,
     /// [`EvaluatorConfig`].
     Evaluator,
+    /// [`FetchConfig`].
+    Fetch,
 }
 
 /// A worker's configuration in which paths and addresses may be symbols.
@@ -76,6 +94,7 @@ impl Template {
             WorkerConfig::Gateway(_) => Schema::Gateway,
             WorkerConfig::Trainer(_) => Schema::Trainer,
             WorkerConfig::Evaluator(_) => Schema::Evaluator,
+            WorkerConfig::Fetch(_) => Schema::Fetch,
         };
         let mut value = serde_json::to_value(config).map_err(PlanError::defect)?;
         for (pointer, port) in listens {
@@ -99,6 +118,7 @@ impl Template {
             Schema::Gateway => WorkerConfig::Gateway(serde_json::from_value(value).map_err(defect)?),
             Schema::Trainer => WorkerConfig::Trainer(serde_json::from_value(value).map_err(defect)?),
             Schema::Evaluator => WorkerConfig::Evaluator(serde_json::from_value(value).map_err(defect)?),
+            Schema::Fetch => WorkerConfig::Fetch(serde_json::from_value(value).map_err(defect)?),
         })
     }
 

@@ -62,6 +62,7 @@ pub(crate) fn components(
             sft: warm_start.into_config(),
             // Supervision asks no baseline.
             data: TrainDataConfig { drop_baseline_solved: false, ..base.data.clone() },
+            baseline_store: in_work(&warm, "answers"),
             steps: 0,
             checkpoint: CheckpointConfig { dir: in_work(&warm, "checkpoints"), ..base.checkpoint.clone() },
             export: in_work(&warm, "export"),

@@ -1,19 +1,15 @@
 //! The plan of the quickstart, held by a committed snapshot, and what holds for every plan.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use s3_plan::{
-    Binder, Choice, ComponentKind, Decision, Finished, Observed, Plan, PlanError, Resources, Role, ask, decide,
-    fingerprint, plan, run_digest,
+    Binder, Choice, ComponentKind, Decision, Observed, Plan, PlanError, Resources, ask, decide, plan, run_digest,
 };
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-const FILES: [&str; 3] = ["evalrun.yaml", "retrieverindex.yaml", "s3trainingjob.yaml"];
-
-fn example(folder: &str, file: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(folder).join(file);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
+use common::{FILES, example, finished, quickstart};
 
 fn planned(texts: &[String]) -> Result<Plan, Vec<PlanError>> {
     let mut resources = Resources::default();
@@ -21,10 +17,6 @@ fn planned(texts: &[String]) -> Result<Plan, Vec<PlanError>> {
         resources.add_manifest(&format!("{number}.yaml"), None, text)?;
     }
     plan(&resources).map_err(|error| vec![error])
-}
-
-fn quickstart() -> Vec<String> {
-    FILES.iter().map(|file| example("quickstart", file)).collect()
 }
 
 fn changed(from: &str, to: &str) -> Plan {
@@ -101,17 +93,6 @@ fn equal_gateways_are_one_and_a_searcher_comes_from_its_job() {
     let evaluation = plan.component("quickstart-eval").unwrap();
     assert!(evaluation.needs.contains("quickstart-train"));
     assert_eq!(evaluation.config.value["arms"][3]["searcher"]["adapter"]["path"], "work://quickstart-train/export");
-}
-
-/// Everything finished, as after a whole run.
-fn finished(plan: &Plan) -> Observed {
-    let mut observed = Observed::default();
-    for component in plan.components.iter().filter(|component| component.role == Role::Job) {
-        let print = fingerprint(plan, component, &observed).unwrap();
-        let digest = format!("outcome of {}", component.name);
-        observed.finished.insert(component.name.clone(), Finished { fingerprint: print, digest });
-    }
-    observed
 }
 
 #[test]
@@ -201,7 +182,7 @@ fn what_only_a_cluster_honours_is_said_and_changes_nothing() {
 fn refusals_name_the_field_and_what_to_do() {
     for (from, to, expected) in [
         ("    indexRef:\n      name: quickstart", "    indexRef:\n      name: other", "RetrieverIndex/other"),
-        ("uri: pvc://data/models/smollm2-135m-instruct/model.gguf", "uri: hf://owner/model", "hf://"),
+        ("uri: pvc://data/models/smollm2-135m-instruct/model.gguf", "uri: http://owner/model", "hf://"),
         ("maxSearches: 1", "maxSearchs: 1", "maxSearchs"),
     ] {
         let texts: Vec<String> = quickstart().iter().map(|text| text.replace(from, to)).collect();

@@ -1,11 +1,14 @@
 //! Digests, atomic publishing and resume journals: everything that must survive `kill -9`.
 
 mod digest;
+mod head;
 mod journal;
 mod publish;
 
 pub use digest::{DigestWriter, canonical_json, digest_bytes, digest_file, digest_json, verify_file};
+pub use head::{Head, HeadRecord, Published, read_head};
 pub use journal::Journal;
+pub(crate) use publish::sync_folder;
 pub use publish::{Manifest, load_manifest, publish_folder, write_atomic};
 
 use std::path::PathBuf;
@@ -41,6 +44,16 @@ pub enum ArtifactError {
         /// What is wrong.
         reason: String,
     },
+    /// Another process may publish here now.
+    #[error("{path}: attempt {epoch} is over, attempt {by} goes on; nothing of this process counts any more")]
+    Fenced {
+        /// The folder.
+        path: PathBuf,
+        /// The try of this process.
+        epoch: u32,
+        /// The try that holds the folder.
+        by: u32,
+    },
     /// A value cannot be written as JSON.
     #[error("value cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
@@ -49,6 +62,11 @@ pub enum ArtifactError {
 impl ArtifactError {
     pub(crate) fn io(action: &'static str, path: &std::path::Path, source: std::io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Whether another process has taken over.
+    pub fn is_fenced(&self) -> bool {
+        matches!(self, Self::Fenced { .. })
     }
 
     /// Whether the disk failed, as opposed to the content being wrong.

@@ -57,7 +57,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
     sync_folder(dir)
 }
 
-fn sync_folder(dir: &Path) -> Result<(), ArtifactError> {
+pub(crate) fn sync_folder(dir: &Path) -> Result<(), ArtifactError> {
     std::fs::File::open(dir).and_then(|file| file.sync_all()).map_err(|e| ArtifactError::io("sync folder", dir, e))
 }
 

@@ -5,6 +5,7 @@
 
 mod algorithm;
 mod evaluator;
+mod fetch;
 mod gateway;
 mod load;
 mod model;
@@ -15,6 +16,7 @@ mod trainer;
 
 pub use algorithm::*;
 pub use evaluator::*;
+pub use fetch::*;
 pub use gateway::*;
 pub use load::{ConfigError, load, save};
 pub use model::*;

@@ -24,6 +24,45 @@ pub struct Runtime {
     /// Worker threads for arithmetic; none means all cores.
     #[serde(default)]
     pub threads: Option<usize>,
+    /// File for the last words (JSON, at most 4,096 bytes): outcome or failure. Written at every end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub termination_message: Option<PathBuf>,
+    /// Which try of a job this process is; none where one process at a time is certain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<AttemptConfig>,
+    /// The operator that is told about progress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<OperatorConfig>,
+}
+
+/// One replica of one try of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AttemptConfig {
+    /// Number of the try; nothing that an older one does counts any more.
+    pub epoch: u32,
+    /// This replica, from 0.
+    #[serde(default)]
+    pub rank: u32,
+    /// Replicas in all.
+    #[serde(default = "one")]
+    pub replicas: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// How to reach the operator's `Progress` service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OperatorConfig {
+    /// gRPC address, `http://host:port`.
+    pub address: String,
+    /// File with the token that is sent along, read again for each report because it is renewed.
+    pub token_file: PathBuf,
+    /// uid of the resource that is worked for; audience of the token.
+    pub uid: String,
 }
 
 /// How to reach another worker.

@@ -88,6 +88,7 @@ impl From<EvalError> for Failure {
                 ExitClass::Input
             }
             EvalError::Artifact(ref error) if error.is_io() => ExitClass::Io,
+            EvalError::Artifact(ref error) if error.is_fenced() => ExitClass::Fenced,
             EvalError::Outage { .. } | EvalError::Busy { .. } => ExitClass::Unavailable,
             EvalError::Page(_) => ExitClass::Internal,
             EvalError::Config(_)

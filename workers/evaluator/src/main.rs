@@ -76,17 +76,17 @@ fn main() -> ExitCode {
 fn evaluate(config: &std::path::Path) -> Result<(), Failure> {
     let config = start::read_config(config)?;
     let result = config.runtime.result.clone();
-    let outcome = start::with_runtime(config, run::run)?;
-    if let Some(path) = result {
-        write_outcome(&path, &outcome).map_err(|error| Failure::io(format!("{}: {error}", path.display())))?;
-    }
+    let outcome = start::with_runtime(config, run::run, |outcome| match &result {
+        Some(path) => write_outcome(path, outcome).map_err(|error| Failure::io(format!("{}: {error}", path.display()))),
+        None => Ok(()),
+    })?;
     println!("digest {}", outcome.digest);
     Ok(())
 }
 
 fn answer(config: &std::path::Path, question: String, arm: Option<String>) -> Result<(), Failure> {
     let config = start::read_config(config)?;
-    let asked = start::with_runtime(config, move |run| ask::ask(run, &question, arm.as_deref()))?;
+    let asked = start::with_runtime(config, move |run| ask::ask(run, &question, arm.as_deref()), |_| Ok(()))?;
     println!("{}", serde_json::to_string_pretty(&asked).map_err(Failure::internal)?);
     Ok(())
 }

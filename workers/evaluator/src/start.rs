@@ -2,6 +2,7 @@
 
 use crate::run::Run;
 use s3_config::{ArmMethod, EvaluatorConfig, load};
+use s3_proto::Attempt;
 use s3_rollout::Link;
 use s3_telemetry::{Failure, Progress, Shutdown, serve_admin};
 use std::os::unix::process::CommandExt;
@@ -28,10 +29,12 @@ pub fn read_config(path: &Path) -> Result<EvaluatorConfig, Failure> {
     Ok(config)
 }
 
-/// Runs `work` on a thread of its own, so that calls and signals are always served.
+/// Runs `work` on a thread of its own, so that calls and signals are always served, then `hand_over` with what
+/// it made, unless a newer attempt has taken over.
 pub fn with_runtime<T: Send + 'static>(
     config: EvaluatorConfig,
     work: impl FnOnce(&Run) -> Result<T, Failure> + Send + 'static,
+    hand_over: impl FnOnce(&T) -> Result<(), Failure>,
 ) -> Result<T, Failure> {
     fix_threads(config.runtime.threads)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -47,11 +50,16 @@ pub fn with_runtime<T: Send + 'static>(
         runtime.block_on(serve_admin(address, Arc::new(AtomicBool::new(true)))).map_err(Failure::input)?;
     }
     let progress = Progress::new(config.runtime.progress.clone());
+    let attempt = Attempt::begin(&config.runtime, &progress, &shutdown)?;
     let run = Run { config, link: Link { handle: runtime.handle().clone(), shutdown }, progress };
     let compute = std::thread::Builder::new().name("compute".into()).stack_size(STACK).spawn(move || work(&run));
     let outcome = compute.map_err(Failure::internal)?.join();
     runtime.shutdown_background();
-    outcome.unwrap_or_else(|_| Err(Failure::internal("the compute thread panicked; the message above says where")))
+    let made = outcome
+        .unwrap_or_else(|_| Err(Failure::internal("the compute thread panicked; the message above says where")))?;
+    attempt.check()?;
+    hand_over(&made)?;
+    Ok(made)
 }
 
 /// Arithmetic libraries read their thread count from the environment when they start, so a configured count

@@ -25,6 +25,7 @@ const DRAIN: Duration = Duration::from_secs(30);
 
 /// Serves until SIGTERM or SIGINT (then drains and returns), or until the cache fails.
 pub async fn serve(config: GatewayConfig) -> Result<(), Failure> {
+    s3_telemetry::last_words().write_to(config.runtime.termination_message.as_deref());
     let shutdown = Shutdown::listen().map_err(Failure::internal)?;
     let progress = Progress::new(config.runtime.progress.clone());
     progress.phase("start", 0);

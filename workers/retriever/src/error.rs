@@ -103,6 +103,7 @@ impl From<RetrieverError> for Failure {
             RetrieverError::Interrupted => return Self::interrupted(),
             RetrieverError::Io { .. } => ExitClass::Io,
             RetrieverError::Artifact(inner) if inner.is_io() => ExitClass::Io,
+            RetrieverError::Artifact(inner) if inner.is_fenced() => ExitClass::Fenced,
             RetrieverError::Busy(_) => ExitClass::Unavailable,
             RetrieverError::Internal(_) | RetrieverError::Model(s3_model::ModelError::Tensor(_)) => ExitClass::Internal,
             _ => ExitClass::Input,

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use s3_config::{IndexBuildConfig, Runtime};
+use s3_proto::Attempt;
 use s3_retriever::{Result, build::build, export::export, serve::serve};
 use s3_telemetry::{Failure, Outcome, Progress, Shutdown};
 use serde::de::DeserializeOwned;
@@ -88,6 +89,7 @@ async fn job(
     }
     let working = tokio::task::spawn_blocking(move || -> Result<(), Failure> {
         let progress = Progress::new(runtime.progress.clone());
+        let attempt = Attempt::begin(&runtime, &progress, &shutdown)?;
         progress.ready();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(runtime.threads.unwrap_or(0))
@@ -95,6 +97,7 @@ async fn job(
             .map_err(Failure::internal)?;
         let outcome = pool.install(|| work(&progress, &shutdown))?;
         tracing::info!(digest = %outcome.digest, summary = %outcome.summary, "done");
+        attempt.check()?;
         if let Some(path) = &runtime.result {
             s3_telemetry::write_outcome(path, &outcome).map_err(Failure::io)?;
         }

@@ -21,6 +21,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 /// Serves until asked to stop. Nothing is answered before the self-query has passed.
 pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(), Failure> {
+    s3_telemetry::last_words().write_to(config.runtime.termination_message.as_deref());
     // Ports first: a taken one is known at once, not after loading.
     let grpc = bind("grpc", config.grpc).await?;
     let http = match config.http {

@@ -34,6 +34,12 @@ pub enum RolloutError {
         /// What is missing.
         reason: String,
     },
+    /// Training has left the numbers.
+    #[error("{what} is not a finite number; lower the learning rate, or train in F32")]
+    NotANumber {
+        /// What.
+        what: &'static str,
+    },
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -66,6 +72,8 @@ impl From<RolloutError> for Failure {
                 ExitClass::Unavailable
             }
             RolloutError::Artifact(artifact) if artifact.is_io() => ExitClass::Io,
+            RolloutError::Artifact(artifact) if artifact.is_fenced() => ExitClass::Fenced,
+            RolloutError::NotANumber { .. } => ExitClass::NotANumber,
             RolloutError::Model(model) => model_class(model),
             RolloutError::Interrupted => ExitClass::Interrupted,
             RolloutError::AllFailed { .. }

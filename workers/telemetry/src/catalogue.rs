@@ -72,6 +72,7 @@ fn registered<C: prometheus::core::Collector + Clone + 'static>(metric: C) -> Re
 catalogue! {
     rpc_seconds: Histogram "s3_rpc_client_seconds" ["service", "method"] "Duration of one attempt of a call between workers.";
     rpc_failures: Counter "s3_rpc_client_failures_total" ["service", "method", "code"] "Failed attempts of calls between workers.";
+    report_failures: Counter "s3_progress_report_failures_total" ["code"] "Progress reports that the operator did not take, by gRPC code.";
     retriever_seconds: Histogram "s3_retriever_request_seconds" ["api", "method"] "Duration of a search request.";
     retriever_queries: Counter "s3_retriever_queries_total" ["method", "cache"] "Queries served, by cache outcome (hit, miss).";
     retriever_refused: Counter "s3_retriever_refused_total" ["reason"] "Requests refused before any work.";

@@ -1,12 +1,16 @@
 //! Exit codes, so that whoever started a worker can tell what to do next.
 
+use crate::last_words;
+use serde::{Deserialize, Serialize};
 use std::process::ExitCode;
 
 /// What kind of end a worker came to. Codes follow `sysexits.h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitClass {
     /// 64: wrong configuration or input; starting again changes nothing.
     Input,
+    /// 65: a loss, gradient or reward is not a number; the same would happen again.
+    NotANumber,
     /// 69: another worker or endpoint is out of reach; starting again may help.
     Unavailable,
     /// 70: a defect here.
@@ -15,6 +19,8 @@ pub enum ExitClass {
     Io,
     /// 75: interrupted after saving; starting again continues.
     Interrupted,
+    /// 77: another try of the same job has taken over; nothing of this process counts any more.
+    Fenced,
 }
 
 impl ExitClass {
@@ -22,16 +28,18 @@ impl ExitClass {
     pub fn code(self) -> u8 {
         match self {
             Self::Input => 64,
+            Self::NotANumber => 65,
             Self::Unavailable => 69,
             Self::Internal => 70,
             Self::Io => 74,
             Self::Interrupted => 75,
+            Self::Fenced => 77,
         }
     }
 
     /// The class of a code, when it is one of ours.
     pub fn from_code(code: i32) -> Option<Self> {
-        [Self::Input, Self::Unavailable, Self::Internal, Self::Io, Self::Interrupted]
+        [Self::Input, Self::NotANumber, Self::Unavailable, Self::Internal, Self::Io, Self::Interrupted, Self::Fenced]
             .into_iter()
             .find(|class| i32::from(class.code()) == code)
     }
@@ -72,6 +80,16 @@ impl Failure {
         Self::new(ExitClass::Internal, error)
     }
 
+    /// See [`ExitClass::NotANumber`].
+    pub fn not_a_number(error: impl std::fmt::Display) -> Self {
+        Self::new(ExitClass::NotANumber, error)
+    }
+
+    /// See [`ExitClass::Fenced`].
+    pub fn fenced(error: impl std::fmt::Display) -> Self {
+        Self::new(ExitClass::Fenced, error)
+    }
+
     /// See [`ExitClass::Interrupted`].
     pub fn interrupted() -> Self {
         Self::new(ExitClass::Interrupted, "interrupted; run the same command again to continue")
@@ -86,8 +104,20 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Turns a worker's result into its exit code; a failure is one line on standard error.
+/// Turns a worker's result into its exit code; a failure is one line on standard error. What was said to
+/// [`last_words`] is written, too.
 pub fn finish(result: Result<(), Failure>) -> ExitCode {
+    // Whoever stopped because it was fenced leaves by that code, so that nobody takes it for a saved stop.
+    let result = match result {
+        Err(failure) if failure.class == ExitClass::Interrupted && last_words().fenced() => {
+            Err(Failure::fenced("another attempt has taken over; nothing of this process counts any more"))
+        }
+        result => result,
+    };
+    let written = last_words().write(result.as_ref().err());
+    if let Err(error) = written {
+        eprintln!("last words not written: {error}");
+    }
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -3,6 +3,7 @@
 mod admin;
 mod catalogue;
 mod exit;
+mod last_words;
 mod logging;
 mod outcome;
 mod progress;
@@ -11,6 +12,7 @@ mod shutdown;
 pub use admin::{AdminError, serve_admin};
 pub use catalogue::{CATALOGUE, Metric, MetricKind, Metrics, metrics};
 pub use exit::{ExitClass, Failure, finish};
+pub use last_words::{CheckpointNote, LastWords, TERMINATION_LIMIT, Termination, last_words};
 pub use logging::init_logging;
 pub use outcome::{Outcome, write_outcome};
 pub use progress::{Progress, ProgressReport, read_progress};

@@ -14,8 +14,9 @@ pub struct Outcome {
     pub summary: serde_json::Value,
 }
 
-/// Writes the outcome atomically.
+/// Writes the outcome atomically, and notes it for the last words.
 pub fn write_outcome(path: &Path, outcome: &Outcome) -> std::io::Result<()> {
+    crate::last_words().outcome(outcome);
     write_atomically(path, serde_json::to_string_pretty(outcome)?.as_bytes())
 }
 

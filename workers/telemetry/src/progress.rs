@@ -4,7 +4,7 @@ use crate::outcome::write_atomically;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The latest state of one worker, as read by `s3 run` and the operator.
@@ -24,9 +24,11 @@ pub struct ProgressReport {
 }
 
 /// Reports progress to a file (at most five times a second) and to the log (at most every two seconds).
+/// Clones report the same.
+#[derive(Clone)]
 pub struct Progress {
     path: Option<PathBuf>,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 struct State {
@@ -38,7 +40,13 @@ struct State {
 impl Progress {
     /// `path` is the configuration's `runtime.progress`.
     pub fn new(path: Option<PathBuf>) -> Self {
-        Self { path, state: Mutex::new(State { report: ProgressReport::default(), written: None, logged: None }) }
+        let state = State { report: ProgressReport::default(), written: None, logged: None };
+        Self { path, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// The state as of now.
+    pub fn report(&self) -> ProgressReport {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).report.clone()
     }
 
     /// Starts a phase of `total` units (0 when unknown).

@@ -27,6 +27,11 @@ impl Shutdown {
         self.0.load(Ordering::SeqCst)
     }
 
+    /// Asks this process to stop, as a signal does.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
     /// Resolves once asked to stop; for servers.
     pub async fn wait(&self) {
         while !self.requested() {

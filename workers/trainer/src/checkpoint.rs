@@ -1,11 +1,11 @@
 //! Checkpoints: trained tensors, optimiser state and position, published atomically.
 
 use crate::identity::Identity;
-use s3_artifacts::{ArtifactError, DigestWriter, load_manifest, publish_folder};
+use s3_artifacts::{ArtifactError, DigestWriter, Head, Published, load_manifest, publish_folder, read_head};
 use s3_config::{CheckpointConfig, DTypeKind, TrainerConfig};
 use s3_model::{AdamW, Decoder, load_tensors, save_tensors};
 use s3_rollout::RolloutError;
-use s3_telemetry::Failure;
+use s3_telemetry::{CheckpointNote, Failure, last_words};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -38,15 +38,24 @@ impl Position {
 }
 
 /// The folder of a run's checkpoints.
+///
+/// Where several tries of the run may be alive, each publishes under names of its own and then moves HEAD, which
+/// only the newest try can; what is not named by HEAD counts for nothing.
 pub struct Checkpoints<'a> {
     config: &'a CheckpointConfig,
     identity: &'a Identity,
+    head: Option<Head>,
 }
 
 impl<'a> Checkpoints<'a> {
-    /// Of a run.
-    pub fn new(config: &'a CheckpointConfig, identity: &'a Identity) -> Self {
-        Self { config, identity }
+    /// Takes the folder of a run.
+    pub fn open(config: &'a TrainerConfig, identity: &'a Identity) -> Result<Self, Failure> {
+        let (runtime, config) = (&config.runtime, &config.checkpoint);
+        let head = match &runtime.attempt {
+            Some(attempt) => Some(Head::claim(&config.dir, attempt.epoch).map_err(RolloutError::from)?),
+            None => None,
+        };
+        Ok(Self { config, identity, head })
     }
 
     /// Whether a checkpoint is due after `step` of `steps`.
@@ -54,18 +63,59 @@ impl<'a> Checkpoints<'a> {
         step == steps || step.is_multiple_of(self.config.every.max(1))
     }
 
+    /// An error once a newer try has taken over.
+    pub fn check(&self) -> Result<(), Failure> {
+        match &self.head {
+            Some(head) => Ok(head.check().map(drop).map_err(RolloutError::from)?),
+            None => Ok(()),
+        }
+    }
+
     /// Publishes a checkpoint and removes those beyond the number kept.
     pub fn save(&self, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<PathBuf, Failure> {
-        let target = self.config.dir.join(format!("step-{:06}", position.step));
-        let staging = self.config.dir.join(format!(".staging-{:06}", position.step));
+        self.check()?;
+        let mine = self.head.as_ref().map(|head| format!("-{}", head.tag())).unwrap_or_default();
+        let name = format!("step-{:06}{mine}", position.step);
+        let target = self.config.dir.join(&name);
+        let staging = self.config.dir.join(format!(".staging-{:06}{mine}", position.step));
         Self::write(&staging, decoder, optimizer, position).inspect_err(|_| {
             // a half-written folder helps nobody; the error that counts is the first
             let _ = std::fs::remove_dir_all(&staging);
         })?;
         let identity = json!({ "run": self.identity.0, "step": position.step });
-        publish_folder(&staging, &target, KIND, FORMAT, identity, json!({})).map_err(RolloutError::from)?;
-        self.prune()?;
+        let manifest =
+            publish_folder(&staging, &target, KIND, FORMAT, identity, json!({})).map_err(RolloutError::from)?;
+        let digest = manifest.content_digest().map_err(RolloutError::from)?;
+        match &self.head {
+            Some(head) => {
+                let published = Published { name, step: position.step, digest: digest.clone() };
+                head.publish(|list| {
+                    list.retain(|other| other.name != published.name);
+                    list.insert(0, published.clone());
+                    list.truncate(self.config.keep.max(1) as usize);
+                })
+                .map_err(RolloutError::from)?;
+                self.sweep(head)?;
+            }
+            None => self.prune()?,
+        }
+        last_words().checkpoint(CheckpointNote { step: position.step, digest, path: target.clone() });
         Ok(target)
+    }
+
+    /// Removes what HEAD no longer names of this try and older ones; a newer try's folders are its own.
+    fn sweep(&self, head: &Head) -> Result<(), Failure> {
+        let named = head.check().map_err(RolloutError::from)?.published;
+        let io = |e: std::io::Error| Failure::io(format!("{}: {e}", self.config.dir.display()));
+        for entry in std::fs::read_dir(&self.config.dir).map_err(io)? {
+            let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+            let Some(tag) = name.trim_start_matches('.').splitn(3, '-').nth(2) else { continue };
+            let old = tag == head.tag() || epoch_of(tag).is_some_and(|epoch| epoch < head.epoch());
+            if old && named.iter().all(|published| published.name != name) {
+                std::fs::remove_dir_all(self.config.dir.join(&name)).map_err(io)?;
+            }
+        }
+        Ok(())
     }
 
     fn write(staging: &Path, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<(), Failure> {
@@ -115,14 +165,23 @@ pub struct Checkpoint {
 
 /// The newest whole checkpoint of a folder; damaged ones are passed over with a warning.
 pub fn newest(dir: &Path) -> Result<Option<Checkpoint>, Failure> {
-    for step in steps(dir)? {
-        let folder = folder(dir, step);
+    let head = read_head(dir).map_err(RolloutError::from)?;
+    let candidates: Vec<(u32, PathBuf)> = match head {
+        Some(head) => head.published.into_iter().map(|p| (p.step, dir.join(p.name))).collect(),
+        None => steps(dir)?.into_iter().map(|step| (step, folder(dir, step))).collect(),
+    };
+    for (step, folder) in candidates {
         match load_manifest(&folder, KIND) {
             Ok(manifest) => return Ok(Some(Checkpoint { folder, step, run: manifest.identity["run"].clone() })),
             Err(error) => tracing::warn!(%error, step, "checkpoint is damaged and passed over"),
         }
     }
     Ok(None)
+}
+
+/// The try in the tag of a folder's name.
+fn epoch_of(tag: &str) -> Option<u32> {
+    tag.strip_prefix('e')?.split_once('.')?.0.parse().ok()
 }
 
 impl Checkpoint {

@@ -3,6 +3,7 @@
 use crate::{baseline, export, sft, train};
 use s3_config::{TrainerConfig, load};
 use s3_model::{Decoder, TokenizerFile};
+use s3_proto::Attempt;
 use s3_rollout::{GeneratorPeer, Link, ModelCodec, RetrieverPeer, RolloutError};
 use s3_telemetry::{Failure, Outcome, Progress, Shutdown, serve_admin, write_outcome};
 use std::os::unix::process::CommandExt;
@@ -59,6 +60,7 @@ pub fn start(command: Command, config: &Path) -> Result<(), Failure> {
         runtime.block_on(serve_admin(address, ready)).map_err(Failure::input)?;
     }
     let progress = Progress::new(config.runtime.progress.clone());
+    let attempt = Attempt::begin(&config.runtime, &progress, &shutdown)?;
     let link = Link { handle: runtime.handle().clone(), shutdown };
     let run = Run { config, link, progress };
     // arithmetic never runs on the runtime's threads, so calls and signals are always served
@@ -69,6 +71,7 @@ pub fn start(command: Command, config: &Path) -> Result<(), Failure> {
             Command::Train => train::command(&run),
             Command::Export => export::command(&run),
         }?;
+        attempt.check()?;
         if let Some(path) = &run.config.runtime.result {
             write_outcome(path, &outcome).map_err(|e| Failure::io(format!("{}: {e}", path.display())))?;
         }

@@ -140,7 +140,7 @@ fn with_needs(plan: &Plan, ask: &Component) -> Plan {
     let mut components: Vec<Component> =
         plan.components.iter().filter(|component| wanted.contains(&component.name)).cloned().collect();
     components.push(ask.clone());
-    Plan { components, notices: Vec::new() }
+    Plan { components, ..Plan::default() }
 }
 
 fn call(ask: &Component, binder: &LocalBinder, state: &State, question: &str) -> Result<String, Problem> {

@@ -21,7 +21,7 @@ pub fn fit(
     traces: &[Trace],
 ) -> Result<(AdamW, Position), Failure> {
     let config = &run.config;
-    let checkpoints = Checkpoints::new(&config.checkpoint, identity);
+    let checkpoints = Checkpoints::open(config, identity)?;
     let mut optimizer = AdamW::new(&config.optimizer);
     let mut position = checkpoints.restore(decoder, &mut optimizer)?.unwrap_or_default();
     let steps = steps(&config.sft, traces.len());
@@ -30,6 +30,7 @@ pub fn fit(
     run.progress.phase("fit", u64::from(steps));
     run.progress.done(u64::from(position.step));
     while position.step < steps {
+        checkpoints.check()?;
         if run.link.shutdown.requested() {
             checkpoints.save(decoder, &optimizer, &position)?;
             return Err(Failure::interrupted());
@@ -39,6 +40,9 @@ pub fn fit(
             places(&config.sft, config.seed, traces.len(), position.step).into_iter().map(|at| &traces[at]).collect();
         let (loss, mut gradients) = batch_gradients(decoder, &batch, config.sft.micro_batch)?;
         let norm = gradients.clip(config.optimizer.max_grad_norm).map_err(RolloutError::from)?;
+        if !norm.is_finite() {
+            return Err(RolloutError::NotANumber { what: "the gradient's norm" }.into());
+        }
         let rate = config.optimizer.learning_rate * rate(config.optimizer.warmup_steps, position.step, steps);
         optimizer.step(decoder, &gradients, rate).map_err(RolloutError::from)?;
         position.step += 1;

@@ -68,7 +68,7 @@ impl Training<'_> {
 
     fn run(&self, mut decoder: Decoder, store: &mut BaselineStore<'_>) -> Result<Outcome, Failure> {
         let config = self.config();
-        let checkpoints = Checkpoints::new(&config.checkpoint, self.identity);
+        let checkpoints = Checkpoints::open(config, self.identity)?;
         let mut optimizer = AdamW::new(&config.optimizer);
         let restored = checkpoints.restore(&mut decoder, &mut optimizer)?;
         let mut saved = restored.as_ref().map(|position| position.step);
@@ -87,6 +87,7 @@ impl Training<'_> {
             checkpoints.save(&decoder, &optimizer, &position)?;
         }
         result?;
+        checkpoints.check()?;
         let adapter = export_adapter(&decoder, self.identity, position.step, config)?;
         let mut summary = position.summary.clone();
         if let Value::Object(summary) = &mut summary {
@@ -114,6 +115,7 @@ impl Training<'_> {
             self.probe(decoder, store, &mut journal, 0, position)?;
         }
         while position.step < config.steps {
+            checkpoints.check()?;
             let step = position.step + 1;
             let mut journal = Journal::open(&step_journal(&self.folder, step)).map_err(RolloutError::from)?;
             let questions = step_questions(&self.chosen.train, config, step);

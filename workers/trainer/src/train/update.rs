@@ -169,7 +169,12 @@ impl Updater<'_> {
         if gradients.is_empty() {
             return Ok(());
         }
-        sums.grad_norm += gradients.clip(self.config.optimizer.max_grad_norm)?;
+        let norm = gradients.clip(self.config.optimizer.max_grad_norm)?;
+        // Before the step: a policy that has become NaN would be published as a checkpoint.
+        if !norm.is_finite() {
+            return Err(RolloutError::NotANumber { what: "the gradient's norm" });
+        }
+        sums.grad_norm += norm;
         sums.steps += 1;
         let rate = learning_rate(self.config, optimizer.steps());
         optimizer.step(decoder, &gradients, rate)?;

@@ -186,6 +186,18 @@ impl World {
         path
     }
 
+    /// The same as one try of several.
+    #[allow(dead_code)] // not every test file needs it
+    pub fn attempt(&self, name: &str, epoch: u32, more: &str) -> PathBuf {
+        let path = self.config(name, more);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let root = self.dir.path().display();
+        let told = format!("threads: 1, terminationMessage: {root}/{name}/message, attempt: {{epoch: {epoch}}}}}");
+        assert!(text.contains("threads: 1}"));
+        std::fs::write(&path, text.replace("threads: 1}", &told)).unwrap();
+        path
+    }
+
     pub fn outcome(&self, name: &str) -> Outcome {
         let path = self.dir.path().join(name).join("result.json");
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()

@@ -1,0 +1,95 @@
+//! What only a cluster honours of a plan: where and how often its components run, and on which volumes.
+//!
+//! It stands beside the components, not in them, so that a laptop and a cluster have equal components.
+
+use crate::names::{baseline_name, evaluation_name, index_name, retriever_name, training_name, warm_start_name};
+use crate::{Component, Resources};
+use s3_crds::{PodOverrides, Queue, Storage};
+use std::collections::BTreeMap;
+
+/// How one component's pods are to be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Placement {
+    /// Pods that share its work (jobs) or its load (services).
+    pub replicas: u32,
+    /// CPU, memory and what else the resource asks for each pod.
+    pub resources: s3_crds::Resources,
+    /// Additions to its pods.
+    pub pod: PodOverrides,
+    /// The queue that its jobs enter.
+    pub queue: Option<Queue>,
+}
+
+/// What only a cluster honours.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Placements {
+    /// By component name; what is missing is placed by defaults.
+    components: BTreeMap<String, Placement>,
+    /// The storage of each resource, by `Kind/name`.
+    storage: BTreeMap<String, Storage>,
+}
+
+impl Placements {
+    /// A component's placement; one replica with nothing asked where no resource says more.
+    pub fn of(&self, component: &Component) -> Placement {
+        let default = || Placement { replicas: 1, ..Placement::default() };
+        self.components.get(&component.name).cloned().unwrap_or_else(default)
+    }
+
+    /// The storage that a resource (`Kind/name`) asks for.
+    pub fn storage(&self, owner: &str) -> Storage {
+        self.storage.get(owner).cloned().unwrap_or_default()
+    }
+
+    /// Reads what the resources say.
+    pub(crate) fn read(resources: &Resources) -> Self {
+        let mut all = Self::default();
+        for (name, index) in &resources.indices {
+            let spec = &index.object.spec;
+            all.storage.insert(format!("RetrieverIndex/{name}"), spec.storage.clone());
+            if let Some(build) = &spec.source.build {
+                let placement = Placement {
+                    replicas: 1,
+                    resources: build.resources.clone(),
+                    pod: build.pod.clone().unwrap_or_default(),
+                    queue: None,
+                };
+                all.components.insert(index_name(name), placement);
+            }
+            let serving = &spec.serving;
+            let placement = Placement {
+                replicas: serving.autoscaling.as_ref().map_or(serving.replicas, |range| range.min_replicas),
+                resources: serving.resources.clone(),
+                pod: serving.pod.clone().unwrap_or_default(),
+                queue: None,
+            };
+            all.components.insert(retriever_name(name), placement);
+        }
+        for (name, job) in &resources.jobs {
+            let spec = &job.object.spec;
+            all.storage.insert(format!("S3TrainingJob/{name}"), spec.checkpoint.storage.clone());
+            let placement = Placement {
+                replicas: 1,
+                resources: spec.resources.clone(),
+                pod: spec.pod.clone().unwrap_or_default(),
+                queue: spec.queue.clone(),
+            };
+            for component in [baseline_name(name), warm_start_name(name)] {
+                all.components.insert(component, placement.clone());
+            }
+            all.components.insert(training_name(name), Placement { replicas: spec.parallelism.replicas, ..placement });
+        }
+        for (name, run) in &resources.runs {
+            let spec = &run.object.spec;
+            all.storage.insert(format!("EvalRun/{name}"), spec.storage.clone());
+            let placement = Placement {
+                replicas: 1,
+                resources: spec.resources.clone(),
+                pod: spec.pod.clone().unwrap_or_default(),
+                queue: spec.queue.clone(),
+            };
+            all.components.insert(evaluation_name(name), placement);
+        }
+        all
+    }
+}
