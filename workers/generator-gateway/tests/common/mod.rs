@@ -1,7 +1,7 @@
 //! An upstream that misbehaves on order, and the real gateway process in front of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // every test file uses a part of it
 
-use s3_config::{GatewayConfig, ProviderConfig, Runtime};
+use s3_config::{CacheMode, CallLimits, GatewayConfig, OpenAiConfig, ProviderConfig, Runtime};
 use s3_proto::{GeneratorClient, v1};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -187,6 +187,18 @@ pub fn free_port() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
+/// A provider with three attempts.
+pub fn open_ai(name: &str, base_url: &str) -> OpenAiConfig {
+    OpenAiConfig {
+        name: name.into(),
+        base_url: base_url.into(),
+        replicas: Vec::new(),
+        model: "upstream-model".into(),
+        api_key_file: None,
+        limits: CallLimits { concurrency: 16, deadline_ms: 5000, attempts: 3, ..CallLimits::default() },
+    }
+}
+
 /// A folder with a gateway's configuration.
 pub struct World {
     pub folder: tempfile::TempDir,
@@ -209,20 +221,32 @@ impl World {
             },
             grpc: free_port(),
             http: Some(free_port()),
-            providers: vec![ProviderConfig::OpenAi {
-                name: "up".into(),
-                base_url: base_url.into(),
-                model: "upstream-model".into(),
-                api_key_file: None,
-                concurrency: 16,
-                deadline_ms: 5000,
-                attempts: 3,
-            }],
+            providers: vec![ProviderConfig::OpenAi(open_ai("up", base_url))],
             cache: Some(path("answers.redb")),
+            cache_mode: CacheMode::ReadWrite,
             templates: std::collections::BTreeMap::new(),
+            fallbacks: std::collections::BTreeMap::new(),
+            second_judges: std::collections::BTreeMap::new(),
+            calibrations: std::collections::BTreeMap::new(),
+            caller_tokens: None,
+            budgets: Vec::new(),
+            allow_addresses: vec!["127.0.0.0/8".into()],
             body_limit: 1 << 20,
         };
         Self { folder, config }
+    }
+
+    /// The OpenAI-compatible provider at a place.
+    pub fn provider(&mut self, at: usize) -> &mut OpenAiConfig {
+        match &mut self.config.providers[at] {
+            ProviderConfig::OpenAi(config) => config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// An address of the OpenAI-compatible front.
+    pub fn front(&self, path: &str) -> String {
+        format!("http://{}{path}", self.config.http.unwrap())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
