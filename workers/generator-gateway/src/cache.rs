@@ -137,10 +137,28 @@ pub struct AnswerCache {
 struct Disk {
     path: PathBuf,
     database: Arc<Database>,
-    writes: mpsc::Sender<Write>,
+    /// None only while it is dropped.
+    writes: Option<mpsc::Sender<Write>>,
+    writer: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What was handed over is written, and the file is free for the next who opens it.
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.writes = None;
+        if let Some(writer) = self.writer.take() {
+            // a writer that panicked has told of it already
+            let _ = writer.join();
+        }
+    }
 }
 
 impl Disk {
+    fn write(&self, batch: Batch, reply: oneshot::Sender<Kept>) -> Result<(), Arc<CacheError>> {
+        let sent = self.writes.as_ref().map(|writes| writes.send(Write { batch, reply }));
+        sent.and_then(Result::ok).ok_or_else(|| self.gone())
+    }
+
     fn gone(&self) -> Arc<CacheError> {
         let reason = "its writer has ended".to_owned();
         Arc::new(CacheError::Io { path: self.path.clone(), action: "written", reason })
@@ -213,11 +231,12 @@ impl AnswerCache {
         let (writes, inbox) = mpsc::channel::<Write>();
         let writer = Writer { path: path.to_owned(), database: database.clone(), memory: memory.clone() };
         let accounts = writer.recover()?;
-        std::thread::Builder::new()
+        let writer = std::thread::Builder::new()
             .name("cache-writer".to_owned())
             .spawn(move || writer.run(&inbox))
             .map_err(io("opened"))?;
-        Ok(Self { memory, disk: Some(Disk { path: path.to_owned(), database, writes }), mode, accounts })
+        let disk = Disk { path: path.to_owned(), database, writes: Some(writes), writer: Some(writer) };
+        Ok(Self { memory, disk: Some(disk), mode, accounts })
     }
 
     /// Whether answers may be looked up.
@@ -279,7 +298,7 @@ impl AnswerCache {
     async fn send(&self, batch: Batch) -> Kept {
         let Some(disk) = &self.disk else { return Ok(Vec::new()) };
         let (reply, stored) = oneshot::channel();
-        disk.writes.send(Write { batch, reply }).map_err(|_| disk.gone())?;
+        disk.write(batch, reply)?;
         stored.await.map_err(|_| disk.gone())?
     }
 
@@ -289,7 +308,7 @@ impl AnswerCache {
         let stored = match &self.disk {
             Some(disk) if self.fills() => {
                 let (reply, stored) = oneshot::channel();
-                disk.writes.send(Write { batch, reply }).map_err(|_| disk.gone())?;
+                disk.write(batch, reply)?;
                 stored.blocking_recv().map_err(|_| disk.gone())??
             }
             _ => batch.answers.into_iter().map(|(key, answer)| self.memory.insert(key, Arc::new(answer))).collect(),
@@ -301,7 +320,7 @@ impl AnswerCache {
     pub(crate) fn enqueue(&self, batch: Batch) {
         if let Some(disk) = self.disk.as_ref().filter(|_| !batch.is_empty()) {
             // a writer that has ended has told of it already
-            let _ = disk.writes.send(Write { batch, reply: oneshot::channel().0 });
+            let _ = disk.write(batch, oneshot::channel().0);
         }
     }
 

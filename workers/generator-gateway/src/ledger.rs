@@ -409,10 +409,11 @@ mod tests {
             let lost = ledger.open("job", "p", bound, &Order::default()).await.unwrap();
             lost.announce().await.unwrap();
             // the process dies here
-            std::mem::forget(lost);
+            std::fs::copy(&path, folder.path().join("then")).unwrap();
+            drop(lost);
         });
         for _ in 0..2 {
-            let ledger = Ledger::new(Arc::new(AnswerCache::open(&path).unwrap()), &limit);
+            let ledger = Ledger::new(Arc::new(AnswerCache::open(&folder.path().join("then")).unwrap()), &limit);
             let report = ledger.report("job");
             assert_eq!(report["budgets"][0]["tokens"], 110 + 500, "{report}");
             assert_eq!(report["providers"][0]["calls"], 2);

@@ -18,7 +18,7 @@ fn texts(response: &v1::AnswerResponse) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_nine_loses_no_acknowledged_answer_and_splits_no_batch() {
-    const BATCHES: usize = 400;
+    const BATCHES: usize = 1250;
     const SIZE: usize = 8;
     let upstream = Upstream::start().await;
     upstream.delay(Duration::from_millis(1));
@@ -30,7 +30,7 @@ async fn kill_nine_loses_no_acknowledged_answer_and_splits_no_batch() {
         let process = world.start();
         let client = world.client();
         let kill = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(150 + 90 * round)).await;
+            tokio::time::sleep(Duration::from_millis(300 + 300 * round)).await;
             process.kill();
         });
         // several batches are in work when the process dies
