@@ -390,7 +390,7 @@ impl Gateway {
                         answer: u64::from(completion.completion_tokens),
                     });
                 }
-                done.push(Done { at, key: unique[at].0, ticket: Some(ticket), result });
+                done.push(Done::new(at, unique[at].0, Some(ticket), result));
             }
             for (at, outcome) in self.keep(done).await? {
                 outcomes[at] = Some(outcome);
@@ -496,13 +496,13 @@ impl Gateway {
         let order = Order::until(ask.deadline);
         let ticket = match self.ledger.open(&ask.caller, provider.name(), most(&call), &order).await {
             Ok(ticket) => ticket,
-            Err(failure) => return Ok(Done { at, key, ticket: None, result: Err(failure) }),
+            Err(failure) => return Ok(Done::new(at, key, None, Err(failure))),
         };
         ticket.announce().await?;
         let mut made = provider.complete(vec![call], order).await;
         let lost = || CallFailure::new(FailureKind::Unavailable, "the call ended without outcome");
         let result = made.pop().unwrap_or_else(|| Err(lost()));
-        Ok(Done { at, key, ticket: Some(ticket), result })
+        Ok(Done::new(at, key, Some(ticket), result))
     }
 
     /// Stores a batch's answers and charges in one transaction. Failures are not stored: the next request tries
@@ -514,10 +514,9 @@ impl Gateway {
         let mut batch = Batch::default();
         let mut outcomes = Vec::with_capacity(done.len());
         let mut kept_at = Vec::new();
-        for Done { at, key, ticket, result } in done {
-            if let Some(ticket) = ticket {
-                ticket.close(&mut batch);
-            }
+        for Done { at, key, charge, result } in done {
+            batch.settled.extend(charge.settled);
+            batch.charges.extend(charge.charges);
             match (key, result) {
                 (Some(key), Ok(completion)) => {
                     kept_at.push(outcomes.len());
@@ -570,7 +569,7 @@ impl Gateway {
                 answer: u64::from(completion.completion_tokens),
             });
         }
-        let done = Done { at: 0, key, ticket: Some(ticket), result };
+        let done = Done::new(0, key, Some(ticket), result);
         let outcome = self.keep(vec![done]).await?.pop().map(|(_, outcome)| outcome);
         let answers = vec![outcome.unwrap_or_else(|| Err(CallFailure::new(FailureKind::Unavailable, "no outcome")))];
         lane.count(&answers);
@@ -582,8 +581,20 @@ impl Gateway {
 struct Done {
     at: usize,
     key: Option<Key>,
-    ticket: Option<Ticket>,
+    /// What is to be made durable with its answer.
+    charge: Batch,
     result: Result<Completion, CallFailure>,
+}
+
+impl Done {
+    /// Ends the call's account at once, so that calls of the same batch that wait for its budget go on.
+    fn new(at: usize, key: Option<Key>, ticket: Option<Ticket>, result: Result<Completion, CallFailure>) -> Self {
+        let mut charge = Batch::default();
+        if let Some(ticket) = ticket {
+            ticket.close(&mut charge);
+        }
+        Self { at, key, charge, result }
+    }
 }
 
 fn cached(completion: Arc<Completion>) -> Answered {

@@ -168,7 +168,8 @@ async fn serve_one(stream: &mut TcpStream, state: &State) -> std::io::Result<boo
             .and_then(|rest| rest.lines().next()?.trim().parse().ok())
             .unwrap_or(0);
         if bytes.len() >= end + 4 + length {
-            break (head, serde_json::from_slice(&bytes[end + 4..]).unwrap_or_default());
+            let body: serde_json::Value = serde_json::from_slice(&bytes[end + 4..]).unwrap_or_default();
+            break (head, body);
         }
     };
     let act = {
@@ -347,8 +348,19 @@ impl World {
 
     /// Like [`Self::start`] with a command of one's own.
     pub fn start_with(&self, mut command: Command) -> Process {
+        command.stderr(Stdio::piped());
+        self.spawn(command)
+    }
+
+    /// The same with the log in a file: a pipe that nobody reads holds 64 KiB.
+    pub fn start_logging(&self, mut command: Command, log: &Path) -> Process {
+        command.stderr(std::fs::File::create(log).unwrap());
+        self.spawn(command)
+    }
+
+    fn spawn(&self, mut command: Command) -> Process {
         let _ = std::fs::remove_file(self.path("progress.json"));
-        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let child = command.spawn().unwrap();
         let mut process = Process { child };
         let progress = self.path("progress.json");
         let until = Instant::now() + Duration::from_secs(60);
