@@ -38,17 +38,11 @@ pub const UNSUPPORTED: &[Field] = &[
     field(None, "spec.**.set", "public question sets are not fetched yet; use set: Custom with a uri"),
     field(None, "spec.**.split", "public question sets are not fetched yet; use set: Custom with a uri"),
     // providers
-    field(None, "spec.**.provider.anthropic", "is not served yet; use openAiCompatible or builtIn"),
-    field(None, "spec.**.provider.azureOpenAi", "is not served yet; use openAiCompatible or builtIn"),
-    field(None, "spec.**.provider.bedrock", "is not served yet; use openAiCompatible or builtIn"),
     field(
         None,
         "spec.**.provider.managed",
         "is not served yet; start the model server yourself and use openAiCompatible",
     ),
-    field(None, "spec.**.limits.requestsPerMinute", "is not enforced yet; use limits.concurrency"),
-    field(None, "spec.**.limits.tokensPerMinute", "is not enforced yet; use limits.concurrency"),
-    field(None, "spec.**.budget", "is not enforced yet; set a limit at the provider"),
     // indices
     field(INDEX, "spec.source.import", "is not read yet; use source.build"),
     field(INDEX, "spec.source.build.corpus.format", "is seen from the first line; leave it out"),

@@ -7,8 +7,11 @@ use crate::{
     ADMIN_PORT, Component, ComponentKind, ComponentResources, Endpoint, GRPC_PORT, HTTP_PORT, PlanError, Readiness,
     Role, Symbol, Template, WorkerConfig,
 };
-use s3_config::{Endpoint as Peer, GatewayConfig, GeneratorConfig, ProviderConfig};
-use s3_crds::{Generator, Judge, Limits, Provider};
+use s3_config::{
+    AnthropicConfig, AzureOpenAiConfig, BedrockConfig, BudgetConfig, CacheMode, CallLimits, CallerBudget,
+    Endpoint as Peer, GatewayConfig, GeneratorConfig, OpenAiConfig, ProviderConfig,
+};
+use s3_crds::{Budget, Generator, Judge, Limits, Provider, Quantity, SecretKeyRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -22,6 +25,15 @@ pub(crate) struct Draft {
     inputs: Vec<crate::Input>,
     secrets: BTreeSet<String>,
     endpoints: Vec<Endpoint>,
+    budgets: Vec<CallerBudget>,
+    loopback: bool,
+}
+
+/// What a provider is asked under.
+struct Terms<'a> {
+    field: &'static str,
+    limits: &'a Limits,
+    budget: Option<&'a Budget>,
 }
 
 /// Gateways by component name.
@@ -41,9 +53,15 @@ impl Gateways {
         let draft = self.0.entry(name.clone()).or_default();
         draft.owners.insert(resource.to_owned());
         let mut reader = Reader::new(resource, folder);
-        let model = draft.provider(&mut reader, &generator.provider, &generator.limits, "generator.provider")?;
+        let caller = caller_name(resource);
+        let terms =
+            Terms { field: "generator", limits: &generator.limits, budget: generator.budget.as_ref() };
+        let model = draft.provider(&mut reader, &caller, &generator.provider, &terms)?;
         let judge = match judge {
-            Some(judge) => Some(draft.provider(&mut reader, &judge.provider, &judge.limits, "judge.provider")?),
+            Some(judge) => {
+                let terms = Terms { field: "judge", limits: &judge.limits, budget: judge.budget.as_ref() };
+                Some(draft.provider(&mut reader, &caller, &judge.provider, &terms)?)
+            }
             None => None,
         };
         let answer = &generator.answer;
@@ -75,6 +93,8 @@ impl Gateways {
             passage_words: answer.passage_words,
             judge,
             chunk: answer.chunk as usize,
+            caller,
+            token_file: None,
         };
         Ok((name, config))
     }
@@ -90,10 +110,12 @@ impl Draft {
     fn provider(
         &mut self,
         reader: &mut Reader<'_>,
+        caller: &str,
         provider: &Provider,
-        limits: &Limits,
-        field: &str,
+        terms: &Terms<'_>,
     ) -> Result<String, PlanError> {
+        let field = format!("{}.provider", terms.field);
+        let limits = call_limits(terms.limits);
         let mut config = if let Some(built_in) = &provider.built_in {
             let field = format!("{field}.builtIn");
             let mut model =
@@ -108,44 +130,84 @@ impl Draft {
                 context_tokens: built_in.context_tokens as usize,
             }
         } else if let Some(open) = &provider.open_ai_compatible {
-            let key = open.api_key_secret_ref.as_ref().map(|secret| {
-                self.secrets.insert(format!("{}/{}", secret.name, secret.key));
-                PathBuf::from(Symbol::Secret { name: secret.name.clone(), key: secret.key.clone() }.to_string())
-            });
-            let endpoint = Endpoint {
-                url: open.endpoint.clone(),
-                field: format!("{} {field}.openAiCompatible.endpoint", reader.resource),
-            };
-            if !self.endpoints.iter().any(|known| known.url == endpoint.url) {
-                self.endpoints.push(endpoint);
-            }
-            ProviderConfig::OpenAi {
+            self.reaches(&open.endpoint, &reader.resource, &format!("{field}.openAiCompatible.endpoint"));
+            ProviderConfig::OpenAi(OpenAiConfig {
                 name: String::new(),
                 base_url: open.endpoint.clone(),
+                replicas: Vec::new(),
                 model: open.model.clone(),
-                api_key_file: key,
-                concurrency: limits.concurrency as usize,
-                deadline_ms: limits.timeout.millis(),
-                attempts: limits.attempts,
-            }
+                api_key_file: open.api_key_secret_ref.as_ref().map(|secret| self.secret(secret)),
+                limits,
+            })
+        } else if let Some(azure) = &provider.azure_open_ai {
+            self.reaches(&azure.endpoint, &reader.resource, &format!("{field}.azureOpenAi.endpoint"));
+            ProviderConfig::AzureOpenAi(AzureOpenAiConfig {
+                name: String::new(),
+                endpoint: azure.endpoint.clone(),
+                deployment: azure.deployment.clone(),
+                api_version: azure.api_version.clone(),
+                api_key_file: self.secret(&azure.api_key_secret_ref),
+                limits,
+            })
+        } else if let Some(anthropic) = &provider.anthropic {
+            let base_url = anthropic.endpoint.clone().unwrap_or_else(|| ANTHROPIC.to_owned());
+            self.reaches(&base_url, &reader.resource, &format!("{field}.anthropic.endpoint"));
+            ProviderConfig::Anthropic(AnthropicConfig {
+                name: String::new(),
+                base_url,
+                model: anthropic.model.clone(),
+                api_key_file: self.secret(&anthropic.api_key_secret_ref),
+                limits,
+            })
+        } else if let Some(bedrock) = &provider.bedrock {
+            let url = bedrock_url(&bedrock.region);
+            self.reaches(&url, &reader.resource, &format!("{field}.bedrock.region"));
+            ProviderConfig::Bedrock(BedrockConfig {
+                name: String::new(),
+                region: bedrock.region.clone(),
+                model: bedrock.model.clone(),
+                credentials_file: bedrock.credentials_secret_ref.as_ref().map(|secret| self.secret(secret)),
+                endpoint: None,
+                limits,
+            })
         } else {
-            return Err(PlanError::field(
-                &reader.resource,
-                field,
-                "set builtIn or openAiCompatible; no other provider is served yet",
-            ));
+            return Err(PlanError::field(&reader.resource, &field, NO_PROVIDER));
         };
-        // The name says what the provider is, so two resources that ask for the same get the same.
-        let identity = serde_json::to_string(&config).map_err(PlanError::defect)?;
-        let (ProviderConfig::BuiltIn { name, .. } | ProviderConfig::OpenAi { name, .. }) = &mut config;
-        let stem = match provider.open_ai_compatible.as_ref() {
-            Some(open) => open.model.clone(),
-            None => "built-in".to_owned(),
+        // The name says what the provider is, so two resources that ask for the same get the same. One with a
+        // budget is apart from one without: what the judge asks is not charged to the generator.
+        let mut identity = serde_json::to_string(&config).map_err(PlanError::defect)?;
+        let budget = terms.budget.map(|budget| budget_config(budget, &reader.resource, terms.field)).transpose()?;
+        if let Some(budget) = &budget {
+            identity.push_str(terms.field);
+            identity.push_str(&serde_json::to_string(budget).map_err(PlanError::defect)?);
+        }
+        let stem = match &config {
+            ProviderConfig::BuiltIn { .. } => "built-in",
+            ProviderConfig::OpenAi(config) => &config.model,
+            ProviderConfig::AzureOpenAi(config) => &config.deployment,
+            ProviderConfig::Anthropic(config) => &config.model,
+            ProviderConfig::Bedrock(config) => &config.model,
         };
-        *name = format!("{stem}-{}", short_digest(&identity));
-        let name = name.clone();
+        let name = format!("{stem}-{}", short_digest(&identity));
+        config.rename(name.clone());
         self.providers.entry(name.clone()).or_insert(config);
+        if let Some(budget) = budget {
+            self.budgets.push(CallerBudget { caller: caller.to_owned(), provider: Some(name.clone()), budget });
+        }
         Ok(name)
+    }
+
+    fn secret(&mut self, secret: &SecretKeyRef) -> PathBuf {
+        self.secrets.insert(format!("{}/{}", secret.name, secret.key));
+        PathBuf::from(Symbol::Secret { name: secret.name.clone(), key: secret.key.clone() }.to_string())
+    }
+
+    /// Notes an address, for network rules. One that says itself that it is of this machine is meant so.
+    fn reaches(&mut self, url: &str, resource: &str, field: &str) {
+        self.loopback |= is_loopback(url);
+        if !self.endpoints.iter().any(|known| known.url == url) {
+            self.endpoints.push(Endpoint { url: url.to_owned(), field: format!("{resource} {field}") });
+        }
     }
 
     fn into_component(self, name: &str) -> Result<Component, PlanError> {
@@ -157,7 +219,14 @@ impl Draft {
             http: Some(stand_in),
             providers: self.providers.into_values().collect(),
             cache: Some(in_work(name, "answers.redb")),
+            cache_mode: CacheMode::default(),
             templates: self.templates,
+            fallbacks: BTreeMap::new(),
+            second_judges: BTreeMap::new(),
+            calibrations: BTreeMap::new(),
+            caller_tokens: None,
+            budgets: self.budgets,
+            allow_addresses: if self.loopback { vec!["127.0.0.0/8".into(), "::1".into()] } else { Vec::new() },
             body_limit: 64 << 20,
         };
         let listens = [("/grpc", GRPC_PORT), ("/http", HTTP_PORT), ("/runtime/admin", ADMIN_PORT)];
@@ -186,20 +255,90 @@ pub(crate) fn peer(address: &Symbol) -> Peer {
     Peer { address: address.to_string(), deadline_ms: 600_000, attempts: 6 }
 }
 
-fn gateway_name(resource: &str, provider: &Provider) -> Result<String, PlanError> {
-    if provider.built_in.is_some() {
-        return Ok("gateway-built-in".into());
-    }
-    let Some(open) = &provider.open_ai_compatible else {
-        return Err(PlanError::field(
-            resource,
-            "generator.provider",
-            "set builtIn or openAiCompatible; no other provider is served yet",
-        ));
+/// Anthropic's public address.
+const ANTHROPIC: &str = "https://api.anthropic.com";
+const NO_PROVIDER: &str =
+    "set builtIn, openAiCompatible, azureOpenAi, anthropic or bedrock; no other provider is served yet";
+
+fn bedrock_url(region: &str) -> String {
+    format!("https://bedrock-runtime.{region}.amazonaws.com")
+}
+
+/// How a resource calls itself at a gateway: also a valid key of a Secret with callers' tokens.
+fn caller_name(resource: &str) -> String {
+    resource.to_ascii_lowercase().replace('/', ".")
+}
+
+/// Whether an address names this machine itself.
+fn is_loopback(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let host = rest.split(['/', '?', '#']).next().unwrap_or("");
+    let host = match host.strip_prefix('[') {
+        Some(six) => six.split(']').next().unwrap_or(""),
+        None => host.split(':').next().unwrap_or(""),
     };
-    let secret = open.api_key_secret_ref.as_ref().map_or("", |secret| secret.name.as_str());
-    Ok(format!(
-        "gateway-{}",
-        short_digest(&format!("openAiCompatible\n{}\n{secret}", open.endpoint.trim_end_matches('/')))
-    ))
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn call_limits(limits: &Limits) -> CallLimits {
+    CallLimits {
+        concurrency: limits.concurrency as usize,
+        deadline_ms: limits.timeout.millis(),
+        attempts: limits.attempts,
+        requests_per_minute: limits.requests_per_minute,
+        tokens_per_minute: limits.tokens_per_minute,
+        ..CallLimits::default()
+    }
+}
+
+fn budget_config(budget: &Budget, resource: &str, field: &str) -> Result<BudgetConfig, PlanError> {
+    let value = |quantity: &Option<Quantity>| quantity.as_ref().and_then(Quantity::value);
+    let (prompt_price, answer_price) =
+        (value(&budget.price_per_million_prompt_tokens), value(&budget.price_per_million_answer_tokens));
+    if budget.cost.is_some() && prompt_price.is_none() && answer_price.is_none() {
+        let what = "needs pricePerMillionPromptTokens or pricePerMillionAnswerTokens beside it";
+        return Err(PlanError::field(resource, &format!("{field}.budget.cost"), what));
+    }
+    Ok(BudgetConfig {
+        calls: budget.calls,
+        tokens: budget.tokens,
+        cost: value(&budget.cost),
+        prompt_price,
+        answer_price,
+    })
+}
+
+fn gateway_name(resource: &str, provider: &Provider) -> Result<String, PlanError> {
+    let secret = |secret: Option<&SecretKeyRef>| secret.map_or("", |secret| secret.name.as_str()).to_owned();
+    let (kind, endpoint, secret) = if provider.built_in.is_some() {
+        return Ok("gateway-built-in".into());
+    } else if let Some(open) = &provider.open_ai_compatible {
+        ("openAiCompatible", open.endpoint.clone(), secret(open.api_key_secret_ref.as_ref()))
+    } else if let Some(azure) = &provider.azure_open_ai {
+        ("azureOpenAi", azure.endpoint.clone(), secret(Some(&azure.api_key_secret_ref)))
+    } else if let Some(anthropic) = &provider.anthropic {
+        let endpoint = anthropic.endpoint.clone().unwrap_or_else(|| ANTHROPIC.to_owned());
+        ("anthropic", endpoint, secret(Some(&anthropic.api_key_secret_ref)))
+    } else if let Some(bedrock) = &provider.bedrock {
+        ("bedrock", bedrock_url(&bedrock.region), secret(bedrock.credentials_secret_ref.as_ref()))
+    } else {
+        return Err(PlanError::field(resource, "generator.provider", NO_PROVIDER));
+    };
+    Ok(format!("gateway-{}", short_digest(&format!("{kind}\n{}\n{secret}", endpoint.trim_end_matches('/')))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_that_say_so_are_loopback() {
+        for url in ["http://localhost:8000/v1", "http://127.0.0.1/v1", "http://[::1]:80/v1", "https://LOCALHOST"] {
+            assert!(is_loopback(url), "{url}");
+        }
+        for url in ["http://vllm:8000/v1", "http://169.254.169.254/", "http://127.0.0.1.evil.example/", "http://10.0.0.1"] {
+            assert!(!is_loopback(url), "{url}");
+        }
+    }
 }

@@ -191,3 +191,67 @@ fn refusals_name_the_field_and_what_to_do() {
         assert!(text.contains(expected) && !text.contains('\n'), "{text}");
     }
 }
+
+/// The quickstart with another generator; `under` stands below `provider:`, `beside` beside it.
+fn with_generator(under: &str, beside: &str) -> Result<Plan, Vec<PlanError>> {
+    let texts = quickstart().into_iter().map(|text| {
+        let Some(start) = text.find("      builtIn:\n") else { return text };
+        let end = text.find("    answer:\n").unwrap();
+        format!("{}{under}{beside}{}", &text[..start], &text[end..])
+    });
+    planned(&texts.collect::<Vec<_>>())
+}
+
+#[test]
+fn every_provider_has_a_gateway_with_its_limits_and_budgets() {
+    let key = "        apiKeySecretRef: {name: keys, key: token}\n";
+    let limits = "    limits: {requestsPerMinute: 600, tokensPerMinute: 90000, concurrency: 7}\n    budget: {tokens: 5000000, cost: 12500m, pricePerMillionPromptTokens: 100m}\n";
+    for (kind, under, url) in [
+        (
+            "OpenAi",
+            format!("      openAiCompatible:\n        endpoint: http://localhost:8000/v1\n        model: m\n{key}"),
+            "http://localhost:8000/v1",
+        ),
+        ("Anthropic", format!("      anthropic:\n        model: m\n{key}"), "https://api.anthropic.com"),
+        (
+            "AzureOpenAi",
+            format!(
+                "      azureOpenAi:\n        endpoint: https://x.openai.azure.com\n        deployment: d\n        apiVersion: 2024-10-21\n{key}"
+            ),
+            "https://x.openai.azure.com",
+        ),
+        (
+            "Bedrock",
+            "      bedrock:\n        region: eu-central-1\n        model: m\n        credentialsSecretRef: {name: keys, key: token}\n".to_owned(),
+            "https://bedrock-runtime.eu-central-1.amazonaws.com",
+        ),
+    ] {
+        let plan = with_generator(&under, limits).unwrap();
+        let gateways: Vec<_> = plan.components.iter().filter(|c| c.kind == ComponentKind::Gateway).collect();
+        assert_eq!(gateways.len(), 1, "{kind}");
+        let gateway = gateways[0];
+        assert_eq!(gateway.secrets.iter().map(String::as_str).collect::<Vec<_>>(), ["keys/token"], "{kind}");
+        assert_eq!(gateway.endpoints.iter().map(|e| e.url.as_str()).collect::<Vec<_>>(), [url]);
+        let text = serde_yaml_ng::to_string(&gateway.config).unwrap();
+        for part in [
+            &format!("kind: {kind}"),
+            "requestsPerMinute: 600",
+            "tokensPerMinute: 90000",
+            "concurrency: 7",
+            "caller: s3trainingjob.",
+            "caller: evalrun.",
+            "tokens: 5000000",
+            "cost: 12.5",
+            "promptPrice: 0.1",
+        ] {
+            assert!(text.contains(part), "{kind}: no {part} in {text}");
+        }
+        // only an endpoint that names this machine itself may be reached there
+        assert_eq!(text.contains("127.0.0.0/8"), kind == "OpenAi", "{text}");
+        let users = plan.components.iter().map(|c| serde_yaml_ng::to_string(&c.config).unwrap());
+        assert!(users.filter(|text| text.contains("caller: s3trainingjob.quickstart")).count() >= 2, "{kind}");
+    }
+    let priceless = with_generator("      anthropic:\n        model: m\n        apiKeySecretRef: {name: k, key: t}\n", "    budget: {cost: 3}\n");
+    let error = priceless.unwrap_err().iter().map(ToString::to_string).collect::<String>();
+    assert!(error.contains("generator.budget.cost") && error.contains("pricePerMillion"), "{error}");
+}

@@ -44,6 +44,12 @@ pub struct GeneratorConfig {
     /// Requests sent together; fixes batches in Bitwise mode.
     #[serde(default = "default_chunk")]
     pub chunk: usize,
+    /// Who asks, for budgets and accounting; empty takes the component's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub caller: String,
+    /// File with the caller's token, where the gateway asks for one; read at each start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
 }
 
 fn default_template() -> String {

@@ -5,14 +5,16 @@
 //! alone, so that Bitwise runs repeat. Decoding is greedy.
 
 use crate::provider::{
-    BoxFuture, Call, CallFailure, Completion, FailureKind, Finish, Message, Outcomes, Provider, Role,
+    BoxFuture, Call, CallFailure, Completion, FailureKind, Finish, Message, Order, Outcomes, Provider, Role,
 };
+use crate::stops::cut;
 use s3_artifacts::{ArtifactError, digest_file, digest_json};
 use s3_config::{DTypeKind, ModelSpec};
 use s3_model::{Decoder, GenerateRequest, ModelError, SampleKey, Sampling, TokenizerFile};
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Instant;
+use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
 /// New tokens when the caller names no limit.
@@ -57,6 +59,10 @@ fn first_line(error: &ModelError) -> String {
 
 struct Job {
     calls: Vec<Call>,
+    /// Nobody waits past this: calls that have not begun by then are given up.
+    order: Order,
+    /// Takes the text of a single call piece by piece; decoding ends when it is closed.
+    pieces: Option<Sender<String>>,
     reply: oneshot::Sender<Outcomes>,
 }
 
@@ -106,7 +112,7 @@ impl BuiltIn {
             .spawn(move || {
                 while let Ok(job) = inbox.recv() {
                     // nobody waits any more when the process is stopping
-                    let _ = job.reply.send(engine.complete(&job.calls));
+                    let _ = job.reply.send(engine.complete(&job.calls, &job.order, job.pieces.as_ref()));
                 }
             })
             .map_err(BuiltInError::Thread)?;
@@ -154,6 +160,30 @@ struct Engine {
     context: usize,
 }
 
+/// What of a streamed answer was sent.
+#[derive(Default)]
+struct Told(usize);
+
+impl Told {
+    /// Sends what is new of `text` and can no longer change: not an unfinished character, and not what may turn
+    /// out to be the beginning of a stop string. Whether somebody still listens.
+    fn send(&mut self, text: &str, stops: &[String], pieces: &Sender<String>) -> bool {
+        let mut end = text.trim_end_matches('\u{FFFD}').len();
+        for stop in stops {
+            let begun = (1..=stop.len().min(end)).rev().find(|length| {
+                text.is_char_boundary(end - length) && stop.as_bytes().starts_with(&text.as_bytes()[end - length..end])
+            });
+            end -= begun.unwrap_or(0);
+        }
+        if end > self.0 && text.is_char_boundary(self.0) {
+            let piece = text[self.0..end].to_owned();
+            self.0 = end;
+            return pieces.blocking_send(piece).is_ok();
+        }
+        !pieces.is_closed()
+    }
+}
+
 struct Prepared {
     at: usize,
     prompt: Vec<u32>,
@@ -161,7 +191,7 @@ struct Prepared {
 }
 
 impl Engine {
-    fn complete(&self, calls: &[Call]) -> Outcomes {
+    fn complete(&self, calls: &[Call], order: &Order, pieces: Option<&Sender<String>>) -> Outcomes {
         let mut outcomes: Vec<Option<Result<Completion, CallFailure>>> = vec![None; calls.len()];
         let mut prepared = Vec::with_capacity(calls.len());
         for (at, call) in calls.iter().enumerate() {
@@ -171,8 +201,15 @@ impl Engine {
             }
         }
         for chunk in prepared.chunks(self.batch) {
+            if order.left().is_some_and(|left| left.is_zero()) {
+                let late = CallFailure::new(FailureKind::Deadline, format!("{}: the caller's deadline came first", self.name));
+                for ready in chunk {
+                    outcomes[ready.at] = Some(Err(late.clone()));
+                }
+                continue;
+            }
             let started = Instant::now();
-            let made = self.chunk(calls, chunk);
+            let made = self.chunk(calls, chunk, pieces);
             let seconds = &s3_telemetry::metrics().gateway_seconds;
             seconds.with_label_values(&[&self.name]).observe(started.elapsed().as_secs_f64());
             match made {
@@ -201,8 +238,20 @@ impl Engine {
                 "the built-in model decodes greedily; set temperature to 0 or leave it out".to_owned(),
             ));
         }
-        let (system, user) = conversation(&call.messages).map_err(rejected)?;
-        let prompt = self.tokenizer.chat(system, user).map_err(|e| rejected(first_line(&e)))?;
+        if call.sampling.logprobs.is_some() {
+            return Err(rejected("the built-in model gives no log-probabilities; leave logprobs out".to_owned()));
+        }
+        let prompt = match &call.text {
+            Some(text) => self.tokenizer.encode(text),
+            None => {
+                let (system, user) = conversation(&call.messages).map_err(rejected)?;
+                self.tokenizer.chat(system, user)
+            }
+        };
+        let prompt = prompt.map_err(|e| rejected(first_line(&e)))?;
+        if prompt.is_empty() {
+            return Err(rejected("the prompt is empty".to_owned()));
+        }
         let max_tokens = call.sampling.max_tokens.unwrap_or(DEFAULT_TOKENS) as usize;
         if prompt.len() + max_tokens > self.context {
             return Err(rejected(format!(
@@ -214,7 +263,12 @@ impl Engine {
         Ok(Prepared { at, prompt, max_tokens })
     }
 
-    fn chunk(&self, calls: &[Call], chunk: &[Prepared]) -> Result<Vec<Completion>, ModelError> {
+    fn chunk(
+        &self,
+        calls: &[Call],
+        chunk: &[Prepared],
+        pieces: Option<&Sender<String>>,
+    ) -> Result<Vec<Completion>, ModelError> {
         let mut cache = self.decoder.cache(chunk.len())?;
         let requests: Vec<GenerateRequest> = chunk
             .iter()
@@ -222,11 +276,26 @@ impl Engine {
             .map(|(row, ready)| GenerateRequest { row, prompt: ready.prompt.clone(), max_new_tokens: ready.max_tokens })
             .collect();
         let mut broken = None;
-        let mut stop = |row: usize, tokens: &[u32]| match self.end(&calls[chunk[row].at].sampling.stop, tokens) {
-            Ok(end) => end.is_some(),
-            Err(error) => {
-                broken = Some(error);
-                true
+        let mut told = Told::default();
+        let mut stop = |row: usize, tokens: &[u32]| {
+            let stops = &calls[chunk[row].at].sampling.stop;
+            let end = match self.end(stops, tokens) {
+                Ok(end) => end.is_some(),
+                Err(error) => {
+                    broken = Some(error);
+                    return true;
+                }
+            };
+            match pieces {
+                Some(_) if end => true,
+                Some(pieces) => match self.tokenizer.decode(tokens) {
+                    Ok(text) => !told.send(&text, stops, pieces),
+                    Err(error) => {
+                        broken = Some(error);
+                        true
+                    }
+                },
+                None => end,
             }
         };
         // greedy decoding draws nothing; the key is never looked at
@@ -236,7 +305,8 @@ impl Engine {
         if let Some(error) = broken {
             return Err(error);
         }
-        made.iter()
+        let whole: Result<Vec<Completion>, ModelError> = made
+            .iter()
             .zip(chunk)
             .map(|(said, ready)| {
                 let end = self.end(&calls[ready.at].sampling.stop, &said.tokens)?;
@@ -249,9 +319,15 @@ impl Engine {
                     prompt_tokens: ready.prompt.len() as u32,
                     completion_tokens: said.tokens.len() as u32,
                     finish,
+                    logprobs: None,
                 })
             })
-            .collect()
+            .collect();
+        let whole = whole?;
+        if let (Some(pieces), [only]) = (pieces, whole.as_slice()) {
+            told.send(&only.text, &[], pieces);
+        }
+        Ok(whole)
     }
 
     /// The answer, when `tokens` has come to its end: an end token, or the first stop string after some text.
@@ -263,14 +339,6 @@ impl Engine {
         let text = self.tokenizer.decode(if ended { &tokens[..tokens.len() - 1] } else { tokens })?;
         Ok(cut(&text, stops).or_else(|| ended.then_some(text)))
     }
-}
-
-/// The text before the first stop string. White space before the first word stops nothing: a model that opens
-/// with a line break has not answered yet.
-fn cut(text: &str, stops: &[String]) -> Option<String> {
-    let lead = text.len() - text.trim_start().len();
-    let at = stops.iter().filter_map(|stop| text[lead..].find(stop.as_str())).min()?;
-    Some(text[..lead + at].to_owned())
 }
 
 /// The chat templates of small models know a system message and a question; longer talks are refused, not cut.
@@ -305,18 +373,35 @@ impl Provider for BuiltIn {
         true
     }
 
-    fn complete(&self, calls: Vec<Call>) -> BoxFuture<'_, Outcomes> {
+    fn complete(&self, calls: Vec<Call>, order: Order) -> BoxFuture<'_, Outcomes> {
+        Box::pin(self.run(calls, order, None))
+    }
+
+    fn stream(
+        &self,
+        call: Call,
+        order: Order,
+        pieces: Sender<String>,
+    ) -> BoxFuture<'_, Result<Completion, CallFailure>> {
         Box::pin(async move {
-            let count = calls.len();
-            let (reply, outcomes) = oneshot::channel();
-            let sent = self.jobs.send(Job { calls, reply }).is_ok();
-            let stopped =
-                || CallFailure::new(FailureKind::Unavailable, "the model's thread has ended; restart the gateway");
-            match outcomes.await {
-                Ok(outcomes) if sent => outcomes,
-                _ => vec![Err(stopped()); count],
-            }
+            let lost = || CallFailure::new(FailureKind::Unavailable, "the model returned no answer");
+            let mut outcomes = self.run(vec![call], order, Some(pieces)).await;
+            outcomes.pop().unwrap_or_else(|| Err(lost()))
         })
+    }
+}
+
+impl BuiltIn {
+    async fn run(&self, calls: Vec<Call>, order: Order, pieces: Option<Sender<String>>) -> Outcomes {
+        let count = calls.len();
+        let (reply, outcomes) = oneshot::channel();
+        let sent = self.jobs.send(Job { calls, order, pieces, reply }).is_ok();
+        let stopped =
+            || CallFailure::new(FailureKind::Unavailable, "the model's thread has ended; restart the gateway");
+        match outcomes.await {
+            Ok(outcomes) if sent => outcomes,
+            _ => vec![Err(stopped()); count],
+        }
     }
 }
 
@@ -324,16 +409,6 @@ impl Provider for BuiltIn {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn stop_strings_cut_after_the_first_word() {
-        let newline = ["\n".to_owned()];
-        assert_eq!(cut("Paris\nFrance", &newline).as_deref(), Some("Paris"));
-        assert_eq!(cut("\n\n Paris", &newline), None);
-        assert_eq!(cut("\n Paris \n", &newline).as_deref(), Some("\n Paris "));
-        assert_eq!(cut("a END b", &["b".to_owned(), "END".to_owned()]).as_deref(), Some("a "));
-        assert_eq!(cut("a", &[]), None);
-    }
 
     #[test]
     fn only_short_talks_are_taken() {

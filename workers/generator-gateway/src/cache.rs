@@ -1,6 +1,6 @@
 //! The answer cache: one file, exact keys, whole batches.
 //!
-//! A batch is stored in one transaction, and only then answered. So after `kill -9` a repeated request finds
+//! A batch is stored in one transaction (which other batches may share), and only then answered. So after `kill -9` a repeated request finds
 //! all answers of the batch or none: the batch that is computed again is the same batch, and Bitwise mode
 //! repeats to the bit. The first stored answer of a key stays: whoever computed the same key at the same time
 //! is given the stored one, so a key never has two answers.
@@ -8,23 +8,28 @@
 //! Commits are two-phase, because the texts come from outside. The whole file is verified when it is opened,
 //! and each value carries its own checksum over key and content: a damaged file is refused, never believed.
 
-use crate::provider::{Call, Completion, Finish};
+use crate::memory::Memory;
+use crate::provider::{Call, Completion, Finish, Usage};
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use s3_config::CacheMode;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, mpsc};
+use tokio::sync::oneshot;
 
 /// sha256 over everything that decides an answer.
 pub type Key = [u8; 32];
 
 const ANSWERS: TableDefinition<'static, &[u8; 32], &[u8]> = TableDefinition::new("answers");
+const INTENTS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("intents");
+/// By account: calls, prompt tokens, answer tokens.
+const USAGE: TableDefinition<'static, &str, (u64, u64, u64)> = TableDefinition::new("usage");
 const META: TableDefinition<'static, &str, u32> = TableDefinition::new("meta");
 const FORMAT: u32 = 1;
 const CHECK: usize = 16;
-/// Answers kept in memory; an answer is small, so this is a few tens of MB.
-const MEMORY: usize = 100_000;
+/// Answers that share a commit at most.
+const TOGETHER: usize = 4096;
 /// Bytes of file pages kept in memory.
 const PAGES: usize = 32 << 20;
 
@@ -57,10 +62,17 @@ pub enum CacheError {
     },
 }
 
+#[cfg(test)]
+pub(crate) fn digest_of(bytes: &[u8]) -> Key {
+    Sha256::digest(bytes).into()
+}
+
 /// The key of a call to a provider.
 pub fn key(digest: &str, scope: &str, call: &Call) -> Result<Key, serde_json::Error> {
     let mut hasher = Sha256::new();
-    let call = serde_json::to_vec(call)?;
+    let mut text = Vec::with_capacity(call.prompt_bytes() + 256);
+    serde_json::to_writer(&mut text, call)?;
+    let call = text;
     for part in [b"s3-answer-1", digest.as_bytes(), scope.as_bytes(), &call] {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
@@ -74,6 +86,8 @@ struct Stored<'a> {
     prompt: u32,
     completion: u32,
     length: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    logprobs: Option<std::borrow::Cow<'a, str>>,
 }
 
 fn pack(key: &Key, answer: &Completion) -> Result<Vec<u8>, serde_json::Error> {
@@ -82,6 +96,7 @@ fn pack(key: &Key, answer: &Completion) -> Result<Vec<u8>, serde_json::Error> {
         prompt: answer.prompt_tokens,
         completion: answer.completion_tokens,
         length: answer.finish == Finish::Length,
+        logprobs: answer.logprobs.as_deref().map(Into::into),
     };
     let payload = serde_json::to_vec(&stored)?;
     let mut value = checksum(key, &payload).to_vec();
@@ -100,6 +115,7 @@ fn unpack(key: &Key, value: &[u8]) -> Option<Completion> {
         prompt_tokens: stored.prompt,
         completion_tokens: stored.completion,
         finish: if stored.length { Finish::Length } else { Finish::Stop },
+        logprobs: stored.logprobs.map(|text| Arc::from(text.into_owned())),
     })
 }
 
@@ -110,35 +126,95 @@ fn checksum(key: &Key, payload: &[u8]) -> [u8; CHECK] {
     short
 }
 
-/// The cache. Calls block on the disk: use them off the async threads.
+/// Answers looked up and stored: in memory, and on disk where there is a file.
 pub struct AnswerCache {
+    memory: Arc<Memory>,
+    disk: Option<Disk>,
+    mode: CacheMode,
+    accounts: Vec<(String, Usage)>,
+}
+
+struct Disk {
     path: PathBuf,
-    database: Database,
-    memory: Mutex<Memory>,
+    database: Arc<Database>,
+    /// None only while it is dropped.
+    writes: Option<mpsc::Sender<Write>>,
+    writer: Option<std::thread::JoinHandle<()>>,
 }
 
-#[derive(Default)]
-struct Memory {
-    answers: HashMap<Key, Completion>,
-    order: VecDeque<Key>,
-}
-
-impl Memory {
-    fn insert(&mut self, key: Key, answer: Completion) {
-        if self.answers.insert(key, answer).is_none() {
-            self.order.push_back(key);
-        }
-        if self.order.len() > MEMORY
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.answers.remove(&oldest);
+/// What was handed over is written, and the file is free for the next who opens it.
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.writes = None;
+        if let Some(writer) = self.writer.take() {
+            // a writer that panicked has told of it already
+            let _ = writer.join();
         }
     }
 }
 
+impl Disk {
+    fn write(&self, batch: Batch, reply: oneshot::Sender<Kept>) -> Result<(), Arc<CacheError>> {
+        let sent = self.writes.as_ref().map(|writes| writes.send(Write { batch, reply }));
+        sent.and_then(Result::ok).ok_or_else(|| self.gone())
+    }
+
+    fn gone(&self) -> Arc<CacheError> {
+        let reason = "its writer has ended".to_owned();
+        Arc::new(CacheError::Io { path: self.path.clone(), action: "written", reason })
+    }
+}
+
+/// What one transaction makes durable, together or not at all.
+#[derive(Default)]
+pub(crate) struct Batch {
+    /// Answers with their keys.
+    pub answers: Vec<(Key, Completion)>,
+    /// Calls that are about to be made: they count as made if the process dies before they are settled.
+    pub intents: Vec<Intent>,
+    /// Intents that are over.
+    pub settled: Vec<u64>,
+    /// What accounts were charged.
+    pub charges: Vec<(String, Usage)>,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.answers.is_empty() && self.intents.is_empty() && self.settled.is_empty() && self.charges.is_empty()
+    }
+}
+
+/// A call that is about to be made, and the most it may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Intent {
+    pub id: u64,
+    pub account: String,
+    pub calls: u64,
+    pub prompt: u64,
+    pub answer: u64,
+}
+
+/// The answers that are now kept, in the batch's order.
+type Kept = Result<Vec<Arc<Completion>>, Arc<CacheError>>;
+
+struct Write {
+    batch: Batch,
+    reply: oneshot::Sender<Kept>,
+}
+
 impl AnswerCache {
+    /// Answers in memory only.
+    pub fn in_memory(mode: CacheMode) -> Self {
+        Self { memory: Arc::default(), disk: None, mode, accounts: Vec::new() }
+    }
+
     /// Opens or creates the file and verifies all of it.
     pub fn open(path: &Path) -> Result<Self, CacheError> {
+        Self::open_as(path, CacheMode::ReadWrite)
+    }
+
+    /// The same in another mode.
+    pub fn open_as(path: &Path, mode: CacheMode) -> Result<Self, CacheError> {
         let io =
             |action| move |e: std::io::Error| CacheError::Io { path: path.to_owned(), action, reason: e.to_string() };
         if !path.try_exists().map_err(io("opened"))? {
@@ -149,95 +225,257 @@ impl AnswerCache {
             .set_check_integrity_on_open(true)
             .open(path)
             .map_err(|e| opening(path, &e))?;
-        let cache = Self { path: path.to_owned(), database, memory: Mutex::default() };
-        cache.check_format()?;
-        Ok(cache)
+        check_format(path, &database)?;
+        let database = Arc::new(database);
+        let memory = Arc::<Memory>::default();
+        let (writes, inbox) = mpsc::channel::<Write>();
+        let writer = Writer { path: path.to_owned(), database: database.clone(), memory: memory.clone() };
+        let accounts = writer.recover()?;
+        let writer = std::thread::Builder::new()
+            .name("cache-writer".to_owned())
+            .spawn(move || writer.run(&inbox))
+            .map_err(io("opened"))?;
+        let disk = Disk { path: path.to_owned(), database, writes: Some(writes), writer: Some(writer) };
+        Ok(Self { memory, disk: Some(disk), mode, accounts })
     }
 
-    fn check_format(&self) -> Result<(), CacheError> {
-        let read = |e: redb::Error| self.failed("read", e);
-        let transaction = self.database.begin_read().map_err(|e| read(e.into()))?;
-        let table = transaction.open_table(META).map_err(|e| read(e.into()))?;
-        let found = table.get("format").map_err(|e| read(e.into()))?.map(|value| value.value());
-        if found == Some(FORMAT) {
-            return Ok(());
+    /// Whether answers may be looked up.
+    pub fn reads(&self) -> bool {
+        matches!(self.mode, CacheMode::ReadWrite | CacheMode::ReadOnly)
+    }
+
+    fn fills(&self) -> bool {
+        matches!(self.mode, CacheMode::ReadWrite | CacheMode::WriteOnly)
+    }
+
+    /// Whether something has to be written before a batch is answered.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// The stored answer of a key. Memory first; a page of the file that is not in memory costs a read.
+    pub(crate) fn get(&self, key: &Key) -> Result<Option<Arc<Completion>>, CacheError> {
+        if !self.reads() {
+            return Ok(None);
         }
-        let reason = format!("format {found:?}, this gateway writes {FORMAT}");
-        Err(CacheError::Damaged { path: self.path.clone(), reason })
-    }
-
-    fn failed(&self, action: &'static str, error: redb::Error) -> CacheError {
-        failed(&self.path, action, error)
-    }
-
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        // the maps are whole after every statement, so a panicked holder leaves nothing half done
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        if let Some(answer) = self.memory.get(key) {
+            return Ok(Some(answer));
+        }
+        let Some(disk) = &self.disk else { return Ok(None) };
+        let read = |e: redb::Error| failed(&disk.path, "read", e);
+        let transaction = disk.database.begin_read().map_err(|e| read(e.into()))?;
+        let table = transaction.open_table(ANSWERS).map_err(|e| read(e.into()))?;
+        let Some(value) = table.get(key).map_err(|e| read(e.into()))? else { return Ok(None) };
+        let answer = unpack(key, value.value()).ok_or_else(|| damaged_value(&disk.path))?;
+        Ok(Some(self.memory.insert(*key, Arc::new(answer))))
     }
 
     /// The stored answers of a batch.
     pub fn lookup(&self, keys: &[Key]) -> Result<Vec<Option<Completion>>, CacheError> {
-        let mut found: Vec<Option<Completion>> = {
-            let memory = self.memory();
-            keys.iter().map(|key| memory.answers.get(key).cloned()).collect()
-        };
-        if found.iter().all(Option::is_some) {
-            return Ok(found);
+        keys.iter().map(|key| Ok(self.get(key)?.map(|answer| (*answer).clone()))).collect()
+    }
+
+    /// Makes a batch durable in one transaction, which it may share with others. The answers that the cache now
+    /// holds for its keys are returned: one that was stored first stays.
+    pub(crate) async fn commit(&self, mut batch: Batch) -> Kept {
+        if !self.fills() {
+            let own = std::mem::take(&mut batch.answers).into_iter().map(|(_, answer)| Arc::new(answer)).collect();
+            if !batch.is_empty() && self.disk.is_some() {
+                self.send(batch).await?;
+            }
+            return Ok(own);
         }
-        let read = |e: redb::Error| self.failed("read", e);
-        let transaction = self.database.begin_read().map_err(|e| read(e.into()))?;
-        let table = transaction.open_table(ANSWERS).map_err(|e| read(e.into()))?;
-        for (key, slot) in keys.iter().zip(&mut found).filter(|(_, slot)| slot.is_none()) {
-            if let Some(value) = table.get(key).map_err(|e| read(e.into()))? {
-                let answer = unpack(key, value.value()).ok_or_else(|| self.damaged_value())?;
-                self.memory().insert(*key, answer.clone());
-                *slot = Some(answer);
+        match &self.disk {
+            Some(_) if batch.is_empty() => Ok(Vec::new()),
+            Some(_) => self.send(batch).await,
+            None => {
+                let keep = |(key, answer)| self.memory.insert(key, Arc::new(answer));
+                Ok(batch.answers.into_iter().map(keep).collect())
             }
         }
-        Ok(found)
     }
 
-    fn damaged_value(&self) -> CacheError {
-        CacheError::Damaged { path: self.path.clone(), reason: "an answer does not match its checksum".to_owned() }
+    async fn send(&self, batch: Batch) -> Kept {
+        let Some(disk) = &self.disk else { return Ok(Vec::new()) };
+        let (reply, stored) = oneshot::channel();
+        disk.write(batch, reply)?;
+        stored.await.map_err(|_| disk.gone())?
     }
 
-    /// Stores a batch in one transaction; on disk when this returns. The result is what the cache now holds:
-    /// an answer that was stored first stays.
-    pub fn store(&self, batch: Vec<(Key, Completion)>) -> Result<Vec<Completion>, CacheError> {
-        if batch.is_empty() {
-            return Ok(Vec::new());
+    /// Stores a batch and waits on this thread; on disk when this returns.
+    pub fn store(&self, answers: Vec<(Key, Completion)>) -> Result<Vec<Completion>, Arc<CacheError>> {
+        let batch = Batch { answers, ..Batch::default() };
+        let stored = match &self.disk {
+            Some(disk) if self.fills() => {
+                let (reply, stored) = oneshot::channel();
+                disk.write(batch, reply)?;
+                stored.blocking_recv().map_err(|_| disk.gone())??
+            }
+            _ => batch.answers.into_iter().map(|(key, answer)| self.memory.insert(key, Arc::new(answer))).collect(),
+        };
+        Ok(stored.iter().map(|answer| (**answer).clone()).collect())
+    }
+
+    /// Writes a batch without waiting for it.
+    pub(crate) fn enqueue(&self, batch: Batch) {
+        if let Some(disk) = self.disk.as_ref().filter(|_| !batch.is_empty()) {
+            // a writer that has ended has told of it already
+            let _ = disk.write(batch, oneshot::channel().0);
         }
-        let write = |e: redb::Error| self.failed("written", e);
+    }
+
+    /// What the accounts had used when the file was opened.
+    pub(crate) fn accounts(&self) -> &[(String, Usage)] {
+        &self.accounts
+    }
+}
+
+/// The one thread that writes. What waits while a commit is under way goes together into the next.
+struct Writer {
+    path: PathBuf,
+    database: Arc<Database>,
+    memory: Arc<Memory>,
+}
+
+impl Writer {
+    /// What the accounts have used so far. Calls that were about to be made when the process died are charged
+    /// with the most they may have used.
+    fn recover(&self) -> Result<Vec<(String, Usage)>, CacheError> {
+        let (open, mut known) = self.read_accounts().map_err(|e| failed(&self.path, "read", e))?;
+        if open.is_empty() {
+            return Ok(known);
+        }
+        let mut batch = Batch::default();
+        for intent in open {
+            let used = Usage { calls: intent.calls, prompt: intent.prompt, answer: intent.answer };
+            match known.iter_mut().find(|(account, _)| *account == intent.account) {
+                Some((_, sum)) => *sum += used,
+                None => known.push((intent.account.clone(), used)),
+            }
+            batch.settled.push(intent.id);
+            batch.charges.push((intent.account, used));
+        }
+        self.write(std::iter::once(&mut batch))?;
+        Ok(known)
+    }
+
+    fn read_accounts(&self) -> Result<(Vec<Intent>, Vec<(String, Usage)>), redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let (intents, usage) = match (transaction.open_table(INTENTS), transaction.open_table(USAGE)) {
+            (Ok(intents), Ok(usage)) => (intents, usage),
+            // a file of before there were accounts
+            (Err(redb::TableError::TableDoesNotExist(_)), _) | (_, Err(redb::TableError::TableDoesNotExist(_))) => {
+                return Ok((Vec::new(), Vec::new()));
+            }
+            (Err(error), _) | (_, Err(error)) => return Err(error.into()),
+        };
+        let (mut open, mut known) = (Vec::new(), Vec::new());
+        for entry in intents.iter()? {
+            let (_, value) = entry?;
+            let bad = |e: serde_json::Error| redb::Error::Corrupted(format!("an intent: {e}"));
+            open.push(serde_json::from_slice(value.value()).map_err(bad)?);
+        }
+        for entry in usage.iter()? {
+            let (account, value) = entry?;
+            let (calls, prompt, answer) = value.value();
+            known.push((account.value().to_owned(), Usage { calls, prompt, answer }));
+        }
+        Ok((open, known))
+    }
+
+    fn run(&self, inbox: &mpsc::Receiver<Write>) {
+        while let Ok(first) = inbox.recv() {
+            let mut together = vec![first];
+            let mut size = together[0].batch.answers.len();
+            while size < TOGETHER
+                && let Ok(next) = inbox.try_recv()
+            {
+                size += next.batch.answers.len() + 1;
+                together.push(next);
+            }
+            let written = self.write(together.iter_mut().map(|write| &mut write.batch));
+            match written {
+                Ok(kept) => {
+                    for (write, kept) in together.into_iter().zip(kept) {
+                        let kept = kept.into_iter().map(|(key, answer)| self.memory.insert(key, answer)).collect();
+                        // who no longer waits asks again and finds it
+                        let _ = write.reply.send(Ok(kept));
+                    }
+                }
+                Err(error) => {
+                    let error = Arc::new(error);
+                    for write in together {
+                        let _ = write.reply.send(Err(error.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    #[allow(clippy::type_complexity)] // for each batch its keys with the answers that are now kept
+    fn write<'a>(
+        &self,
+        batches: impl Iterator<Item = &'a mut Batch>,
+    ) -> Result<Vec<Vec<(Key, Arc<Completion>)>>, CacheError> {
+        let write = |e: redb::Error| failed(&self.path, "written", e);
         let mut transaction = self.database.begin_write().map_err(|e| write(e.into()))?;
         transaction.set_two_phase_commit(true);
-        let mut kept = Vec::with_capacity(batch.len());
+        let mut kept = Vec::new();
         {
-            let mut table = transaction.open_table(ANSWERS).map_err(|e| write(e.into()))?;
-            for (key, answer) in batch {
-                let present = match table.get(&key).map_err(|e| write(e.into()))? {
-                    Some(value) => Some(unpack(&key, value.value()).ok_or_else(|| self.damaged_value())?),
-                    None => None,
-                };
-                let answer = if let Some(present) = present {
-                    present
-                } else {
-                    let value = pack(&key, &answer).map_err(|e| write(StorageError::Io(e.into()).into()))?;
-                    table.insert(&key, value.as_slice()).map_err(|e| write(e.into()))?;
-                    answer
-                };
-                kept.push((key, answer));
+            let mut answers = transaction.open_table(ANSWERS).map_err(|e| write(e.into()))?;
+            let mut intents = transaction.open_table(INTENTS).map_err(|e| write(e.into()))?;
+            let mut usage = transaction.open_table(USAGE).map_err(|e| write(e.into()))?;
+            for batch in batches {
+                let mut own = Vec::with_capacity(batch.answers.len());
+                for (key, answer) in std::mem::take(&mut batch.answers) {
+                    let present = match answers.get(&key).map_err(|e| write(e.into()))? {
+                        Some(value) => Some(unpack(&key, value.value()).ok_or_else(|| damaged_value(&self.path))?),
+                        None => None,
+                    };
+                    let answer = if let Some(present) = present {
+                        present
+                    } else {
+                        let value = pack(&key, &answer).map_err(|e| write(StorageError::Io(e.into()).into()))?;
+                        answers.insert(&key, value.as_slice()).map_err(|e| write(e.into()))?;
+                        answer
+                    };
+                    own.push((key, Arc::new(answer)));
+                }
+                for intent in &batch.intents {
+                    let value = serde_json::to_vec(intent).map_err(|e| write(StorageError::Io(e.into()).into()))?;
+                    intents.insert(intent.id, value.as_slice()).map_err(|e| write(e.into()))?;
+                }
+                for id in &batch.settled {
+                    intents.remove(id).map_err(|e| write(e.into()))?;
+                }
+                for (account, used) in &batch.charges {
+                    let known = usage.get(account.as_str()).map_err(|e| write(e.into()))?.map(|value| value.value());
+                    let (calls, prompt, answer) = known.unwrap_or_default();
+                    let sum = (calls + used.calls, prompt + used.prompt, answer + used.answer);
+                    usage.insert(account.as_str(), sum).map_err(|e| write(e.into()))?;
+                }
+                kept.push(own);
             }
         }
         transaction.commit().map_err(|e| write(e.into()))?;
-        let mut memory = self.memory();
-        Ok(kept
-            .into_iter()
-            .map(|(key, answer)| {
-                memory.insert(key, answer.clone());
-                answer
-            })
-            .collect())
+        Ok(kept)
     }
+}
+
+fn check_format(path: &Path, database: &Database) -> Result<(), CacheError> {
+    let read = |e: redb::Error| failed(path, "read", e);
+    let transaction = database.begin_read().map_err(|e| read(e.into()))?;
+    let table = transaction.open_table(META).map_err(|e| read(e.into()))?;
+    let found = table.get("format").map_err(|e| read(e.into()))?.map(|value| value.value());
+    if found == Some(FORMAT) {
+        return Ok(());
+    }
+    let reason = format!("format {found:?}, this gateway writes {FORMAT}");
+    Err(CacheError::Damaged { path: path.to_owned(), reason })
+}
+
+fn damaged_value(path: &Path) -> CacheError {
+    CacheError::Damaged { path: path.to_owned(), reason: "an answer does not match its checksum".to_owned() }
 }
 
 /// Makes an empty cache beside the path and renames it, so that a half made file never bears the name.
@@ -266,6 +504,8 @@ fn fill_empty(path: &Path) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     transaction.open_table(META)?.insert("format", FORMAT)?;
     transaction.open_table(ANSWERS)?;
+    transaction.open_table(INTENTS)?;
+    transaction.open_table(USAGE)?;
     transaction.commit()?;
     Ok(())
 }
@@ -307,7 +547,7 @@ mod tests {
     use crate::provider::{Message, Role, Sampling};
 
     fn answer(text: &str) -> Completion {
-        Completion { text: text.to_owned(), prompt_tokens: 3, completion_tokens: 1, finish: Finish::Stop }
+        Completion { text: text.to_owned(), prompt_tokens: 3, completion_tokens: 1, finish: Finish::Stop, logprobs: None }
     }
 
     fn filled(path: &Path, count: u8) {
@@ -331,10 +571,7 @@ mod tests {
 
     #[test]
     fn every_part_of_a_call_is_in_its_key() {
-        let call = Call {
-            messages: vec![Message::new(Role::User, "q")],
-            sampling: Sampling::greedy(Some(8), &["\n".to_owned()]),
-        };
+        let call = Call::chat(vec![Message::new(Role::User, "q")], Sampling::greedy(Some(8), &["\n".to_owned()]));
         let mut keys = std::collections::BTreeSet::new();
         let mut add = |digest: &str, scope: &str, call: &Call| assert!(keys.insert(key(digest, scope, call).unwrap()));
         add("d", "s", &call);
@@ -351,6 +588,8 @@ mod tests {
         add("d", "s", &change(|c| c.sampling.max_tokens = None));
         add("d", "s", &change(|c| c.sampling.stop.clear()));
         add("d", "s", &change(|c| c.sampling.top_p = 0.5));
+        add("d", "s", &change(|c| c.sampling.logprobs = Some(0)));
+        add("d", "s", &change(|c| c.text = Some(String::new())));
     }
 
     #[test]

@@ -1,22 +1,58 @@
 //! The gRPC service: `Answer`, `Judge`, `Info`.
 
-use crate::engine::{Gateway, GatewayError};
-use crate::judge::{Candidate, Decision, WORDINGS, ask, read};
+use crate::access::{Access, Denied};
+use crate::engine::{Ask, Gateway, GatewayError};
+use crate::judge::{Candidate, Decision};
+use crate::panel::{Ruling, judge};
 use crate::provider::{Call, CallFailure, FailureKind, Provider, Sampling};
 use crate::templates::{Document, Template, render};
+use s3_proto::tonic::metadata::MetadataMap;
 use s3_proto::tonic::{Request, Response, Status};
 use s3_proto::v1;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The service over a gateway.
 #[derive(Clone)]
-pub struct GeneratorService(Arc<Gateway>);
+pub struct GeneratorService {
+    gateway: Arc<Gateway>,
+    access: Arc<Access>,
+}
 
 impl GeneratorService {
-    /// Serves this gateway.
-    pub fn new(gateway: Arc<Gateway>) -> Self {
-        Self(gateway)
+    /// Serves this gateway to these callers.
+    pub fn new(gateway: Arc<Gateway>, access: Arc<Access>) -> Self {
+        Self { gateway, access }
     }
+
+    fn ask(&self, metadata: &MetadataMap, tenant: &str) -> Result<Ask, Status> {
+        let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
+        let caller = self.access.identify(text("authorization"), tenant).map_err(|denied| {
+            s3_telemetry::metrics().gateway_refused.with_label_values(&["identity"]).inc();
+            match denied {
+                Denied::Unknown => Status::unauthenticated(denied.to_string()),
+                Denied::Foreign => Status::permission_denied(denied.to_string()),
+                Denied::Name => Status::invalid_argument(denied.to_string()),
+            }
+        })?;
+        Ok(Ask { caller, deadline: text("grpc-timeout").and_then(timeout).map(|left| Instant::now() + left) })
+    }
+}
+
+/// gRPC's form of a duration: digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count.checked_mul(3600)?),
+        "M" => Duration::from_secs(count.checked_mul(60)?),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+    .filter(|left| *left < Duration::from_secs(1 << 31))
 }
 
 /// Digest of a provider with a template: what decides the text of an answer, and nothing else.
@@ -40,7 +76,8 @@ fn status(error: &GatewayError) -> Status {
 
 fn failure(failure: CallFailure) -> v1::Failure {
     let kind = match failure.kind {
-        FailureKind::Unavailable => v1::FailureKind::FailureUnavailable,
+        FailureKind::Unavailable | FailureKind::Deadline => v1::FailureKind::FailureUnavailable,
+        FailureKind::Budget => v1::FailureKind::FailureBudgetExhausted,
         FailureKind::RateLimited => v1::FailureKind::FailureRateLimited,
         FailureKind::Rejected => v1::FailureKind::FailureRejected,
         FailureKind::Malformed => v1::FailureKind::FailureMalformed,
@@ -59,20 +96,22 @@ fn answer_call(template: &Template, item: &v1::AnswerItem, request: &v1::AnswerR
 #[tonic::async_trait]
 impl v1::generator_server::Generator for GeneratorService {
     async fn answer(&self, request: Request<v1::AnswerRequest>) -> Result<Response<v1::AnswerResponse>, Status> {
-        let request = request.into_inner();
-        let lane = self.0.lane(&request.model).map_err(|e| status(&e))?;
-        let template = self.0.templates().get(&request.template).map_err(|e| status(&e.into()))?;
+        let (metadata, _, request) = request.into_parts();
+        let ask = self.ask(&metadata, &request.tenant)?;
+        let lane = self.gateway.lane(&request.model).map_err(|e| status(&e))?;
+        let template = self.gateway.templates().get(&request.template).map_err(|e| status(&e.into()))?;
         let calls = request.items.iter().map(|item| answer_call(template, item, &request)).collect();
-        let answers = self.0.complete(lane, calls).await.map_err(|e| status(&e))?;
+        let answers = self.gateway.complete(lane, calls, &ask).await.map_err(|e| status(&e))?;
         let results = answers
             .into_iter()
             .map(|answer| {
                 let outcome = match answer {
                     Ok(answered) => v1::answer_result::Outcome::Answer(v1::Answer {
-                        text: answered.completion.text.trim().to_owned(),
+                        text: template.answer(&answered.completion.text).to_owned(),
                         prompt_tokens: answered.completion.prompt_tokens,
                         completion_tokens: answered.completion.completion_tokens,
                         cached: answered.cached,
+                        fallback: answered.fallback.as_deref().unwrap_or("").to_owned(),
                     }),
                     Err(why) => v1::answer_result::Outcome::Failure(failure(why)),
                 };
@@ -83,42 +122,12 @@ impl v1::generator_server::Generator for GeneratorService {
     }
 
     async fn judge(&self, request: Request<v1::JudgeRequest>) -> Result<Response<v1::JudgeResponse>, Status> {
-        let request = request.into_inner();
-        let lane = self.0.lane(&request.model).map_err(|e| status(&e))?;
-        let undecided = || v1::JudgeResult {
-            verdict: v1::Verdict::Undecided.into(),
-            reason: "no reply of the judge could be read as yes or no".to_owned(),
-        };
-        let mut results: Vec<v1::JudgeResult> = request.items.iter().map(|_| undecided()).collect();
-        let mut open = Vec::new();
-        for (at, item) in request.items.iter().enumerate() {
-            if item.answer.trim().is_empty() || item.gold_answers.is_empty() {
-                // nothing can be contained: a judge would only be tempted
-                let reason = "there is no answer, or no gold answer".to_owned();
-                results[at] = v1::JudgeResult { verdict: v1::Verdict::Incorrect.into(), reason };
-            } else {
-                open.push(at);
-            }
-        }
-        for wording in 0..WORDINGS {
-            if open.is_empty() {
-                break;
-            }
-            let calls = open.iter().map(|at| ask(&candidate(&request.items[*at]), wording)).collect();
-            let answers = self.0.complete(lane, calls).await.map_err(|e| status(&e))?;
-            let mut unread = Vec::new();
-            for (at, answer) in open.into_iter().zip(answers) {
-                match answer.map(|answered| read(&answered.completion.text)) {
-                    Ok(Some(decision)) => results[at] = verdict(decision),
-                    Ok(None) => unread.push(at),
-                    Err(why) => {
-                        let reason = format!("{}: {}", why.kind.label(), why.message);
-                        results[at] = v1::JudgeResult { verdict: v1::Verdict::Failed.into(), reason };
-                    }
-                }
-            }
-            open = unread;
-        }
+        let (metadata, _, request) = request.into_parts();
+        let ask = self.ask(&metadata, &request.tenant)?;
+        let lane = self.gateway.lane(&request.model).map_err(|e| status(&e))?;
+        let candidates: Vec<Candidate<'_>> = request.items.iter().map(candidate).collect();
+        let rulings = judge(&self.gateway, lane, &candidates, &ask).await.map_err(|e| status(&e))?;
+        let results: Vec<v1::JudgeResult> = rulings.into_iter().map(verdict).collect();
         let verdicts = &s3_telemetry::metrics().gateway_verdicts;
         for result in &results {
             verdicts.with_label_values(&[lane.provider().name(), verdict_label(result.verdict())]).inc();
@@ -127,9 +136,10 @@ impl v1::generator_server::Generator for GeneratorService {
     }
 
     async fn info(&self, request: Request<v1::GeneratorInfoRequest>) -> Result<Response<v1::GeneratorInfo>, Status> {
-        let request = request.into_inner();
-        let provider = self.0.lane(&request.model).map_err(|e| status(&e))?.provider();
-        let template = self.0.templates().get(&request.template).map_err(|e| status(&e.into()))?;
+        let (metadata, _, request) = request.into_parts();
+        self.ask(&metadata, "")?;
+        let provider = self.gateway.lane(&request.model).map_err(|e| status(&e))?.provider();
+        let template = self.gateway.templates().get(&request.template).map_err(|e| status(&e.into()))?;
         Ok(Response::new(v1::GeneratorInfo {
             digest: generator_digest(provider, template).map_err(|e| status(&e))?,
             model: provider.name().to_owned(),
@@ -142,12 +152,14 @@ fn candidate(item: &v1::JudgeItem) -> Candidate<'_> {
     Candidate { question: &item.question, answer: &item.answer, gold: &item.gold_answers }
 }
 
-fn verdict(decision: Decision) -> v1::JudgeResult {
-    let verdict = match decision {
-        Decision::Correct => v1::Verdict::Correct,
-        Decision::Incorrect => v1::Verdict::Incorrect,
+fn verdict(ruling: Ruling) -> v1::JudgeResult {
+    let (verdict, reason) = match ruling {
+        Ruling::Decided(Decision::Correct) => (v1::Verdict::Correct, String::new()),
+        Ruling::Decided(Decision::Incorrect) => (v1::Verdict::Incorrect, String::new()),
+        Ruling::Undecided(why) => (v1::Verdict::Undecided, why),
+        Ruling::Failed(why) => (v1::Verdict::Failed, why),
     };
-    v1::JudgeResult { verdict: verdict.into(), reason: String::new() }
+    v1::JudgeResult { verdict: verdict.into(), reason }
 }
 
 fn verdict_label(verdict: v1::Verdict) -> &'static str {
@@ -156,5 +168,21 @@ fn verdict_label(verdict: v1::Verdict) -> &'static str {
         v1::Verdict::Incorrect => "incorrect",
         v1::Verdict::Failed => "failed",
         v1::Verdict::Undecided | v1::Verdict::Unspecified => "undecided",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read() {
+        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(timeout("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(timeout("2M"), Some(Duration::from_secs(120)));
+        assert_eq!(timeout("99999999H"), None);
+        for bad in ["", "m", "10", "1x", "-1S", "é"] {
+            assert_eq!(timeout(bad), None, "{bad}");
+        }
     }
 }

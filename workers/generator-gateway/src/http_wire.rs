@@ -1,7 +1,7 @@
 //! The front's wire format: reading requests strictly, writing replies and errors in OpenAI's shape.
 
 use crate::engine::Answered;
-use crate::provider::{Call, CallFailure, FailureKind, Finish, Message, Role, Sampling};
+use crate::provider::{Call, CallFailure, Completion, FailureKind, Finish, Message, Role, Sampling};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -14,12 +14,13 @@ pub struct ApiError {
     kind: &'static str,
     code: Option<&'static str>,
     message: String,
+    retry_after: Option<std::time::Duration>,
 }
 
 impl ApiError {
     /// An error; `kind` is OpenAI's `type`.
     pub fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
-        Self { status, kind, code, message: message.into() }
+        Self { status, kind, code, message: message.into(), retry_after: None }
     }
 
     fn bad(message: impl Into<String>) -> Self {
@@ -49,8 +50,19 @@ impl ApiError {
             FailureKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
             FailureKind::Rejected => (StatusCode::BAD_REQUEST, "invalid_request_error"),
             FailureKind::Malformed => (StatusCode::BAD_GATEWAY, "server_error"),
+            FailureKind::Deadline => (StatusCode::GATEWAY_TIMEOUT, "server_error"),
+            // what OpenAI says when the account is empty; clients do not try that again
+            FailureKind::Budget => (StatusCode::PAYMENT_REQUIRED, "insufficient_quota"),
         };
-        Self::new(status, kind, Some(failure.kind.label()), failure.message.clone())
+        let error = Self::new(status, kind, Some(failure.kind.label()), failure.message.clone());
+        Self { retry_after: failure.retry_after, ..error }
+    }
+
+    /// Whole seconds after which to come back.
+    pub fn retry_after(&self) -> Option<u64> {
+        let busy = matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        let hint = self.retry_after.map(|hint| (hint.as_secs_f64().ceil() as u64).max(1));
+        hint.filter(|_| busy).or((self.status == StatusCode::TOO_MANY_REQUESTS).then_some(1))
     }
 
     /// The body.
@@ -59,20 +71,81 @@ impl ApiError {
     }
 }
 
-/// A chat completion request.
-#[derive(Debug, Deserialize)]
+/// A request for a completion: of a chat, or of a plain text.
+#[derive(Debug, Default)]
 pub struct Request {
     model: String,
-    messages: Vec<WireMessage>,
+    messages: Option<Vec<WireMessage>>,
+    prompt: Option<Value>,
     temperature: Option<f64>,
     top_p: Option<f64>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
     stop: Option<Stop>,
-    #[serde(default)]
     stream: Option<bool>,
-    #[serde(flatten)]
+    stream_options: Option<StreamOptions>,
+    logprobs: Option<Value>,
+    top_logprobs: Option<u8>,
     others: Map<String, Value>,
+}
+
+/// Read member by member: a derived reader that keeps unknown members goes over everything twice.
+impl<'de> Deserialize<'de> for Request {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> serde::de::Visitor<'de> for Members {
+            type Value = Request;
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("a completion request")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Request, A::Error> {
+                let mut request = Request::default();
+                let mut has_model = false;
+                while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+                    match &*name {
+                        "model" => {
+                            request.model = map.next_value()?;
+                            has_model = true;
+                        }
+                        "messages" => request.messages = Some(map.next_value()?),
+                        "prompt" => request.prompt = map.next_value()?,
+                        "temperature" => request.temperature = map.next_value()?,
+                        "top_p" => request.top_p = map.next_value()?,
+                        "max_tokens" => request.max_tokens = map.next_value()?,
+                        "max_completion_tokens" => request.max_completion_tokens = map.next_value()?,
+                        "stop" => request.stop = map.next_value()?,
+                        "stream" => request.stream = map.next_value()?,
+                        "stream_options" => request.stream_options = map.next_value()?,
+                        "logprobs" => request.logprobs = map.next_value()?,
+                        "top_logprobs" => request.top_logprobs = map.next_value()?,
+                        _ => {
+                            request.others.insert(name.into_owned(), map.next_value()?);
+                        }
+                    }
+                }
+                if has_model { Ok(request) } else { Err(serde::de::Error::missing_field("model")) }
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
+/// What a stream is to hold beside the text.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+}
+
+/// How the reply is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manner {
+    /// Piece by piece.
+    pub stream: bool,
+    /// A stream's last event tells the tokens used.
+    pub usage: bool,
+    /// A chat, else a plain text.
+    pub chat: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,14 +178,12 @@ impl Request {
     /// Reads a body.
     pub fn read(body: &[u8]) -> Result<Self, ApiError> {
         serde_json::from_slice(body)
-            .map_err(|e| ApiError::bad(format!("the body is not a chat completion request: {e}")))
+            .map_err(|e| ApiError::bad(format!("the body is not a completion request: {e}")))
     }
 
-    /// The model's name and the call. Parameters that would change the answer and are not honoured are refused.
-    pub fn into_call(self) -> Result<(String, Call), ApiError> {
-        if self.stream == Some(true) {
-            return Err(ApiError::bad("stream: true is not supported; leave it out to get the answer in one piece"));
-        }
+    /// The model's name, the call and how its reply is wanted. Parameters that would change the answer and are
+    /// not honoured are refused.
+    pub fn into_call(self, chat: bool) -> Result<(String, Call, Manner), ApiError> {
         if let Some((name, _)) = self.others.iter().find(|(name, value)| !is_neutral(name, value)) {
             return Err(ApiError::bad(format!("parameter {name} with this value is not supported; leave it out")));
         }
@@ -134,11 +205,44 @@ impl Request {
         if max_tokens == Some(0) {
             return Err(ApiError::bad("max_tokens must be at least 1"));
         }
-        if self.messages.is_empty() {
-            return Err(ApiError::bad("messages is empty"));
+        let stream = self.stream == Some(true);
+        let logprobs = logprobs(chat, self.logprobs.as_ref(), self.top_logprobs)?;
+        if stream && logprobs.is_some() {
+            return Err(ApiError::bad("logprobs come with whole answers only; leave out stream or logprobs"));
         }
-        let messages = self.messages.into_iter().map(message).collect::<Result<_, _>>()?;
-        Ok((self.model, Call { messages, sampling: Sampling { temperature, top_p, max_tokens, stop } }))
+        let sampling = Sampling { temperature, top_p, max_tokens, stop, logprobs };
+        let usage = self.stream_options.is_some_and(|options| options.include_usage);
+        let manner = Manner { stream, usage, chat };
+        if chat {
+            let messages = self.messages.unwrap_or_default();
+            if messages.is_empty() || self.prompt.is_some() {
+                return Err(ApiError::bad("a chat completion takes messages, and at least one"));
+            }
+            let messages = messages.into_iter().map(message).collect::<Result<_, _>>()?;
+            return Ok((self.model, Call::chat(messages, sampling), manner));
+        }
+        let (Some(Value::String(text)), None) = (self.prompt, self.messages) else {
+            return Err(ApiError::bad("a completion takes one prompt, a string"));
+        };
+        if text.is_empty() {
+            return Err(ApiError::bad("prompt is empty"));
+        }
+        Ok((self.model, Call { text: Some(text), ..Call::chat(Vec::new(), sampling) }, manner))
+    }
+}
+
+/// How many alternatives a token: chats switch log-probabilities on and name the number apart.
+fn logprobs(chat: bool, wanted: Option<&Value>, top: Option<u8>) -> Result<Option<u8>, ApiError> {
+    let number = |count: Option<u64>| {
+        let count = count.and_then(|count| u8::try_from(count).ok()).filter(|count| *count <= 20);
+        count.map(Some).ok_or_else(|| ApiError::bad("at most 20 log-probabilities a token can be asked for"))
+    };
+    match (chat, wanted) {
+        (_, None | Some(Value::Null)) | (true, Some(Value::Bool(false))) => Ok(None),
+        (true, Some(Value::Bool(true))) => number(Some(u64::from(top.unwrap_or(0)))),
+        (false, Some(Value::Number(count))) => number(count.as_u64()),
+        (true, Some(_)) => Err(ApiError::bad("logprobs of a chat is true or false; top_logprobs is their number")),
+        (false, Some(_)) => Err(ApiError::bad("logprobs of a completion is a number")),
     }
 }
 
@@ -159,6 +263,7 @@ fn message(wire: WireMessage) -> Result<Message, ApiError> {
 /// Parameters that ask for nothing, or only label the request.
 fn is_neutral(name: &str, value: &Value) -> bool {
     match name {
+        "best_of" => value.is_null() || value.as_u64() == Some(1),
         "user" | "metadata" | "store" | "service_tier" | "safety_identifier" | "prompt_cache_key" => true,
         "frequency_penalty" | "presence_penalty" => value.is_null() || value.as_f64() == Some(0.0),
         "n" => value.is_null() || value.as_u64() == Some(1),
@@ -172,26 +277,97 @@ fn is_neutral(name: &str, value: &Value) -> bool {
     }
 }
 
-/// The reply of a completion. Its id follows from the content: same request, same bytes.
-pub fn completion(model: &str, answered: &Answered) -> Value {
-    let made = &answered.completion;
-    let finish = match made.finish {
+fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
         Finish::Stop => "stop",
         Finish::Length => "length",
-    };
+    }
+}
+
+/// A string's JSON form. Strings always have one.
+pub(crate) fn quoted(text: &str) -> String {
+    serde_json::to_string(text).unwrap_or_default()
+}
+
+fn usage(made: &Completion) -> String {
+    format!(
+        r#"{{"prompt_tokens":{},"completion_tokens":{},"total_tokens":{}}}"#,
+        made.prompt_tokens,
+        made.completion_tokens,
+        u64::from(made.prompt_tokens) + u64::from(made.completion_tokens)
+    )
+}
+
+/// The reply of a completion. Its id follows from the content: same request, same bytes.
+pub fn completion(model: &str, answered: &Answered, chat: bool) -> String {
+    let made = &answered.completion;
+    let model = answered.fallback.as_deref().unwrap_or(model);
     let id = s3_artifacts::digest_bytes(format!("{model}\n{}", made.text).as_bytes());
-    json!({
-        "id": format!("chatcmpl-{}", &id[..24]),
-        "object": "chat.completion",
-        "created": created(),
-        "model": model,
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": made.text}, "logprobs": null, "finish_reason": finish}],
-        "usage": {
-            "prompt_tokens": made.prompt_tokens,
-            "completion_tokens": made.completion_tokens,
-            "total_tokens": made.prompt_tokens + made.completion_tokens,
-        },
-    })
+    let (prefix, object, text) = if chat {
+        ("chatcmpl", "chat.completion", format!(r#""message":{{"role":"assistant","content":{}}}"#, quoted(&made.text)))
+    } else {
+        ("cmpl", "text_completion", format!(r#""text":{}"#, quoted(&made.text)))
+    };
+    format!(
+        r#"{{"id":"{prefix}-{}","object":"{object}","created":{},"model":{},"choices":[{{"index":0,{text},"logprobs":{},"finish_reason":"{}"}}],"usage":{}}}"#,
+        &id[..24],
+        created(),
+        quoted(model),
+        made.logprobs.as_deref().unwrap_or("null"),
+        finish_reason(made.finish),
+        usage(made)
+    )
+}
+
+/// The events of one stream.
+pub struct Events {
+    head: String,
+    manner: Manner,
+}
+
+impl Events {
+    /// Of a stream with this number.
+    pub fn new(model: &str, number: u64, manner: Manner) -> Self {
+        let (prefix, object) =
+            if manner.chat { ("chatcmpl", "chat.completion.chunk") } else { ("cmpl", "text_completion") };
+        let (created, model) = (created(), quoted(model));
+        let head =
+            format!(r#"data: {{"id":"{prefix}-{number:024x}","object":"{object}","created":{created},"model":{model}"#);
+        Self { head, manner }
+    }
+
+    fn event(&self, inner: &str, finish: &str) -> String {
+        let head = &self.head;
+        let inner = if self.manner.chat { format!(r#""delta":{{{inner}}}"#) } else { inner.to_owned() };
+        format!("{head},\"choices\":[{{\"index\":0,{inner},\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n")
+    }
+
+    /// The event that opens the stream.
+    pub fn open(&self) -> Option<String> {
+        self.manner.chat.then(|| self.event(r#""role":"assistant","content":"""#, "null"))
+    }
+
+    /// The event of a piece of text.
+    pub fn piece(&self, text: &str) -> String {
+        let name = if self.manner.chat { "content" } else { "text" };
+        self.event(&format!(r#""{name}":{}"#, quoted(text)), "null")
+    }
+
+    /// The events that close the stream.
+    pub fn close(&self, made: &Completion) -> String {
+        let finish = quoted(finish_reason(made.finish));
+        let mut out = self.event(if self.manner.chat { "" } else { r#""text":"""# }, &finish);
+        if self.manner.usage {
+            out.push_str(&format!("{},\"choices\":[],\"usage\":{}}}\n\n", self.head, usage(made)));
+        }
+        out.push_str("data: [DONE]\n\n");
+        out
+    }
+
+    /// The event of a stream that cannot be finished; no end follows, so no reader takes it for whole.
+    pub fn failed(&self, failure: &CallFailure) -> String {
+        format!("data: {}\n\n", ApiError::from_failure(failure).body())
+    }
 }
 
 /// The list of models.
@@ -210,28 +386,30 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn call(extra: &str) -> Result<(String, Call), ApiError> {
+    fn call(extra: &str) -> Result<(String, Call, Manner), ApiError> {
         let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}]{extra}}}"#);
-        Request::read(body.as_bytes())?.into_call()
+        Request::read(body.as_bytes())?.into_call(true)
     }
 
     #[test]
     fn the_reference_clients_request_is_read() {
-        let (model, call) =
+        let (model, call, _) =
             call(r#","temperature":0,"top_p":1,"frequency_penalty":0,"presence_penalty":0,"max_tokens":10"#).unwrap();
         assert_eq!(model, "m");
         assert_eq!(call.sampling, Sampling::greedy(Some(10), &[]));
         let parts = br#"{"model":"m","messages":[{"role":"developer","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]}"#;
-        let (_, call) = Request::read(parts).unwrap().into_call().unwrap();
+        let (_, call, _) = Request::read(parts).unwrap().into_call(true).unwrap();
         assert_eq!(call.messages, [Message::new(Role::System, "ab")]);
     }
 
     #[test]
     fn what_cannot_be_honoured_is_named() {
         for (extra, part) in [
-            (r#","stream":true"#, "stream"),
+            (r#","stream":true,"logprobs":true"#, "stream"),
             (r#","n":2"#, "parameter n"),
-            (r#","logprobs":true"#, "logprobs"),
+            (r#","logprobs":3"#, "logprobs"),
+            (r#","logprobs":true,"top_logprobs":21"#, "20"),
+            (r#","prompt":"x""#, "messages"),
             (r#","tools":[{"type":"function"}]"#, "tools"),
             (r#","frequency_penalty":0.5"#, "frequency_penalty"),
             (r#","seed":7"#, "seed"),
@@ -254,7 +432,59 @@ mod tests {
             r#"{"model":"m","messages":[]}"#,
             r#"{"model":"m","messages":[{"role":"tool","content":"x"}]}"#,
         ] {
-            assert!(Request::read(bad.as_bytes()).and_then(Request::into_call).is_err(), "{bad}");
+            assert!(Request::read(bad.as_bytes()).and_then(|r| r.into_call(true)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn plain_texts_log_probabilities_and_streams_are_asked_for() {
+        let text = br#"{"model":"m","prompt":"Once","max_tokens":3,"logprobs":2,"stream":false}"#;
+        let (_, plain, manner) = Request::read(text).unwrap().into_call(false).unwrap();
+        assert_eq!((plain.text.as_deref(), plain.sampling.logprobs), (Some("Once"), Some(2)));
+        assert_eq!(manner, Manner { stream: false, usage: false, chat: false });
+        for bad in [r#"{"model":"m"}"#, r#"{"model":"m","prompt":["a"]}"#, r#"{"model":"m","prompt":""}"#] {
+            assert!(Request::read(bad.as_bytes()).unwrap().into_call(false).is_err(), "{bad}");
+        }
+        let (_, call, manner) =
+            call(r#","stream":true,"stream_options":{"include_usage":true},"logprobs":null"#).unwrap();
+        assert_eq!(call.sampling.logprobs, None);
+        assert_eq!(manner, Manner { stream: true, usage: true, chat: true });
+    }
+
+    #[test]
+    fn replies_and_events_are_json() {
+        let made = Completion {
+            text: "say \"hi\"\n".into(),
+            prompt_tokens: 3,
+            completion_tokens: 2,
+            finish: Finish::Length,
+            logprobs: Some(r#"{"content":[]}"#.into()),
+        };
+        for chat in [true, false] {
+            let answered = Answered { completion: made.clone().into(), cached: false, fallback: None };
+            let reply: Value = serde_json::from_str(&completion("m\"", &answered, chat)).unwrap();
+            let choice = &reply["choices"][0];
+            assert_eq!(reply["model"], "m\"");
+            assert_eq!((&choice["finish_reason"], &choice["logprobs"]), (&json!("length"), &json!({"content": []})));
+            assert_eq!(reply["usage"]["total_tokens"], 5);
+            let manner = Manner { stream: true, usage: true, chat };
+            let events = Events::new("m\"", 7, manner);
+            let mut text = events.open().unwrap_or_default();
+            text.push_str(&events.piece("say \"hi\""));
+            text.push_str(&events.piece("\n"));
+            text.push_str(&events.close(&made));
+            let data: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+            assert_eq!(data.last(), Some(&"[DONE]"));
+            let mut said = String::new();
+            let mut last = Value::Null;
+            for data in &data[..data.len() - 1] {
+                let event: Value = serde_json::from_str(data).unwrap();
+                let choice = &event["choices"][0];
+                said.push_str(choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or(""));
+                last = event;
+            }
+            assert_eq!(said, made.text);
+            assert_eq!(last["usage"]["completion_tokens"], 2);
         }
     }
 }

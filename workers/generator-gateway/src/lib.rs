@@ -4,30 +4,55 @@
 //! The trainer renders its examples with [`render`], so that the built-in generator is trained on exactly the
 //! prompts it is asked later.
 
+mod access;
+mod anthropic_wire;
+mod aws_credentials;
+mod bedrock_wire;
+mod breaker;
 mod built_in;
 mod cache;
+mod calibration;
 mod engine;
+mod flight;
 mod grpc;
 mod http;
+mod http_stream;
 mod http_wire;
 mod judge;
-mod openai;
+mod ledger;
+mod memory;
+mod network;
 mod openai_wire;
+mod pace;
+mod panel;
 mod provider;
+mod remote;
 mod retry;
+mod route;
+mod secret;
 mod serve;
+mod sigv4;
+mod sse;
+mod stops;
 mod templates;
+mod wire;
 
+pub use access::{Access, Denied};
 pub use built_in::{BuiltIn, BuiltInError};
 pub use cache::{AnswerCache, CacheError};
-pub use engine::{Answered, Answers, Gateway, GatewayError, Lane};
+pub use calibration::{Calibration, Label, Measured, calibrate, judge_digest, read_labels};
+pub use engine::{Answered, Answers, Ask, Gateway, GatewayError, Lane, Rules};
 pub use grpc::{GeneratorService, generator_digest};
 pub use http::router;
 pub use judge::{Candidate, Decision};
-pub use openai::{OpenAi, OpenAiSettings, SettingsError};
+pub use ledger::Ledger;
+pub use network::Reach;
+pub use panel::{Ruling, judge};
 pub use provider::{
-    BoxFuture, Call, CallFailure, Completion, FailureKind, Finish, Message, Outcomes, Provider, Role, Sampling,
+    BoxFuture, Call, CallFailure, Completion, FailureKind, Finish, Message, Meter, Order, Outcomes, Provider, Role,
+    Sampling, Usage,
 };
+pub use remote::{Remote, SettingsError, Surroundings};
 pub use retry::RetryPolicy;
 pub use serve::{build, serve};
 pub use templates::{Document, Messages, Template, TemplateError, Templates, neutralise, render};

@@ -1,6 +1,8 @@
-//! `s3-generator-gateway serve --config FILE`.
+//! `s3-generator-gateway serve --config FILE`, and `calibrate` of a judge.
 
 use clap::{Parser, Subcommand};
+use s3_config::GatewayConfig;
+use s3_generator_gateway::{build, calibrate, read_labels};
 use s3_telemetry::{Failure, finish, init_logging};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -22,22 +24,62 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Measures a judge against labelled answers: sensitivity, specificity and kappa with intervals.
+    Calibrate {
+        /// The gateway's configuration (YAML).
+        #[arg(long)]
+        config: PathBuf,
+        /// The judging provider; its second judge, where one is configured, judges too.
+        #[arg(long, default_value = "")]
+        judge: String,
+        /// Labelled answers: a line of JSON each, {"question", "answer", "golds": […], "correct": true|false}.
+        #[arg(long)]
+        labels: PathBuf,
+        /// Where the report goes (JSON).
+        #[arg(long)]
+        report: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
     init_logging();
-    let Command::Serve { config } = Arguments::parse().command;
-    finish(run(&config))
+    finish(match Arguments::parse().command {
+        Command::Serve { config } => run(&config, s3_generator_gateway::serve),
+        Command::Calibrate { config, judge, labels, report } => {
+            run(&config, |config| measure(config, judge, labels, report))
+        }
+    })
 }
 
-fn run(path: &Path) -> Result<(), Failure> {
-    let config: s3_config::GatewayConfig = s3_config::load(path).map_err(Failure::input)?;
+/// Threads that move bytes. One of them forwards tens of thousands of requests a second, and every wake-up of
+/// a second one costs as much as a good part of a request; arithmetic has threads of its own.
+const ASYNC_THREADS: usize = 1;
+
+fn run<F>(path: &Path, work: impl FnOnce(GatewayConfig) -> F) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(), Failure>>,
+{
+    let config: GatewayConfig = s3_config::load(path).map_err(Failure::input)?;
     fix_threads(config.runtime.threads)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::internal)?;
-    let result = runtime.block_on(s3_generator_gateway::serve(config));
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(ASYNC_THREADS).enable_all().build().map_err(Failure::internal)?;
+    let result = runtime.block_on(work(config));
     // a call that still waits for its upstream must not hold the process
     runtime.shutdown_background();
     result
+}
+
+async fn measure(config: GatewayConfig, judge: String, labels: PathBuf, report: PathBuf) -> Result<(), Failure> {
+    let found = read_labels(&labels).map_err(Failure::input)?;
+    let gateway = tokio::task::spawn_blocking(move || build(&config)).await.map_err(Failure::internal)??;
+    let lane = gateway.lane(&judge).map_err(Failure::input)?;
+    let bar = indicatif::ProgressBar::new(found.labels.len() as u64);
+    let measured = calibrate(&gateway, lane, &found, |done| bar.set_position(done as u64)).await;
+    bar.finish_and_clear();
+    let measured = measured.map_err(Failure::unavailable)?;
+    measured.save(&report).map_err(Failure::io)?;
+    println!("{measured}");
+    Ok(())
 }
 
 /// Arithmetic libraries read their thread count from the environment when they start, so a configured count

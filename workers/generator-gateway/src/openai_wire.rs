@@ -1,34 +1,60 @@
-//! The wire format of upstream chat completions: request body and strict reading of the reply.
+//! The wire format of upstream chat completions: request body, strict reading of the reply and of streams.
 
 use crate::FailureKind;
 use crate::provider::{Call, Completion, Finish, Message};
 use crate::retry::Attempt;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::sync::Arc;
 
 #[derive(Serialize)]
-pub(crate) struct Body<'a> {
+struct Body<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
     model: &'a str,
-    messages: &'a [Message],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages: Option<&'a [Message]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<&'a str>,
     temperature: f64,
     top_p: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_tokens: Option<u32>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     stop: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_logprobs: Option<u8>,
     stream: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream_options: Option<Value>,
 }
 
-/// The request body.
-pub(crate) fn body<'a>(model: &'a str, call: &'a Call) -> Body<'a> {
-    Body {
+/// The request body; `model` is empty where the address names it.
+pub(crate) fn body(model: &str, call: &Call, stream: bool) -> Vec<u8> {
+    let sampling = &call.sampling;
+    let text = call.text.as_deref();
+    // chats ask with a switch and a number, plain completions with the number alone
+    let (logprobs, top_logprobs) = match (sampling.logprobs, text) {
+        (None, _) => (None, None),
+        (Some(count), Some(_)) => (Some(Value::from(count)), None),
+        (Some(count), None) => (Some(Value::Bool(true)), (count > 0).then_some(count)),
+    };
+    let body = Body {
         model,
-        messages: &call.messages,
-        temperature: call.sampling.temperature,
-        top_p: call.sampling.top_p,
-        max_tokens: call.sampling.max_tokens,
-        stop: &call.sampling.stop,
-        stream: false,
-    }
+        messages: text.is_none().then_some(&call.messages),
+        prompt: text,
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        max_tokens: sampling.max_tokens,
+        stop: &sampling.stop,
+        logprobs,
+        top_logprobs,
+        stream,
+        stream_options: stream.then(|| serde_json::json!({"include_usage": true})),
+    };
+    // strings and numbers always have a JSON form
+    serde_json::to_vec(&body).unwrap_or_default()
 }
 
 #[derive(Deserialize)]
@@ -39,8 +65,11 @@ struct Reply {
 
 #[derive(Deserialize)]
 struct Choice {
-    message: ReplyMessage,
+    message: Option<ReplyMessage>,
+    /// Of a plain completion.
+    text: Option<String>,
     finish_reason: Option<String>,
+    logprobs: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -48,7 +77,7 @@ struct ReplyMessage {
     content: Option<String>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 struct Usage {
     #[serde(default)]
     prompt_tokens: u32,
@@ -56,22 +85,109 @@ struct Usage {
     completion_tokens: u32,
 }
 
+fn malformed(message: impl Into<String>) -> Attempt {
+    Attempt::again(FailureKind::Malformed, "malformed", message)
+}
+
+fn finish(reason: Option<&str>) -> Result<Finish, Attempt> {
+    match reason {
+        Some("stop" | "eos" | "eos_token" | "stop_sequence") => Ok(Finish::Stop),
+        Some("length") => Ok(Finish::Length),
+        Some("content_filter") => Err(Attempt::refused("the provider's content filter cut the answer")),
+        Some(other) => Err(malformed(format!("the answer ended with {:?}", shorten(other)))),
+        None => Err(malformed("the reply does not say why the answer ended")),
+    }
+}
+
 /// Reads a reply of status 200. A reply without text, or one cut by a filter, is not an empty answer.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Completion, Attempt> {
-    let malformed = |message: String| Attempt::again(FailureKind::Malformed, "malformed", message);
     let reply: Reply = serde_json::from_slice(bytes)
-        .map_err(|e| malformed(format!("the reply is not a chat completion ({e}): {}", error_line(bytes))))?;
-    let choice = reply.choices.into_iter().next().ok_or_else(|| malformed("the reply has no choice".to_owned()))?;
-    let finish = match choice.finish_reason.as_deref() {
-        Some("stop" | "eos" | "eos_token" | "stop_sequence") => Finish::Stop,
-        Some("length") => Finish::Length,
-        Some("content_filter") => return Err(Attempt::refused("the provider's content filter cut the answer")),
-        Some(other) => return Err(malformed(format!("the answer ended with {:?}", shorten(other)))),
-        None => return Err(malformed("the reply does not say why the answer ended".to_owned())),
-    };
-    let text = choice.message.content.ok_or_else(|| malformed("the reply has no text".to_owned()))?;
+        .map_err(|e| malformed(format!("the reply is not a completion ({e}): {}", error_line(bytes))))?;
+    let choice = reply.choices.into_iter().next().ok_or_else(|| malformed("the reply has no choice"))?;
+    let finish = finish(choice.finish_reason.as_deref())?;
+    let text = choice.message.and_then(|message| message.content).or(choice.text);
+    let text = text.ok_or_else(|| malformed("the reply has no text"))?;
     let usage = reply.usage.unwrap_or_default();
-    Ok(Completion { text, prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens, finish })
+    let logprobs = choice.logprobs.filter(|value| !value.is_null()).map(|value| Arc::from(value.to_string()));
+    Ok(Completion {
+        text,
+        prompt_tokens: usage.prompt_tokens,
+        completion_tokens: usage.completion_tokens,
+        finish,
+        logprobs,
+    })
+}
+
+#[derive(Deserialize)]
+struct Chunk {
+    #[serde(default)]
+    choices: Vec<ChunkChoice>,
+    usage: Option<Usage>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct ChunkChoice {
+    #[serde(default)]
+    delta: Delta,
+    text: Option<String>,
+    finish_reason: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct Delta {
+    content: Option<String>,
+}
+
+/// A streamed reply as far as it has come.
+#[derive(Default)]
+pub(crate) struct Partial {
+    pub text: String,
+    pub prompt_tokens: u32,
+    pub completion_tokens: u32,
+    pub finish: Option<Finish>,
+    /// The stream said that it is complete.
+    pub done: bool,
+}
+
+impl Partial {
+    /// The completion, once the stream has ended properly.
+    pub fn end(self) -> Result<Completion, Attempt> {
+        let broken = || Attempt::again(FailureKind::Unavailable, "truncated", "the stream broke off");
+        let finish = self.finish.filter(|_| self.done).ok_or_else(broken)?;
+        Ok(Completion {
+            text: self.text,
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.completion_tokens,
+            finish,
+            logprobs: None,
+        })
+    }
+}
+
+/// Reads one event of a stream; the new text, if there is some.
+pub(crate) fn event(data: &str, partial: &mut Partial) -> Result<Option<String>, Attempt> {
+    if data == "[DONE]" {
+        partial.done = true;
+        return Ok(None);
+    }
+    let chunk: Chunk = serde_json::from_str(data).map_err(|e| malformed(format!("an event of the stream: {e}")))?;
+    if chunk.error.is_some() {
+        let line = error_line(data.as_bytes());
+        return Err(Attempt::again(FailureKind::Unavailable, "5xx", format!("the stream ended with: {line}")));
+    }
+    if let Some(usage) = chunk.usage {
+        (partial.prompt_tokens, partial.completion_tokens) = (usage.prompt_tokens, usage.completion_tokens);
+    }
+    let Some(choice) = chunk.choices.into_iter().next() else { return Ok(None) };
+    if choice.finish_reason.is_some() {
+        partial.finish = Some(finish(choice.finish_reason.as_deref())?);
+    }
+    let piece = choice.delta.content.or(choice.text).filter(|piece| !piece.is_empty());
+    if let Some(piece) = &piece {
+        partial.text.push_str(piece);
+    }
+    Ok(piece)
 }
 
 /// The message of an error body, or its beginning, on one line.
@@ -81,6 +197,11 @@ pub(crate) fn error_line(bytes: &[u8]) -> String {
         error: Detail,
     }
     #[derive(Deserialize)]
+    struct Bare {
+        #[serde(alias = "Message")]
+        message: String,
+    }
+    #[derive(Deserialize)]
     #[serde(untagged)]
     enum Detail {
         Object { message: String },
@@ -88,12 +209,15 @@ pub(crate) fn error_line(bytes: &[u8]) -> String {
     }
     let text = match serde_json::from_slice::<Wrapped>(bytes) {
         Ok(Wrapped { error: Detail::Object { message } | Detail::Text(message) }) => message,
-        Err(_) => String::from_utf8_lossy(&bytes[..bytes.len().min(1024)]).into_owned(),
+        Err(_) => match serde_json::from_slice::<Bare>(bytes) {
+            Ok(Bare { message }) => message,
+            Err(_) => String::from_utf8_lossy(&bytes[..bytes.len().min(1024)]).into_owned(),
+        },
     };
     if text.trim().is_empty() { "(empty body)".to_owned() } else { shorten(&text) }
 }
 
-fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     let line: Vec<_> = text.split_whitespace().collect();
     line.join(" ").chars().filter(|c| !c.is_control()).take(300).collect()
 }
@@ -109,7 +233,7 @@ mod tests {
     fn a_good_reply_is_read() {
         let completion = parse(GOOD.as_bytes()).unwrap();
         let expected =
-            Completion { text: "Paris".into(), prompt_tokens: 7, completion_tokens: 2, finish: Finish::Stop };
+            Completion { text: "Paris".into(), prompt_tokens: 7, completion_tokens: 2, finish: Finish::Stop, logprobs: None };
         assert_eq!(completion, expected);
     }
 
@@ -139,8 +263,52 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_is_whole_only_with_its_end() {
+        let events = [
+            r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"Pa"},"finish_reason":null}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"ris"},"finish_reason":null}]}"#,
+            r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}"#,
+            "[DONE]",
+        ];
+        for upto in 0..=events.len() {
+            let mut partial = Partial::default();
+            let pieces: Vec<String> = events[..upto].iter().filter_map(|e| event(e, &mut partial).unwrap()).collect();
+            assert_eq!(pieces.concat(), partial.text);
+            match partial.end() {
+                Ok(whole) => {
+                    assert_eq!(upto, events.len());
+                    assert_eq!(whole, parse(GOOD.as_bytes()).unwrap());
+                }
+                Err(failed) => assert!(upto < events.len() && failed.kind == FailureKind::Unavailable),
+            }
+        }
+        assert!(event(r#"{"error":{"message":"overloaded"}}"#, &mut Partial::default()).is_err());
+        assert!(event("{", &mut Partial::default()).is_err());
+    }
+
+    #[test]
+    fn log_probabilities_and_plain_texts_are_asked_for_and_read() {
+        use crate::provider::{Role, Sampling};
+        let mut call = Call::chat(vec![Message::new(Role::User, "q")], Sampling::greedy(None, &[]));
+        let sent = |call: &Call| serde_json::from_slice::<Value>(&body("m", call, false)).unwrap();
+        assert!(sent(&call).get("logprobs").is_none() && sent(&call).get("prompt").is_none());
+        call.sampling.logprobs = Some(3);
+        assert_eq!((&sent(&call)["logprobs"], &sent(&call)["top_logprobs"]), (&Value::Bool(true), &Value::from(3)));
+        call.text = Some("Once".into());
+        assert_eq!((&sent(&call)["logprobs"], &sent(&call)["prompt"]), (&Value::from(3), &Value::from("Once")));
+        assert!(sent(&call).get("messages").is_none());
+        let plain = r#"{"choices":[{"text":" upon","finish_reason":"length","logprobs":{"token_logprobs":[-0.5]}}]}"#;
+        let read = parse(plain.as_bytes()).unwrap();
+        assert_eq!((read.text.as_str(), read.finish), (" upon", Finish::Length));
+        assert_eq!(read.logprobs.as_deref(), Some(r#"{"token_logprobs":[-0.5]}"#));
+    }
+
+    #[test]
     fn error_bodies_become_one_short_line() {
         assert_eq!(error_line(br#"{"error":"bad key"}"#), "bad key");
+        assert_eq!(error_line(br#"{"message":"throttled"}"#), "throttled");
         assert_eq!(error_line(b" \n"), "(empty body)");
         assert_eq!(error_line("<html>\n  oops\u{7}</html>".as_bytes()), "<html> oops</html>");
         assert_eq!(error_line("é".repeat(5000).as_bytes()).chars().count(), 300);

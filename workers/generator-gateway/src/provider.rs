@@ -2,6 +2,10 @@
 
 use serde::Serialize;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 /// Who speaks in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -42,12 +46,15 @@ pub struct Sampling {
     pub max_tokens: Option<u32>,
     /// Strings that end an answer; they are not part of it.
     pub stop: Vec<String>,
+    /// Log-probabilities wanted, with this many alternatives a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<u8>,
 }
 
 impl Sampling {
     /// Greedy decoding.
     pub fn greedy(max_tokens: Option<u32>, stop: &[String]) -> Self {
-        Self { temperature: 0.0, top_p: 1.0, max_tokens, stop: stop.to_vec() }
+        Self { temperature: 0.0, top_p: 1.0, max_tokens, stop: stop.to_vec(), logprobs: None }
     }
 
     /// Whether the same call means the same answer, so that it may be cached.
@@ -59,19 +66,33 @@ impl Sampling {
 /// One completion to make.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Call {
-    /// The rendered prompt.
+    /// The rendered prompt of a chat.
     pub messages: Vec<Message>,
+    /// A plain text to continue instead of a chat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// Decoding.
     pub sampling: Sampling,
 }
 
 impl Call {
+    /// A call with the messages of a chat.
+    pub fn chat(messages: Vec<Message>, sampling: Sampling) -> Self {
+        Self { messages, text: None, sampling }
+    }
+
+    /// Bytes of the prompt.
+    pub fn prompt_bytes(&self) -> usize {
+        let messages: usize = self.messages.iter().map(|message| message.content.len()).sum();
+        messages + self.text.as_ref().map_or(0, String::len)
+    }
+
     /// A call from a rendered template.
     pub fn from_rendered(rendered: crate::Messages, sampling: Sampling) -> Self {
         let mut messages = Vec::with_capacity(2);
         messages.extend(rendered.system.map(|text| Message::new(Role::System, text)));
         messages.push(Message::new(Role::User, rendered.user));
-        Self { messages, sampling }
+        Self::chat(messages, sampling)
     }
 }
 
@@ -95,6 +116,8 @@ pub struct Completion {
     pub completion_tokens: u32,
     /// Why it ended.
     pub finish: Finish,
+    /// Log-probabilities as the provider gave them (JSON), when they were asked for.
+    pub logprobs: Option<Arc<str>>,
 }
 
 /// Kind of a failed call.
@@ -108,6 +131,10 @@ pub enum FailureKind {
     Rejected,
     /// The reply could not be read.
     Malformed,
+    /// The caller's deadline came first.
+    Deadline,
+    /// The caller's budget is spent.
+    Budget,
 }
 
 impl FailureKind {
@@ -118,6 +145,8 @@ impl FailureKind {
             Self::RateLimited => "rate_limited",
             Self::Rejected => "rejected",
             Self::Malformed => "malformed",
+            Self::Deadline => "deadline",
+            Self::Budget => "budget",
         }
     }
 }
@@ -130,17 +159,91 @@ pub struct CallFailure {
     pub kind: FailureKind,
     /// One line without secrets.
     pub message: String,
+    /// When to come back, where that is known.
+    pub retry_after: Option<Duration>,
 }
 
 impl CallFailure {
     /// A failure; line breaks of foreign texts become blanks.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into().replace(['\n', '\r'], " ") }
+        Self { kind, message: message.into().replace(['\n', '\r'], " "), retry_after: None }
+    }
+
+    /// The same with a time to come back.
+    pub fn after(mut self, hint: Option<Duration>) -> Self {
+        self.retry_after = hint;
+        self
     }
 }
 
 /// Outcomes of a batch, in its order.
 pub type Outcomes = Vec<Result<Completion, CallFailure>>;
+
+/// What was used: by one call, or by a caller in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Replies that a provider charges for.
+    pub calls: u64,
+    /// Tokens read.
+    pub prompt: u64,
+    /// Tokens written.
+    pub answer: u64,
+}
+
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.prompt += other.prompt;
+        self.answer += other.answer;
+    }
+}
+
+/// Counts what a request's attempts used: unreadable and abandoned replies are charged too.
+#[derive(Debug, Default)]
+pub struct Meter {
+    calls: AtomicU64,
+    prompt: AtomicU64,
+    answer: AtomicU64,
+}
+
+impl Meter {
+    /// Adds one reply.
+    pub fn add(&self, used: Usage) {
+        self.calls.fetch_add(used.calls, Ordering::Relaxed);
+        self.prompt.fetch_add(used.prompt, Ordering::Relaxed);
+        self.answer.fetch_add(used.answer, Ordering::Relaxed);
+    }
+
+    /// What was used so far.
+    pub fn read(&self) -> Usage {
+        Usage {
+            calls: self.calls.load(Ordering::Relaxed),
+            prompt: self.prompt.load(Ordering::Relaxed),
+            answer: self.answer.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What travels with a call: until when its answer is of use, and where its use is counted.
+#[derive(Clone, Debug, Default)]
+pub struct Order {
+    /// The caller waits no longer than this.
+    pub deadline: Option<Instant>,
+    /// What the attempts used.
+    pub meter: Arc<Meter>,
+}
+
+impl Order {
+    /// An order with a deadline.
+    pub fn until(deadline: Option<Instant>) -> Self {
+        Self { deadline, meter: Arc::default() }
+    }
+
+    /// Time left; none when there is no deadline.
+    pub fn left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+}
 
 /// A future that can be boxed into a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -164,5 +267,14 @@ pub trait Provider: Send + Sync {
     fn is_serial(&self) -> bool;
 
     /// Computes a batch; outcome i belongs to call i.
-    fn complete(&self, calls: Vec<Call>) -> BoxFuture<'_, Outcomes>;
+    fn complete(&self, calls: Vec<Call>, order: Order) -> BoxFuture<'_, Outcomes>;
+
+    /// Computes one call and sends its text piece by piece; the whole is returned at the end. It stops when
+    /// nobody receives any more.
+    fn stream(
+        &self,
+        call: Call,
+        order: Order,
+        pieces: mpsc::Sender<String>,
+    ) -> BoxFuture<'_, Result<Completion, CallFailure>>;
 }

@@ -1,12 +1,14 @@
 //! From a configuration to serving sockets.
 
+use crate::access::Access;
 use crate::built_in::BuiltIn;
 use crate::cache::{AnswerCache, CacheError};
-use crate::engine::Gateway;
+use crate::calibration;
+use crate::engine::{Gateway, Rules};
 use crate::grpc::GeneratorService;
-use crate::openai::{OpenAi, OpenAiSettings};
+use crate::network::Reach;
 use crate::provider::Provider;
-use crate::retry::RetryPolicy;
+use crate::remote::{Remote, Surroundings};
 use crate::templates::{TemplateError, Templates};
 use s3_config::{GatewayConfig, ProviderConfig};
 use s3_proto::tonic::transport::Server;
@@ -39,6 +41,7 @@ pub async fn serve(config: GatewayConfig) -> Result<(), Failure> {
         Some(address) => Some(listen(address, "http").await?),
         None => None,
     };
+    let access = Arc::new(Access::new(config.caller_tokens.as_deref()).map_err(Failure::input)?);
     let gateway = tokio::task::spawn_blocking({
         let config = config.clone();
         move || build(&config)
@@ -47,7 +50,7 @@ pub async fn serve(config: GatewayConfig) -> Result<(), Failure> {
     .map_err(Failure::internal)??;
 
     let limit = config.body_limit;
-    let service = GeneratorServer::new(GeneratorService::new(gateway.clone()))
+    let service = GeneratorServer::new(GeneratorService::new(gateway.clone(), access.clone()))
         .max_decoding_message_size(limit.min(s3_proto::MESSAGE_LIMIT))
         .max_encoding_message_size(s3_proto::MESSAGE_LIMIT);
     let stop = shutdown.clone();
@@ -60,8 +63,13 @@ pub async fn serve(config: GatewayConfig) -> Result<(), Failure> {
     });
     let front = http.map(|listener| {
         let stop = shutdown.clone();
-        let router = crate::http::router(gateway.clone(), limit);
+        let router = crate::http::router(gateway.clone(), access.clone(), limit);
         tokio::spawn(async move {
+            let listener = axum::serve::ListenerExt::tap_io(listener, |stream: &mut tokio::net::TcpStream| {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "small packets of a connection may wait");
+                }
+            });
             axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await }).await
         })
     });
@@ -111,33 +119,37 @@ pub fn build(config: &GatewayConfig) -> Result<Arc<Gateway>, Failure> {
             return Err(Failure::input(format!("provider name {:?} is empty or stands twice", provider.name())));
         }
     }
+    let reach = Reach::new(&config.allow_addresses).map_err(Failure::input)?;
     // the cache before the models: it opens fast and a wrong path shows at once
     let cache = match &config.cache {
-        Some(path) => Some(AnswerCache::open(path).map_err(|e| cache_failure(&e))?),
-        None => None,
+        Some(path) => AnswerCache::open_as(path, config.cache_mode).map_err(|e| cache_failure(&e))?,
+        None => AnswerCache::in_memory(config.cache_mode),
     };
-    let providers = config.providers.iter().map(|provider| make(provider)).collect::<Result<_, _>>()?;
-    Ok(Gateway::new(providers, templates, cache))
+    let around = Surroundings::new(reach, &config.providers);
+    let providers = config.providers.iter().map(|provider| make(provider, &around)).collect::<Result<Vec<_>, _>>()?;
+    for (judge, required) in &config.calibrations {
+        let provider = providers.iter().find(|provider| provider.name() == judge);
+        let provider =
+            provider.ok_or_else(|| Failure::input(format!("calibrations: no provider is called {judge:?}")))?;
+        let second = config.second_judges.get(judge).map(String::as_str);
+        let second = providers.iter().find(|provider| Some(provider.name()) == second).map(AsRef::as_ref);
+        calibration::require(provider.as_ref(), second, required).map_err(Failure::input)?;
+    }
+    let rules = Rules {
+        fallbacks: config.fallbacks.clone(),
+        second_judges: config.second_judges.clone(),
+        budgets: &config.budgets,
+    };
+    Gateway::with_rules(providers, templates, cache, rules).map_err(Failure::input)
 }
 
-fn make(provider: &ProviderConfig) -> Result<Box<dyn Provider>, Failure> {
+fn make(provider: &ProviderConfig, around: &Surroundings) -> Result<Box<dyn Provider>, Failure> {
     match provider {
-        ProviderConfig::OpenAi { name, base_url, model, api_key_file, concurrency, deadline_ms, attempts } => {
-            let settings = OpenAiSettings {
-                name: name.clone(),
-                base_url: base_url.clone(),
-                model: model.clone(),
-                api_key_file: api_key_file.clone(),
-                concurrency: *concurrency,
-                deadline: Duration::from_millis(*deadline_ms),
-                retry: RetryPolicy::new(*attempts),
-            };
-            Ok(Box::new(OpenAi::new(settings).map_err(Failure::input)?))
-        }
         ProviderConfig::BuiltIn { name, model, batch, context_tokens } => {
             tracing::info!(provider = name, model = %model.path.display(), "loading");
             Ok(Box::new(BuiltIn::load(name, model, *batch, *context_tokens).map_err(Failure::input)?))
         }
+        remote => Ok(Box::new(Remote::new(remote, around).map_err(Failure::input)?)),
     }
 }
 

@@ -1,7 +1,9 @@
 //! Answer templates: how a question and its passages become the messages of a chat.
 //!
 //! A template is a text file of sections, each opened by a line `=== NAME`: `system` (optional), `user`,
-//! `document` (one passage; optional) and `stop` (one stop string a line, `\n` for a line break; optional).
+//! `document` (one passage; optional), `stop` (one stop string a line, `\n` for a line break; optional) and
+//! `answer tag` (the name of a tag; the answer is what the model writes inside it last, or all it writes when
+//! there is none; optional).
 //! Placeholders are `{question}` and `{documents}` in messages, `{index}`, `{title}` and `{text}` in
 //! `document`. A message that holds `{documents}` needs a second form, `system, no documents` or
 //! `user, no documents`, for questions without passages. A file without any section line is the `user` message.
@@ -69,6 +71,7 @@ pub struct Template {
     user: Section,
     document: String,
     stop: Vec<String>,
+    answer_tag: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +81,8 @@ struct Section {
 }
 
 const DOCUMENT: &str = "[{index}] {title}: {text}";
-const SECTIONS: [&str; 6] = ["system", "system, no documents", "user", "user, no documents", "document", "stop"];
+const SECTIONS: [&str; 7] =
+    ["system", "system, no documents", "user", "user, no documents", "document", "stop", "answer tag"];
 
 impl Template {
     /// Parses a template's text; `name` is for messages.
@@ -121,12 +125,27 @@ impl Template {
         placeholders(&document, &["index", "title", "text"])?;
         let stop = parts.remove("stop").unwrap_or_default();
         let stop = stop.lines().filter(|line| !line.is_empty()).map(|line| line.replace("\\n", "\n")).collect();
-        Ok(Self { source: source.to_owned(), system, user, document, stop })
+        let answer_tag = parts.remove("answer tag").map(|tag| tag.trim().to_owned());
+        if answer_tag.as_ref().is_some_and(|tag| tag.is_empty() || !tag.bytes().all(|b| b.is_ascii_lowercase())) {
+            return Err("section \"answer tag\" holds one name of small letters, without brackets".to_owned());
+        }
+        Ok(Self { source: source.to_owned(), system, user, document, stop, answer_tag })
     }
 
     /// The template's own text; part of a generator's digest.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// The answer in what the model wrote.
+    pub fn answer<'a>(&self, text: &'a str) -> &'a str {
+        let tagged = self.answer_tag.as_deref().and_then(|tag| {
+            let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+            let rest = &text[text.rfind(&open)? + open.len()..];
+            // cut off by the token limit, an answer may lack its end
+            Some(&rest[..rest.find(&close).unwrap_or(rest.len())])
+        });
+        tagged.unwrap_or(text).trim()
     }
 
     /// Strings that end an answer.
@@ -202,15 +221,18 @@ fn is_invisible(c: char) -> bool {
 #[derive(Clone, Debug)]
 pub struct Templates(BTreeMap<String, Template>);
 
-const BUILT_IN: [(&str, &str); 3] = [
+const BUILT_IN: [(&str, &str); 5] = [
     ("short-answer", include_str!("../templates/short-answer.txt")),
     ("s3", include_str!("../templates/s3.txt")),
     ("zero-shot", include_str!("../templates/zero-shot.txt")),
+    ("chain-of-thought", include_str!("../templates/chain-of-thought.txt")),
+    ("medical-choice", include_str!("../templates/medical-choice.txt")),
 ];
 
 impl Templates {
     /// `short-answer` (the default: passages in the user message, for small models), `s3` (passages in the
-    /// system message, question alone in the user message) and `zero-shot` (no passages).
+    /// system message, question alone in the user message), `zero-shot` (no passages), `chain-of-thought` (the
+    /// answer is taken from its tag; with passages or without) and `medical-choice` (one of the question's options).
     pub fn built_in() -> Result<Self, TemplateError> {
         Self::load(&BTreeMap::new())
     }
@@ -350,6 +372,28 @@ mod tests {
         assert_eq!(messages.user, "Who?");
         let without = render(templates.get("s3").unwrap(), "Who?", &[], 0);
         assert_eq!(without, render(templates.get("zero-shot").unwrap(), "Who?", &PASSAGES, 0));
+    }
+
+    #[test]
+    fn the_answer_is_taken_from_its_tag() {
+        let templates = Templates::built_in().unwrap();
+        let template = templates.get("chain-of-thought").unwrap();
+        for (text, answer) in [
+            ("First, <answer>no</answer>. So <answer> Paris </answer> it is.", "Paris"),
+            ("I think <answer>Paris", "Paris"),
+            (" Paris ", "Paris"),
+            ("</answer> Paris <answer></answer>", ""),
+        ] {
+            assert_eq!(template.answer(text), answer);
+        }
+        assert_eq!(templates.get("s3").unwrap().answer(" <answer>Paris</answer> "), "<answer>Paris</answer>");
+        for name in ["chain-of-thought", "medical-choice"] {
+            let template = templates.get(name).unwrap();
+            assert!(render(template, "Q?", &PASSAGES, 0).system.unwrap().contains("Lyon is a city."), "{name}");
+            assert!(!render(template, "Q?", &[], 0).system.unwrap().contains("ocument"), "{name}");
+        }
+        let wrong = "=== user\n{question}\n=== answer tag\n<answer>";
+        assert!(Template::parse("t", wrong).unwrap_err().to_string().contains("answer tag"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use candle_core::{DType, Device};
 use s3_generator_gateway::{
-    BuiltIn, Call, Completion, Document, FailureKind, Finish, Gateway, Message, Provider, Role, Sampling, Templates,
+    Ask, BuiltIn, Call, Completion, Document, FailureKind, Finish, Gateway, Message, Order, Provider, Role, Sampling, Templates,
     render,
 };
 use s3_model::{Decoder, DecoderConfig, TokenizerFile};
@@ -52,7 +52,7 @@ fn tiny(batch: usize) -> BuiltIn {
 }
 
 fn call(text: &str, max_tokens: u32) -> Call {
-    Call { messages: vec![Message::new(Role::User, text)], sampling: Sampling::greedy(Some(max_tokens), &[]) }
+    Call::chat(vec![Message::new(Role::User, text)], Sampling::greedy(Some(max_tokens), &[]))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,8 +66,8 @@ async fn a_batch_repeats_and_bad_calls_fail_alone() {
     mixed.insert(7, warm);
     mixed.push(Call { messages: vec![Message::new(Role::Assistant, "x")], ..call("", 6) });
 
-    let clean = provider.complete(calls).await;
-    let mut outcomes = provider.complete(mixed).await;
+    let clean = provider.complete(calls, Order::default()).await;
+    let mut outcomes = provider.complete(mixed, Order::default()).await;
     for (at, part) in [(13, "one user message"), (7, "greedily"), (3, "contextTokens 200")] {
         let failure = outcomes.remove(at).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Rejected);
@@ -89,7 +89,7 @@ async fn two_hundred_callers_compute_once_and_a_restart_remembers() {
     let gateway = |batch| {
         let providers: Vec<Box<dyn Provider>> = vec![Box::new(tiny(batch))];
         let cache = s3_generator_gateway::AnswerCache::open(&cache).unwrap();
-        Gateway::new(providers, Templates::built_in().unwrap(), Some(cache))
+        Gateway::new(providers, Templates::built_in().unwrap(), cache)
     };
     let first = gateway(4);
     let tasks: Vec<_> = (0..200)
@@ -97,7 +97,7 @@ async fn two_hundred_callers_compute_once_and_a_restart_remembers() {
             let gateway = first.clone();
             tokio::spawn(async move {
                 let lane = gateway.lane("tiny").unwrap().clone();
-                gateway.complete(&lane, vec![call("a", 5), call("b", 5), call("a", 5)]).await.unwrap()
+                gateway.complete(&lane, vec![call("a", 5), call("b", 5), call("a", 5)], &Ask::by("test")).await.unwrap()
             })
         })
         .collect();
@@ -115,7 +115,7 @@ async fn two_hundred_callers_compute_once_and_a_restart_remembers() {
 
     let second = gateway(1);
     let lane = second.lane("").unwrap().clone();
-    let answers = second.complete(&lane, vec![call("b", 5), call("a", 5)]).await.unwrap();
+    let answers = second.complete(&lane, vec![call("b", 5), call("a", 5)], &Ask::by("test")).await.unwrap();
     let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
     assert!(answers.iter().all(|answer| answer.cached));
     assert_eq!([&answers[1].completion, &answers[0].completion], [&all[0][0], &all[0][1]]);
@@ -161,11 +161,14 @@ async fn the_quickstart_model_answers_from_its_passages() {
     let other = Document { title: "Tea", text: "Tea is a drink made from the leaves of Camellia sinensis." };
     let started = std::time::Instant::now();
     let outcomes = provider
-        .complete(vec![
-            ask("What is the capital of Zorbland?", &[other, passage]),
-            ask("What is the capital of France?", &[]),
-            ask("From which plant are tea leaves taken?", &[other]),
-        ])
+        .complete(
+            vec![
+                ask("What is the capital of Zorbland?", &[other, passage]),
+                ask("What is the capital of France?", &[]),
+                ask("From which plant are tea leaves taken?", &[other]),
+            ],
+            Order::default(),
+        )
         .await;
     let texts: Vec<&str> = outcomes.iter().map(|outcome| outcome.as_ref().unwrap().text.trim()).collect();
     println!("{texts:?} in {:?}", started.elapsed());

@@ -18,7 +18,7 @@ fn texts(response: &v1::AnswerResponse) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_nine_loses_no_acknowledged_answer_and_splits_no_batch() {
-    const BATCHES: usize = 400;
+    const BATCHES: usize = 1250;
     const SIZE: usize = 8;
     let upstream = Upstream::start().await;
     upstream.delay(Duration::from_millis(1));
@@ -30,7 +30,7 @@ async fn kill_nine_loses_no_acknowledged_answer_and_splits_no_batch() {
         let process = world.start();
         let client = world.client();
         let kill = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(150 + 90 * round)).await;
+            tokio::time::sleep(Duration::from_millis(300 + 300 * round)).await;
             process.kill();
         });
         // several batches are in work when the process dies
@@ -226,9 +226,7 @@ async fn wrong_inputs_end_in_one_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_endpoint_is_a_failure_of_each_item_and_kills_nothing() {
     let mut world = World::new(&format!("http://{}/v1", free_port()));
-    if let ProviderConfig::OpenAi { attempts, .. } = &mut world.config.providers[0] {
-        *attempts = 2;
-    }
+    world.provider(0).limits.attempts = 2;
     let process = world.start();
     let response = world.client().answer(request(["a".to_owned(), "b".to_owned()])).await.unwrap();
     for result in &response.results {
@@ -250,9 +248,7 @@ async fn the_key_is_sent_rotated_and_never_shown() {
     let mut world = World::new(&upstream.url());
     let file = world.path("key");
     std::fs::write(&file, format!("{}\n", KEYS[0])).unwrap();
-    if let ProviderConfig::OpenAi { api_key_file, .. } = &mut world.config.providers[0] {
-        *api_key_file = Some(file.clone());
-    }
+    world.provider(0).api_key_file = Some(file.clone());
     let admin = free_port();
     world.config.runtime.admin = Some(admin);
     let mut command = world.command();

@@ -5,6 +5,7 @@
 
 use crate::{MESSAGE_LIMIT, v1};
 use std::time::{Duration, Instant};
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
@@ -55,6 +56,8 @@ struct Caller {
     deadline: Duration,
     attempts: u32,
     channel: Channel,
+    /// `authorization` of every request.
+    authorization: Option<MetadataValue<Ascii>>,
 }
 
 impl Caller {
@@ -64,7 +67,7 @@ impl Caller {
             .connect_timeout(Duration::from_secs(5))
             .tcp_nodelay(true);
         let channel = endpoint.connect_lazy();
-        Ok(Self { service, address: address.to_owned(), deadline, attempts: attempts.max(1), channel })
+        Ok(Self { service, address: address.to_owned(), deadline, attempts: attempts.max(1), channel, authorization: None })
     }
 
     async fn call<M, R, F, Fut>(&self, method: &'static str, message: M, send: F) -> Result<R, CallError>
@@ -79,6 +82,9 @@ impl Caller {
             attempt += 1;
             let mut request = Request::new(message.clone());
             request.set_timeout(self.deadline);
+            if let Some(value) = &self.authorization {
+                request.metadata_mut().insert("authorization", value.clone());
+            }
             let started = Instant::now();
             let sent = tokio::time::timeout(self.deadline, send(self.channel.clone(), request)).await;
             let outcome = sent.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within the deadline")));
@@ -171,6 +177,18 @@ impl GeneratorClient {
     /// Prepares a client; the connection is made by the first call.
     pub fn new(address: &str, deadline: Duration, attempts: u32) -> Result<Self, CallError> {
         Caller::new("generator-gateway", address, deadline, attempts).map(Self)
+    }
+
+    /// Shows this token with every request: the gateway knows the caller by it.
+    pub fn with_token(mut self, token: &str) -> Result<Self, CallError> {
+        let refused = |_| CallError::Refused {
+            service: "generator-gateway",
+            status: "the caller's token cannot stand in a header".to_owned(),
+        };
+        let mut value = MetadataValue::try_from(format!("Bearer {}", token.trim())).map_err(refused)?;
+        value.set_sensitive(true);
+        self.0.authorization = Some(value);
+        Ok(self)
     }
 
     /// Answers a batch; every item has an answer or a typed failure.

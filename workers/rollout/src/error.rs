@@ -40,6 +40,12 @@ pub enum RolloutError {
         /// What.
         what: &'static str,
     },
+    /// The gateway makes no more calls for this caller.
+    #[error("{reason}; what was had is kept, run again with a larger budget to go on")]
+    Budget {
+        /// What is spent; begins with `BudgetExhausted`.
+        reason: String,
+    },
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -77,6 +83,7 @@ impl From<RolloutError> for Failure {
             RolloutError::Model(model) => model_class(model),
             RolloutError::Interrupted => ExitClass::Interrupted,
             RolloutError::AllFailed { .. }
+            | RolloutError::Budget { .. }
             | RolloutError::Reply { .. }
             | RolloutError::Search(_)
             | RolloutError::Codec(_)

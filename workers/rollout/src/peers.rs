@@ -151,7 +151,14 @@ impl GeneratorPeer {
         let deadline = Duration::from_millis(config.endpoint.deadline_ms);
         // the channel is made on the runtime, also when called from the compute thread
         let _inside = link.handle.enter();
-        let client = GeneratorClient::new(&config.endpoint.address, deadline, config.endpoint.attempts)?;
+        let mut client = GeneratorClient::new(&config.endpoint.address, deadline, config.endpoint.attempts)?;
+        if let Some(path) = &config.token_file {
+            let token = std::fs::read_to_string(path).map_err(|e| {
+                Self::reply(format!("the caller's token cannot be read from tokenFile {}: {e}", path.display()))
+            })?;
+            client = client.with_token(&token)?;
+        }
+        let tenant = if config.caller.is_empty() { tenant } else { &config.caller };
         let info = link.wait(client.info(&config.model, &config.template))?;
         Ok(Self { link: link.clone(), client, config: config.clone(), digest: info.digest, tenant: tenant.to_owned() })
     }
@@ -224,6 +231,10 @@ impl AnswerSource for GeneratorPeer {
         if response.results.len() != items.len() {
             return Err(Self::reply(format!("{} verdicts for {} answers", response.results.len(), items.len())));
         }
+        if let Some(spent) = response.results.iter().find(|result| result.reason.starts_with("budget: ")) {
+            let reason = spent.reason.trim_start_matches("budget: ").to_owned();
+            return Err(RolloutError::Budget { reason });
+        }
         Ok(response.results.iter().map(|result| convert::verdict(result.verdict())).collect())
     }
 }
@@ -232,6 +243,10 @@ fn outcome(result: v1::AnswerResult) -> Result<AnswerOutcome, RolloutError> {
     use v1::answer_result::Outcome;
     match result.outcome {
         Some(Outcome::Answer(answer)) => Ok(AnswerOutcome::Answer(answer.text)),
+        // the rest of the run would end the same way; what is finished is kept, so raising the budget goes on
+        Some(Outcome::Failure(failure)) if failure.kind() == v1::FailureKind::FailureBudgetExhausted => {
+            Err(RolloutError::Budget { reason: failure.message })
+        }
         Some(Outcome::Failure(failure)) => {
             let outage =
                 matches!(failure.kind(), v1::FailureKind::FailureUnavailable | v1::FailureKind::FailureRateLimited);

@@ -163,6 +163,8 @@ mod tests {
             max_answer_tokens: 4,
             passage_words: 0,
             judge: judge.then(|| "judge".into()),
+            caller: String::new(),
+            token_file: None,
             chunk: 2,
         })
     }

@@ -22,6 +22,7 @@ pub mod protocol;
 pub mod pyjson;
 pub mod reward;
 pub mod score;
+pub mod stated;
 pub mod text;
 pub mod types;
 

@@ -1,6 +1,7 @@
 //! Answers against golds: exact match, token F1, spans and generation accuracy.
 
 pub use crate::text::normalize;
+use crate::stated::states;
 use crate::text::{contains, span_tokens};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -102,8 +103,9 @@ pub fn answer_tokens(answer: &str) -> usize {
 }
 
 /// Generation accuracy: a span of a gold in an answer of at most `max_answer_tokens` normalised
-/// words, confirmed by the judge where there is one (`judge` is `None` where there is not). Without
-/// a span the judge decides alone. No usable gold is [`Verdict::Failed`].
+/// words that states it (see [`crate::stated`]), confirmed by the judge where there is one (`judge` is
+/// `None` where there is not). Without a span the judge decides alone. No usable gold is
+/// [`Verdict::Failed`].
 pub fn gen_acc(answer: &str, golds: &[String], max_answer_tokens: usize, judge: Option<Verdict>) -> Verdict {
     if check_golds(golds).is_err() {
         return Verdict::Failed;
@@ -111,7 +113,7 @@ pub fn gen_acc(answer: &str, golds: &[String], max_answer_tokens: usize, judge: 
     if !has_span(answer, golds) {
         return judge.unwrap_or(Verdict::Incorrect);
     }
-    if answer_tokens(answer) > max_answer_tokens {
+    if answer_tokens(answer) > max_answer_tokens || !states(answer, golds) {
         return Verdict::Incorrect;
     }
     judge.unwrap_or(Verdict::Correct)

@@ -137,10 +137,12 @@ fn attacks_score_nothing() {
         assert_eq!(compat::has_span(answer, &honest), *taken, "{answer:?}");
         assert!(compat::has_span(answer, &gold), "a gold without content makes any answer right in the reference");
     }
-    // Short answers that name the gold without giving it pass spans in both rules. Only a judge holds them.
+    // Short answers that name the gold without giving it pass spans in both rules, and the reference believes them.
     for answer in ["Not Paris, but Rome", "Paris or Rome or Oslo", "Is it Paris?"] {
         assert!(has_span(answer, &honest) && compat::has_span(answer, &honest));
-        assert_eq!(gen_acc(answer, &honest, MAX_WORDS, Some(Verdict::Incorrect)), Verdict::Incorrect);
+        for judge in [None, Some(Verdict::Incorrect), Some(Verdict::Correct)] {
+            assert_eq!(gen_acc(answer, &honest, MAX_WORDS, judge), Verdict::Incorrect);
+        }
         assert_eq!(compat::gen_acc(answer, &honest, Some(Verdict::Incorrect)), Verdict::Correct);
     }
 }

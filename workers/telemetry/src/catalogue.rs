@@ -77,10 +77,12 @@ catalogue! {
     retriever_queries: Counter "s3_retriever_queries_total" ["method", "cache"] "Queries served, by cache outcome (hit, miss).";
     retriever_refused: Counter "s3_retriever_refused_total" ["reason"] "Requests refused before any work.";
     retriever_passages: Gauge "s3_retriever_index_passages" [] "Passages in the served index.";
-    gateway_requests: Counter "s3_gateway_requests_total" ["provider", "outcome"] "Answers and verdicts, by outcome (ok, cached, unavailable, `rate_limited`, rejected, malformed).";
+    gateway_requests: Counter "s3_gateway_requests_total" ["provider", "outcome"] "Answers and verdicts, by outcome (ok, cached, unavailable, `rate_limited`, rejected, malformed, deadline, budget).";
     gateway_seconds: Histogram "s3_gateway_request_seconds" ["provider"] "Duration of one upstream call or one built-in batch.";
     gateway_tokens: Counter "s3_gateway_tokens_total" ["provider", "direction"] "Tokens read (prompt) and written (completion).";
     gateway_retries: Counter "s3_gateway_retries_total" ["provider", "reason"] "Upstream attempts repeated.";
+    gateway_refused: Counter "s3_gateway_refused_total" ["reason"] "Requests refused before any call (identity, queue, rate, budget).";
+    gateway_spent: Counter "s3_gateway_caller_tokens_total" ["caller", "direction"] "Tokens that a caller's calls were charged for, read (prompt) and written (completion).";
     gateway_verdicts: Counter "s3_gateway_verdicts_total" ["provider", "verdict"] "Judged answers, by verdict (correct, incorrect, undecided, failed).";
     training_step: Gauge "s3_training_step" [] "Policy update steps done.";
     training_reward: Gauge "s3_training_reward_mean" [] "Mean reward of the last step's scored episodes.";

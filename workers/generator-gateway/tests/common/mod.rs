@@ -1,7 +1,7 @@
 //! An upstream that misbehaves on order, and the real gateway process in front of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // every test file uses a part of it
 
-use s3_config::{GatewayConfig, ProviderConfig, Runtime};
+use s3_config::{CacheMode, CallLimits, GatewayConfig, OpenAiConfig, ProviderConfig, Runtime};
 use s3_proto::{GeneratorClient, v1};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -34,7 +34,14 @@ pub enum Act {
     WrongType,
     /// An answer without text.
     NoText,
+    /// This body, as JSON.
+    Json(String),
+    /// Events of a stream with this time between them, and then its end or not.
+    Stream { pieces: Vec<&'static str>, gap: Duration, whole: bool },
 }
+
+/// What every request gets, by its body and how often that body came before.
+pub type Rule = Arc<dyn Fn(&serde_json::Value, usize) -> Act + Send + Sync>;
 
 /// One request as it came.
 #[derive(Clone, Debug)]
@@ -52,6 +59,11 @@ struct State {
     running: AtomicUsize,
     most: AtomicUsize,
     delay: Mutex<Duration>,
+    rule: Mutex<Option<Rule>>,
+    times: Mutex<std::collections::HashMap<String, usize>>,
+    count: AtomicUsize,
+    left: Mutex<Vec<Instant>>,
+    forgetful: std::sync::atomic::AtomicBool,
 }
 
 /// An OpenAI-compatible upstream on loopback.
@@ -97,7 +109,22 @@ impl Upstream {
     }
 
     pub fn calls(&self) -> usize {
-        self.state.seen.lock().unwrap().len()
+        self.state.count.load(Ordering::SeqCst)
+    }
+
+    /// Requests that the script does not answer get what this says.
+    pub fn rule(&self, rule: Rule) {
+        *self.state.rule.lock().unwrap() = Some(rule);
+    }
+
+    /// Requests are no longer kept, only counted.
+    pub fn forget(&self) {
+        self.state.forgetful.store(true, Ordering::SeqCst);
+    }
+
+    /// When clients went away in the middle of a stream.
+    pub fn left(&self) -> Vec<Instant> {
+        self.state.left.lock().unwrap().clone()
     }
 
     /// Most requests that were in work together.
@@ -117,12 +144,19 @@ pub fn answer_to(body: &serde_json::Value) -> String {
 }
 
 async fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    while serve_one(&mut stream, state).await? {}
+    stream.shutdown().await
+}
+
+/// Serves one request; whether the connection goes on.
+async fn serve_one(stream: &mut TcpStream, state: &State) -> std::io::Result<bool> {
     let mut bytes = Vec::new();
     let (head, body) = loop {
         let mut buffer = vec![0; 16384];
         let read = stream.read(&mut buffer).await?;
         if read == 0 {
-            return Ok(());
+            return Ok(false);
         }
         bytes.extend_from_slice(&buffer[..read]);
         let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
@@ -134,15 +168,26 @@ async fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
             .and_then(|rest| rest.lines().next()?.trim().parse().ok())
             .unwrap_or(0);
         if bytes.len() >= end + 4 + length {
-            break (head, serde_json::from_slice(&bytes[end + 4..]).unwrap_or_default());
+            let body: serde_json::Value = serde_json::from_slice(&bytes[end + 4..]).unwrap_or_default();
+            break (head, body);
         }
     };
     let act = {
         let next = state.script.lock().unwrap().pop_front();
-        next.or_else(|| state.after.lock().unwrap().clone()).unwrap_or(Act::Answer)
+        let ruled = || {
+            let rule = state.rule.lock().unwrap().clone()?;
+            let mut times = state.times.lock().unwrap();
+            let before = times.entry(body["messages"].to_string()).or_default();
+            *before += 1;
+            Some(rule(&body, *before - 1))
+        };
+        next.or_else(|| state.after.lock().unwrap().clone()).or_else(ruled).unwrap_or(Act::Answer)
     };
     let text = answer_to(&body);
-    state.seen.lock().unwrap().push(Seen { at: Instant::now(), head, body });
+    state.count.fetch_add(1, Ordering::SeqCst);
+    if !state.forgetful.load(Ordering::SeqCst) {
+        state.seen.lock().unwrap().push(Seen { at: Instant::now(), head, body });
+    }
     let running = state.running.fetch_add(1, Ordering::SeqCst) + 1;
     state.most.fetch_max(running, Ordering::SeqCst);
     let delay = *state.delay.lock().unwrap();
@@ -170,21 +215,70 @@ async fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
             let empty = good.replace(&format!("{text:?}"), "null");
             (200, json, empty.clone(), empty.len())
         }
+        Act::Json(body) => (200, json, body.clone(), body.len()),
+        Act::Stream { pieces, gap, whole } => {
+            let result = send_events(stream, &pieces, gap, whole).await;
+            if result.is_err() {
+                state.left.lock().unwrap().push(Instant::now());
+            }
+            return result.map(|()| false);
+        }
         Act::Reset => {
             // closing with unread lingering data switched off sends a reset
             stream.set_zero_linger()?;
-            return Ok(());
+            return Err(std::io::ErrorKind::ConnectionReset.into());
         }
     };
-    let head = format!("HTTP/1.1 {status} X\r\n{header}content-length: {promised}\r\nconnection: close\r\n\r\n");
+    let head = format!("HTTP/1.1 {status} X\r\n{header}content-length: {promised}\r\n\r\n");
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await
+    Ok(promised == body.len())
+}
+
+/// Events of a chat's stream; an error when the client goes in between.
+async fn send_events(stream: &mut TcpStream, pieces: &[&str], gap: Duration, whole: bool) -> std::io::Result<()> {
+    let head = "HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+    stream.write_all(head.as_bytes()).await?;
+    let mut events: Vec<String> = pieces
+        .iter()
+        .map(|piece| {
+            let delta = serde_json::json!({"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": null}]});
+            format!("data: {delta}\n\n")
+        })
+        .collect();
+    if whole {
+        events.push("data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n".into());
+        events.push("data: {\"choices\":[],\"usage\":{\"prompt_tokens\":11,\"completion_tokens\":3}}\n\n".into());
+        events.push("data: [DONE]\n\n".into());
+    }
+    for event in events {
+        stream.write_all(event.as_bytes()).await?;
+        let mut nothing = [0; 16];
+        // a client that is gone is seen by the end of its side
+        if let Ok(read) = tokio::time::timeout(gap, stream.read(&mut nothing)).await
+            && read? == 0
+        {
+            return Err(std::io::ErrorKind::ConnectionAborted.into());
+        }
+    }
+    Ok(())
 }
 
 /// A port that was free a moment ago.
 pub fn free_port() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A provider with three attempts.
+pub fn open_ai(name: &str, base_url: &str) -> OpenAiConfig {
+    OpenAiConfig {
+        name: name.into(),
+        base_url: base_url.into(),
+        replicas: Vec::new(),
+        model: "upstream-model".into(),
+        api_key_file: None,
+        limits: CallLimits { concurrency: 16, deadline_ms: 5000, attempts: 3, ..CallLimits::default() },
+    }
 }
 
 /// A folder with a gateway's configuration.
@@ -212,20 +306,32 @@ impl World {
             },
             grpc: free_port(),
             http: Some(free_port()),
-            providers: vec![ProviderConfig::OpenAi {
-                name: "up".into(),
-                base_url: base_url.into(),
-                model: "upstream-model".into(),
-                api_key_file: None,
-                concurrency: 16,
-                deadline_ms: 5000,
-                attempts: 3,
-            }],
+            providers: vec![ProviderConfig::OpenAi(open_ai("up", base_url))],
             cache: Some(path("answers.redb")),
+            cache_mode: CacheMode::ReadWrite,
             templates: std::collections::BTreeMap::new(),
+            fallbacks: std::collections::BTreeMap::new(),
+            second_judges: std::collections::BTreeMap::new(),
+            calibrations: std::collections::BTreeMap::new(),
+            caller_tokens: None,
+            budgets: Vec::new(),
+            allow_addresses: vec!["127.0.0.0/8".into()],
             body_limit: 1 << 20,
         };
         Self { folder, config }
+    }
+
+    /// The OpenAI-compatible provider at a place.
+    pub fn provider(&mut self, at: usize) -> &mut OpenAiConfig {
+        match &mut self.config.providers[at] {
+            ProviderConfig::OpenAi(config) => config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// An address of the OpenAI-compatible front.
+    pub fn front(&self, path: &str) -> String {
+        format!("http://{}{path}", self.config.http.unwrap())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -245,8 +351,19 @@ impl World {
 
     /// Like [`Self::start`] with a command of one's own.
     pub fn start_with(&self, mut command: Command) -> Process {
+        command.stderr(Stdio::piped());
+        self.spawn(command)
+    }
+
+    /// The same with the log in a file: a pipe that nobody reads holds 64 KiB.
+    pub fn start_logging(&self, mut command: Command, log: &Path) -> Process {
+        command.stderr(std::fs::File::create(log).unwrap());
+        self.spawn(command)
+    }
+
+    fn spawn(&self, mut command: Command) -> Process {
         let _ = std::fs::remove_file(self.path("progress.json"));
-        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let child = command.spawn().unwrap();
         let mut process = Process { child };
         let progress = self.path("progress.json");
         let until = Instant::now() + Duration::from_secs(60);
