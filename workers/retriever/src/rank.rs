@@ -51,6 +51,11 @@ impl TopK {
         Self { k, kept: Vec::new(), floor: f64::NEG_INFINITY }
     }
 
+    /// Below this no entry is kept any more; it rises as better ones come.
+    pub fn floor(&self) -> f64 {
+        self.floor
+    }
+
     /// Offers one entry.
     pub fn push(&mut self, position: u32, score: f64) {
         // written so that a score that is no number is left out
@@ -60,7 +65,7 @@ impl TopK {
         }
         // adding zero turns -0 into 0: they are equal, so they must rank as equal
         self.kept.push(Ranked { position, score: score + 0.0 });
-        if self.kept.len() >= 2 * self.k.max(64) {
+        if self.kept.len() >= 2 * self.k.max(16) {
             self.shrink();
         }
     }
