@@ -27,5 +27,6 @@ pub mod porter;
 pub mod rank;
 pub mod serve;
 pub mod vectors;
+pub mod words;
 
 pub use error::{Result, RetrieverError};

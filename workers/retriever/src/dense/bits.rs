@@ -8,7 +8,7 @@
 //! rounded to 4 bits, so that ⟨s, r⟩ is counting bits. The best rows are scored again with their vectors.
 
 use super::file::{Data, Header, Kind, Writer};
-use super::kernels::{BIT_ROWS, Level, PLANES, bit_sums};
+use super::kernels::{BIT_ROWS, BitRows, Level, PLANES, bit_sums, estimates};
 use super::rotation::Rotation;
 use super::rows::Rows;
 use crate::error::{Result, RetrieverError};
@@ -197,11 +197,9 @@ impl BitCodes {
         for (query, best) in queries.iter().zip(best) {
             let codes = &codes[whole.start * words(d)..whole.end * words(d)];
             bit_sums(level, codes, &query.planes, words(d), &mut scratch.sums);
-            let rows = scratch.sums.iter().zip(lengths.iter().zip(along.iter().zip(ones)));
-            for (estimate, (sum, (length, (along, ones)))) in scratch.estimates.iter_mut().zip(rows) {
-                let signs = query.step * (*sum as i32) as f32 + query.low * ones - query.sum;
-                *estimate = query.along * along + length * signs;
-            }
+            let rows = BitRows { sums: &scratch.sums[..count], lengths, along, ones };
+            let numbers = [query.along, query.step, query.low, query.sum];
+            estimates(level, &rows, numbers, &mut scratch.estimates);
             best.offer(first as u32, &scratch.estimates);
         }
     }

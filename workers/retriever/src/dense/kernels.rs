@@ -108,6 +108,42 @@ pub fn bit_sums(level: Level, blocks: &[u64], planes: &[u64], words: usize, out:
     }
 }
 
+/// What [`estimates`] reads: per row the sum over its set bits, and its three numbers.
+pub struct BitRows<'a> {
+    /// From [`bit_sums`].
+    pub sums: &'a [u32],
+    /// Factor of the whole.
+    pub lengths: &'a [f32],
+    /// Factor of the query's part along the mean.
+    pub along: &'a [f32],
+    /// Bits set.
+    pub ones: &'a [f32],
+}
+
+/// `along · row.along + row.length · (step · sum + low · ones − total)` for every row; `query` is along, step,
+/// low, total.
+pub fn estimates(level: Level, rows: &BitRows<'_>, query: [f32; 4], out: &mut [f32]) {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected; the function is safe otherwise.
+        Level::Avx512 => unsafe { avx512::estimates(rows, query, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx2 => unsafe { avx2::estimates(rows, query, out) },
+        _ => estimates_plain(rows, query, out),
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always)] // must be compiled once per instruction set
+fn estimates_plain(rows: &BitRows<'_>, [along, step, low, total]: [f32; 4], out: &mut [f32]) {
+    let numbers = rows.sums.iter().zip(rows.lengths.iter().zip(rows.along.iter().zip(rows.ones)));
+    for (out, (sum, (length, (row_along, ones)))) in out.iter_mut().zip(numbers) {
+        // no fused operations: every level rounds alike
+        *out = along * row_along + length * (step * (*sum as i32) as f32 + low * ones - total);
+    }
+}
+
 /// The tree in which a score's lanes are added.
 fn fold(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
@@ -182,7 +218,8 @@ mod avx512 {
                         let query = $queries.as_ptr().add(q * $width);
                         let at = $out.values.as_mut_ptr().add(q * $out.stride + r);
                         match (rows - r, end - q) {
-                            (4.., 4..) => $whole(row, query, $width, at, $out.stride),
+                            (4.., 4..) if q == 0 => $whole::<true>(row, query, $width, at, $out.stride),
+                            (4.., 4..) => $whole::<false>(row, query, $width, at, $out.stride),
                             (4.., 3) => $tile::<4, 3>(row, query, $width, at, $out.stride),
                             (4.., 2) => $tile::<4, 2>(row, query, $width, at, $out.stride),
                             (4.., _) => $tile::<4, 1>(row, query, $width, at, $out.stride),
@@ -208,10 +245,11 @@ mod avx512 {
         }
     }
 
-    /// Lane sums of R rows and Q queries.
+    /// Lane sums of R rows and Q queries. AHEAD asks for the next R rows, which come from memory, on the way;
+    /// a prefetch reads nothing and cannot fault, so it may point behind the last row.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn score_sums<const R: usize, const Q: usize>(
+    unsafe fn score_sums<const R: usize, const Q: usize, const AHEAD: bool>(
         rows: *const f32,
         queries: *const f32,
         width: usize,
@@ -223,6 +261,9 @@ mod avx512 {
             for (r, x) in x.iter_mut().enumerate() {
                 // SAFETY: R rows of `width` elements begin at `rows`.
                 *x = unsafe { _mm512_loadu_ps(rows.add(r * width + at)) };
+                if AHEAD {
+                    _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add((r + R) * width + at).cast());
+                }
             }
             for (q, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: Q queries of `width` elements begin at `queries`.
@@ -245,7 +286,7 @@ mod avx512 {
         stride: usize,
     ) {
         // SAFETY: as the caller's.
-        let sums = unsafe { score_sums::<R, Q>(rows, queries, width) };
+        let sums = unsafe { score_sums::<R, Q, true>(rows, queries, width) };
         for (q, sums) in sums.iter().enumerate() {
             for (r, sum) in sums.iter().enumerate() {
                 let mut lanes = [0f32; LANES];
@@ -259,9 +300,15 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f")]
-    unsafe fn score_whole(rows: *const f32, queries: *const f32, width: usize, out: *mut f32, stride: usize) {
+    unsafe fn score_whole<const AHEAD: bool>(
+        rows: *const f32,
+        queries: *const f32,
+        width: usize,
+        out: *mut f32,
+        stride: usize,
+    ) {
         // SAFETY: as the caller's.
-        let sums = unsafe { score_sums::<4, 4>(rows, queries, width) };
+        let sums = unsafe { score_sums::<4, 4, AHEAD>(rows, queries, width) };
         let mut ordered = [_mm512_setzero_ps(); 16];
         for (at, place) in ORDER.iter().enumerate() {
             ordered[*place] = sums[at / 4][at % 4];
@@ -308,7 +355,7 @@ mod avx512 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn code_vectors<const R: usize, const Q: usize>(
+    unsafe fn code_vectors<const R: usize, const Q: usize, const AHEAD: bool>(
         rows: *const u8,
         queries: *const i8,
         width: usize,
@@ -320,6 +367,9 @@ mod avx512 {
             for (r, x) in x.iter_mut().enumerate() {
                 // SAFETY: R rows of `width` bytes begin at `rows`.
                 *x = unsafe { _mm512_loadu_si512(rows.add(r * width + at).cast()) };
+                if AHEAD {
+                    _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add((r + 2 * R) * width + at).cast());
+                }
             }
             for (q, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: Q queries of `width` bytes begin at `queries`.
@@ -343,7 +393,7 @@ mod avx512 {
     ) {
         // SAFETY: as the caller's; `out` has a place for every row and query.
         unsafe {
-            for (q, sums) in code_vectors::<R, Q>(rows, queries, width).iter().enumerate() {
+            for (q, sums) in code_vectors::<R, Q, true>(rows, queries, width).iter().enumerate() {
                 for (r, sum) in sums.iter().enumerate() {
                     *out.add(q * stride + r) = _mm512_reduce_add_epi32(*sum);
                 }
@@ -352,9 +402,15 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn code_whole(rows: *const u8, queries: *const i8, width: usize, out: *mut i32, stride: usize) {
+    unsafe fn code_whole<const AHEAD: bool>(
+        rows: *const u8,
+        queries: *const i8,
+        width: usize,
+        out: *mut i32,
+        stride: usize,
+    ) {
         // SAFETY: as the caller's.
-        let sums = unsafe { code_vectors::<4, 4>(rows, queries, width) };
+        let sums = unsafe { code_vectors::<4, 4, AHEAD>(rows, queries, width) };
         let add = |low: __m512i, high: __m512i| _mm512_add_epi32(low, high);
         let mut v = [_mm512_setzero_si512(); 16];
         for (at, place) in ORDER.iter().enumerate() {
@@ -387,6 +443,11 @@ mod avx512 {
             _mm_storeu_si128(out.add(2 * stride).cast(), _mm512_extracti32x4_epi32::<2>(folded));
             _mm_storeu_si128(out.add(3 * stride).cast(), _mm512_extracti32x4_epi32::<3>(folded));
         }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub fn estimates(rows: &super::BitRows<'_>, query: [f32; 4], out: &mut [f32]) {
+        super::estimates_plain(rows, query, out);
     }
 
     #[target_feature(enable = "avx512f,avx512vpopcntdq")]
@@ -534,6 +595,11 @@ mod avx2 {
                 }
             }
         }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn estimates(rows: &super::BitRows<'_>, query: [f32; 4], out: &mut [f32]) {
+        super::estimates_plain(rows, query, out);
     }
 
     #[target_feature(enable = "avx2")]
