@@ -47,13 +47,13 @@ pub const UNSUPPORTED: &[Field] = &[
     field(INDEX, "spec.source.import", "is not read yet; use source.build"),
     field(INDEX, "spec.source.build.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),
-    field(INDEX, "spec.source.build.dense.index.kind", "is not built yet; use Flat"),
-    field(INDEX, "spec.source.build.dense.index.metric", "is not built yet; use InnerProduct"),
-    field(
+    value(
         INDEX,
-        "spec.source.build.dense.index.recallTarget",
-        "belongs to approximate indices, which are not built yet; leave it out",
+        "spec.source.build.dense.index.kind",
+        &["IvfFlat", "IvfPq", "Hnsw", "Factory"],
+        "is not built yet; use Flat, ScalarQuantized or OneBit",
     ),
+    field(INDEX, "spec.source.build.dense.index.metric", "is not built yet; use InnerProduct"),
     field(
         INDEX,
         "spec.source.build.dense.index.lists",

@@ -90,8 +90,11 @@ pub enum VectorIndexKind {
     IvfPq,
     /// A navigable small-world graph.
     Hnsw,
-    /// Vectors in 8 bits a dimension.
+    /// 8 bits a dimension; the best are scored again exactly.
     ScalarQuantized,
+    /// 1 bit a dimension (RaBitQ); the best are scored again exactly. A thirty-second of the memory of f32: 21 million
+    /// vectors of 768 dimensions in 2.3 GB.
+    OneBit,
     /// What the `factory` string says.
     Factory,
 }

@@ -8,10 +8,10 @@ use crate::{
     WorkerConfig,
 };
 use s3_config::{
-    AuditConfig, CorpusConfig, DenseConfig, IndexBuildConfig, LexicalConfig, RetrievalMethod, RetrieverServeConfig,
+    AuditConfig, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig, RetrievalMethod, RetrieverServeConfig,
     VectorsConfig,
 };
-use s3_crds::{Dense, FusionKind, IndexBuild, RetrieverIndex};
+use s3_crds::{Dense, FusionKind, IndexBuild, RetrieverIndex, VectorIndexKind};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
     let mut reader = Reader::new(&resource, index.folder.as_deref());
 
     let lexical = build.lexical.as_ref().map(|lexical| LexicalConfig { k1: lexical.k1, b: lexical.b });
-    let dense = build.dense.as_ref().map(|dense| dense_config(dense, &mut reader)).transpose()?;
+    let dense = build.dense.as_ref().map(|dense| dense_config(dense, &resource, &mut reader)).transpose()?;
     let output = in_work(&build_name, "index");
     let config = IndexBuildConfig {
         runtime: runtime(&build_name),
@@ -117,7 +117,21 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
     Ok([build_component, serve_component])
 }
 
-fn dense_config(dense: &Dense, reader: &mut Reader<'_>) -> Result<DenseConfig, PlanError> {
+/// The structures that are built; the others are refused before a plan is made.
+fn dense_kind(dense: &Dense, resource: &str) -> Result<DenseKind, PlanError> {
+    match dense.index.kind {
+        VectorIndexKind::Flat => Ok(DenseKind::Flat),
+        VectorIndexKind::ScalarQuantized => Ok(DenseKind::ScalarQuantized),
+        VectorIndexKind::OneBit => Ok(DenseKind::OneBit),
+        other => Err(PlanError::field(
+            resource,
+            "source.build.dense.index.kind",
+            format!("{other:?} is not built yet; use Flat, ScalarQuantized or OneBit"),
+        )),
+    }
+}
+
+fn dense_config(dense: &Dense, resource: &str, reader: &mut Reader<'_>) -> Result<DenseConfig, PlanError> {
     let encoder = &dense.encoder;
     let vectors = match &dense.vectors {
         Some(vectors) => Some(VectorsConfig {
@@ -134,6 +148,7 @@ fn dense_config(dense: &Dense, reader: &mut Reader<'_>) -> Result<DenseConfig, P
         query_prefix: encoder.query_prefix.clone(),
         passage_prefix: encoder.passage_prefix.clone(),
         max_tokens: encoder.max_tokens as usize,
+        index: DenseIndexConfig { kind: dense_kind(dense, resource)?, recall_target: dense.index.recall_target },
         vectors,
         device: encoder.device.into_config(),
     })

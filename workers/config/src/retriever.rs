@@ -45,6 +45,34 @@ pub enum Pooling {
     Cls,
 }
 
+/// How vectors are searched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum DenseKind {
+    /// All of them, exactly.
+    #[default]
+    Flat,
+    /// By 8 bits a dimension, the best scored again exactly.
+    ScalarQuantized,
+    /// By 1 bit a dimension, the best scored again exactly.
+    OneBit,
+}
+
+/// The index over the vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DenseIndexConfig {
+    /// See [`DenseKind`].
+    pub kind: DenseKind,
+    /// Recall that the build must measure: more candidates are scored again until it does.
+    pub recall_target: f64,
+}
+
+impl Default for DenseIndexConfig {
+    fn default() -> Self {
+        Self { kind: DenseKind::Flat, recall_target: 0.95 }
+    }
+}
+
 /// Dense retrieval by an encoder's normalised embeddings and inner product.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -66,6 +94,9 @@ pub struct DenseConfig {
     /// Truncation, tokens.
     #[serde(default = "default_max_tokens")]
     pub max_tokens: usize,
+    /// The index over the vectors.
+    #[serde(default)]
+    pub index: DenseIndexConfig,
     /// Vectors computed earlier, checked by sample before use.
     #[serde(default)]
     pub vectors: Option<VectorsConfig>,

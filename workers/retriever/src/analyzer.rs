@@ -1,11 +1,11 @@
-//! Text to terms, after Lucene's `EnglishAnalyzer`: words by Unicode's boundaries (UAX 29), possessive
+//! Text to terms, after Lucene's `EnglishAnalyzer`: words by Unicode's boundaries ([`crate::words`]), possessive
 //! `'s` taken off, lower case, stop words out, Porter's stemmer.
 
 use crate::porter::stem;
-use unicode_segmentation::UnicodeSegmentation;
+use crate::words::words;
 
 /// Enters an index's identity; change it with any change of terms.
-pub const VERSION: &str = "english-1";
+pub const VERSION: &str = "english-2";
 
 /// Lucene's default English stop words.
 const STOP_WORDS: &[&str] = &[
@@ -15,11 +15,19 @@ const STOP_WORDS: &[&str] = &[
 
 /// The terms of a text in order, repeated as often as they occur.
 pub fn terms(text: &str) -> impl Iterator<Item = String> {
-    text.unicode_words().filter_map(|word| {
-        let lower = without_possessive(word).to_lowercase();
+    words(text).filter_map(|word| {
+        let lower = lower_case(without_possessive(word));
         // the list is sorted
         STOP_WORDS.binary_search(&lower.as_str()).is_err().then(|| stem(&lower))
     })
+}
+
+/// Letter by letter, as Lucene does it: no final sigma, no letter becomes two.
+fn lower_case(word: &str) -> String {
+    if word.is_ascii() {
+        return word.to_ascii_lowercase();
+    }
+    word.chars().map(|letter| letter.to_lowercase().next().unwrap_or(letter)).collect()
 }
 
 fn without_possessive(word: &str) -> &str {

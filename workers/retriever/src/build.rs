@@ -7,7 +7,10 @@
 use crate::analyzer;
 use crate::audit::audit;
 use crate::corpus::{corpus_digest, read_corpus};
-use crate::embed::{PassageEncoder, collect_vectors};
+use crate::dense::file::Kind;
+use crate::dense::rows::RowWriter;
+use crate::dense_leg::dense_leg;
+use crate::embed::{Embedding, PassageEncoder, Sink};
 use crate::error::{Result, RetrieverError};
 use crate::index::{
     Answerable, DenseIdentity, FORMAT, Facts, Identity, KIND, LEXICAL, LexicalIdentity, VECTORS, Verified,
@@ -15,7 +18,7 @@ use crate::index::{
 };
 use crate::lexical::LexicalBuilder;
 use crate::passages::{PassageStore, PassageWriter};
-use s3_config::{DenseConfig, IndexBuildConfig};
+use s3_config::{DenseConfig, DenseKind, IndexBuildConfig};
 use s3_telemetry::{Outcome, Progress, Shutdown};
 use serde_json::json;
 use std::fs::File;
@@ -74,6 +77,11 @@ fn check(config: &IndexBuildConfig) -> Result<()> {
     {
         return invalid("lexical: k1 must be at least 0 and b between 0 and 1");
     }
+    if let Some(dense) = &config.dense
+        && !(dense.index.recall_target > 0.0 && dense.index.recall_target <= 1.0)
+    {
+        return invalid("dense.index.recallTarget must be above 0 and at most 1");
+    }
     if config.corpus.limit == Some(0) {
         return invalid("corpus.limit is 0: leave it out to index the whole corpus");
     }
@@ -82,7 +90,8 @@ fn check(config: &IndexBuildConfig) -> Result<()> {
 
 fn dense_identity(dense: &DenseConfig, (encoder_sha256, tokenizer_sha256): (String, String)) -> DenseIdentity {
     DenseIdentity {
-        kind: "Flat".to_owned(),
+        kind: dense.index.kind,
+        recall_target: (dense.index.kind != DenseKind::Flat).then_some(dense.index.recall_target),
         encoder_sha256,
         tokenizer_sha256,
         pooling: dense.pooling,
@@ -138,13 +147,18 @@ fn publish(
         std::fs::write(&path, builder.finish(parameters).to_bytes()).map_err(RetrieverError::io("write", &path))?;
     }
     let store = PassageStore::open(&staging)?;
-    let mut dimensions = 0;
+    let mut leg = None;
     if let Some(dense) = &config.dense {
-        let vectors =
-            collect_vectors(dense, config.corpus.limit.is_some(), &store, &shards(config, digest), progress, shutdown)?;
-        dimensions = vectors.dimensions as u64;
-        let path = staging.join(VECTORS);
-        std::fs::write(&path, vectors.encode()).map_err(RetrieverError::io("write", &path))?;
+        let encoder = PassageEncoder::load(dense)?;
+        let mut rows = RowWriter::create(&staging.join(VECTORS), Kind::Half, encoder.dimensions())?;
+        let embedding = Embedding { encoder: &encoder, store: &store, progress, shutdown };
+        let sink: Sink<'_> = &mut |part| rows.half(part);
+        match &dense.vectors {
+            Some(file) => embedding.take(file, config.corpus.limit.is_some(), sink)?,
+            None => embedding.compute(&shards(config, digest), sink)?,
+        }
+        rows.finish()?;
+        leg = Some(dense_leg(&staging, dense.index, progress)?);
     }
     progress.phase("audit questions", config.audit.len() as u64);
     let answerable = config.audit.iter().map(|dataset| audit(dataset, &store, &[])).collect::<Result<Vec<_>>>()?;
@@ -152,7 +166,14 @@ fn publish(
     stop_if_asked(shutdown)?;
 
     progress.phase("publish", 0);
-    let facts = Facts { passages, dimensions, bytes: folder_bytes(&staging)?, answerable };
+    let facts = Facts {
+        passages,
+        dimensions: leg.as_ref().map_or(0, |leg| leg.dimensions),
+        oversample: leg.as_ref().and_then(|leg| leg.oversample),
+        recall: leg.as_ref().map(|leg| leg.recall),
+        bytes: folder_bytes(&staging)?,
+        answerable,
+    };
     let as_json = |error: serde_json::Error| RetrieverError::Internal(error.to_string());
     let target = config.output.join(digest);
     s3_artifacts::publish_folder(
@@ -219,6 +240,8 @@ fn outcome(digest: String, verified: &Verified, answerable: &[Answerable]) -> Re
     let summary = json!({
         "passages": facts.passages,
         "dimensions": facts.dimensions,
+        "recall": facts.recall,
+        "oversample": facts.oversample,
         "bytes": facts.bytes,
         "contentDigest": verified.manifest.content_digest()?,
         "answerable": datasets,

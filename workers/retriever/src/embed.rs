@@ -4,7 +4,9 @@ use crate::build::stop_if_asked;
 use crate::corpus::contents;
 use crate::error::{Result, RetrieverError};
 use crate::passages::PassageStore;
-use crate::vectors::Vectors;
+use crate::vectors::{VectorFile, Vectors};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use s3_config::{DenseConfig, VectorsConfig};
 use s3_model::encoder::{Encoder, EncoderSpec};
 use s3_telemetry::{Progress, Shutdown};
@@ -63,91 +65,90 @@ pub fn encoder_files(folder: &Path, expected: Option<&str>) -> Result<(String, S
     Ok((digest("model.safetensors")?, digest("tokenizer.json")?))
 }
 
-/// The vectors of all passages, by whichever way is configured.
-pub fn collect_vectors(
-    dense: &DenseConfig,
-    limited: bool,
-    store: &PassageStore,
-    shards: &Path,
-    progress: &Progress,
-    shutdown: &Shutdown,
-) -> Result<Vectors> {
-    let encoder = PassageEncoder::load(dense)?;
-    match &dense.vectors {
-        Some(file) => take_vectors(&encoder, file, limited, store, progress, shutdown),
-        None => embed(&encoder, store, shards, progress, shutdown),
-    }
+/// Takes rows of vectors, in order.
+pub type Sink<'a> = &'a mut dyn FnMut(&[f16]) -> Result<()>;
+
+/// What making vectors needs.
+pub struct Embedding<'a> {
+    /// Text to vector.
+    pub encoder: &'a PassageEncoder,
+    /// The passages.
+    pub store: &'a PassageStore,
+    /// Where progress is shown.
+    pub progress: &'a Progress,
+    /// Asks to stop.
+    pub shutdown: &'a Shutdown,
 }
 
-/// Embeds every passage; finished shards in `shards` are taken over.
-pub fn embed(
-    encoder: &PassageEncoder,
-    store: &PassageStore,
-    shards: &Path,
-    progress: &Progress,
-    shutdown: &Shutdown,
-) -> Result<Vectors> {
-    progress.phase("embed passages", store.len() as u64);
-    let dimensions = encoder.dimensions();
-    let mut all = Vectors { dimensions, values: Vec::with_capacity(store.len() * dimensions) };
-    for first in (0..store.len()).step_by(SHARD) {
-        let positions = first..(first + SHARD).min(store.len());
-        let path = shards.join(format!("{first:012}.shard"));
-        let shard = if let Some(shard) = Vectors::read_shard(&path, positions.len(), dimensions) {
-            shard
-        } else {
-            stop_if_asked(shutdown)?;
-            let shard = Vectors::from_rows(&encoder.encode(store, positions.clone())?, dimensions);
-            shard.write_shard(&path)?;
-            shard
-        };
-        all.values.extend_from_slice(&shard.values);
-        progress.done(positions.end as u64);
+impl Embedding<'_> {
+    /// Embeds every passage; finished shards in `shards` are taken over.
+    pub fn compute(&self, shards: &Path, sink: Sink<'_>) -> Result<()> {
+        let total = self.store.len();
+        self.progress.phase("embed passages", total as u64);
+        let dimensions = self.encoder.dimensions();
+        for first in (0..total).step_by(SHARD) {
+            let positions = first..(first + SHARD).min(total);
+            let path = shards.join(format!("{first:012}.shard"));
+            let shard = if let Some(shard) = Vectors::read_shard(&path, positions.len(), dimensions) {
+                shard
+            } else {
+                stop_if_asked(self.shutdown)?;
+                let shard = Vectors::from_rows(&self.encoder.encode(self.store, positions.clone())?, dimensions);
+                shard.write_shard(&path)?;
+                shard
+            };
+            sink(&shard.values)?;
+            self.progress.done(positions.end as u64);
+        }
+        Ok(())
     }
-    Ok(all)
-}
 
-/// Takes vectors from a file, after encoding a sample of the passages again.
-fn take_vectors(
-    encoder: &PassageEncoder,
-    file: &VectorsConfig,
-    limited: bool,
-    store: &PassageStore,
-    progress: &Progress,
-    shutdown: &Shutdown,
-) -> Result<Vectors> {
-    std::fs::metadata(&file.path).map_err(RetrieverError::open("vectors file", &file.path))?;
-    s3_artifacts::verify_file(&file.path, &file.sha256)?;
-    let mut vectors = Vectors::read_safetensors(&file.path)?;
-    let bad = |reason: String| Err(RetrieverError::content(&file.path, reason));
-    if vectors.dimensions != encoder.dimensions() {
-        return bad(format!("{} dimensions, the encoder has {}", vectors.dimensions, encoder.dimensions()));
-    }
-    // A limited corpus is the beginning of the whole one, and so are its vectors.
-    if vectors.len() < store.len() || (vectors.len() > store.len() && !limited) {
-        return bad(format!("{} vectors for {} passages; embed this corpus again", vectors.len(), store.len()));
-    }
-    vectors.values.truncate(store.len() * vectors.dimensions);
-    let sample = sample(&file.sha256, store.len(), file.verify);
-    progress.phase("verify vectors", sample.len() as u64);
-    let mut worst = (1.0, 0);
-    for (done, &at) in sample.iter().enumerate() {
-        stop_if_asked(shutdown)?;
-        let fresh = encoder.encode(store, [at])?;
-        let cosine = cosine(&fresh[0], &vectors.row(at));
-        if cosine.is_nan() || cosine < SAME {
-            return bad(format!(
-                "the vector of passage {at} has cosine {cosine:.6} with the encoder's own, below {SAME}; \
-                 embed the corpus again with this encoder and these settings"
-            ));
+    /// Takes vectors from a file, after encoding a sample of the passages again.
+    pub fn take(&self, file: &VectorsConfig, limited: bool, sink: Sink<'_>) -> Result<()> {
+        std::fs::metadata(&file.path).map_err(RetrieverError::open("vectors file", &file.path))?;
+        s3_artifacts::verify_file(&file.path, &file.sha256)?;
+        let vectors = VectorFile::open(&file.path)?;
+        let bad = |reason: String| Err(RetrieverError::content(&file.path, reason));
+        if vectors.dimensions() != self.encoder.dimensions() {
+            return bad(format!("{} dimensions, the encoder has {}", vectors.dimensions(), self.encoder.dimensions()));
         }
-        if cosine < worst.0 {
-            worst = (cosine, at);
+        // A limited corpus is the beginning of the whole one, and so are its vectors.
+        let total = self.store.len();
+        if vectors.len() < total || (vectors.len() > total && !limited) {
+            return bad(format!("{} vectors for {total} passages; embed this corpus again", vectors.len()));
         }
-        progress.done(done as u64 + 1);
+        let row = |at: usize| vectors.rows(at..at + 1).to_f32_vec();
+        self.verify(&file.path, &file.sha256, file.verify, &row)?;
+        for first in (0..total).step_by(SHARD) {
+            sink(&vectors.rows(first..total.min(first + SHARD)))?;
+        }
+        Ok(())
     }
-    tracing::info!(checked = sample.len(), worst_cosine = worst.0, passage = worst.1, "vectors verified");
-    Ok(vectors)
+
+    /// Encodes `count` passages again, drawn by `seed`, and compares them with their `row`.
+    pub fn verify(&self, path: &Path, seed: &str, count: usize, row: &dyn Fn(usize) -> Vec<f32>) -> Result<()> {
+        let sample = sample(seed, self.store.len(), count);
+        self.progress.phase("verify vectors", sample.len() as u64);
+        let mut worst = (1.0, 0);
+        for (done, &at) in sample.iter().enumerate() {
+            stop_if_asked(self.shutdown)?;
+            let fresh = self.encoder.encode(self.store, [at])?;
+            let cosine = cosine(&fresh[0], &row(at));
+            if cosine.is_nan() || cosine < SAME {
+                let reason = format!(
+                    "the vector of passage {at} has cosine {cosine:.6} with the encoder's own, below {SAME}; \
+                     embed the corpus again with this encoder and these settings"
+                );
+                return Err(RetrieverError::content(path, reason));
+            }
+            if cosine < worst.0 {
+                worst = (cosine, at);
+            }
+            self.progress.done(done as u64 + 1);
+        }
+        tracing::info!(checked = sample.len(), worst_cosine = worst.0, passage = worst.1, "vectors verified");
+        Ok(())
+    }
 }
 
 /// `count` different positions below `n`, drawn by the file's digest: another file, another sample.

@@ -210,7 +210,7 @@ impl Engine {
             return Ok(vec![Vec::new(); queries.len()]);
         };
         let texts: Vec<String> = queries.iter().map(|query| format!("{}{query}", identity.query_prefix)).collect();
-        Ok(index.search(&encoder.encode(&texts)?, k))
+        Ok(index.search(&encoder.encode(&texts)?, k, false))
     }
 
     fn found(&self, list: &[Ranked]) -> Result<Vec<Found>> {
@@ -232,7 +232,7 @@ impl Engine {
                 (&self.index.dense, &self.encoder, &self.index.identity.dense)
             {
                 let text = format!("{}{own}", identity.passage_prefix);
-                let cosine = cosine(&encoder.encode(&[text])?[0], index.vector(position));
+                let cosine = cosine(&encoder.encode(&[text])?[0], &index.vector(position));
                 if cosine.is_nan() || cosine < 0.999 {
                     let reason = format!("passage {position} has cosine {cosine:.4} with its stored vector");
                     return Err(RetrieverError::SelfQuery(reason));

@@ -1,7 +1,8 @@
 //! `s3-retriever embed`: a corpus to a file of vectors that builds elsewhere can take over.
 
 use crate::corpus::{corpus_digest, read_corpus};
-use crate::embed::{PassageEncoder, embed};
+use crate::embed::{Embedding, PassageEncoder};
+use crate::vectors::Vectors;
 use crate::error::{Result, RetrieverError};
 use crate::passages::{PassageStore, PassageWriter};
 use s3_config::IndexBuildConfig;
@@ -35,7 +36,13 @@ pub fn export(config: &IndexBuildConfig, output: &Path, progress: &Progress, shu
     read_corpus(&config.corpus, &corpus, |passage| writer.add(&passage))?;
     writer.finish()?;
     let store = PassageStore::open(&work)?;
-    let vectors = embed(&PassageEncoder::load(dense)?, &store, &work.join("shards"), progress, shutdown)?;
+    let encoder = PassageEncoder::load(dense)?;
+    let mut vectors = Vectors { dimensions: encoder.dimensions(), values: Vec::new() };
+    let embedding = Embedding { encoder: &encoder, store: &store, progress, shutdown };
+    embedding.compute(&work.join("shards"), &mut |part| {
+        vectors.values.extend_from_slice(part);
+        Ok(())
+    })?;
     vectors.write_safetensors(output, &origin)?;
     drop(store);
     std::fs::remove_dir_all(&work).map_err(RetrieverError::io("clear", &work))?;

@@ -1,27 +1,29 @@
 //! A published index: its identity, the pointer to the current version, and opening it verified.
 //!
-//! Layout: `<output>/<digest>/{manifest.json, passages.jsonl, passages.ends, lexical.bin, vectors.f16}` and
-//! the pointer `<output>/CURRENT`, one line: the digest and the sha256 of that version's manifest. The
+//! Layout: `<output>/<digest>/{manifest.json, passages.jsonl, passages.ends, lexical.bin, vectors.f16,
+//! vectors.codes}` and the pointer `<output>/CURRENT`, one line: the digest and the sha256 of that version's manifest. The
 //! pointer thus fixes every byte of the version.
 
 use crate::dense::DenseIndex;
+use crate::dense::rows::Rows;
 use crate::error::{Result, RetrieverError};
 use crate::lexical::LexicalIndex;
 use crate::passages::PassageStore;
-use crate::vectors::Vectors;
 use s3_artifacts::{Manifest, digest_file, load_manifest, write_atomic};
-use s3_config::Pooling;
+use s3_config::{DenseKind, Pooling};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Manifest kind.
 pub const KIND: &str = "index";
 /// Layout version.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// File of the inverted index.
 pub const LEXICAL: &str = "lexical.bin";
 /// File of the vectors.
 pub const VECTORS: &str = "vectors.f16";
+/// File of the codes of quantised vectors.
+pub const CODES: &str = "vectors.codes";
 const CURRENT: &str = "CURRENT";
 const HEX: usize = 64;
 
@@ -55,8 +57,10 @@ pub struct LexicalIdentity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DenseIdentity {
-    /// How vectors are kept and searched.
-    pub kind: String,
+    /// How vectors are searched.
+    pub kind: DenseKind,
+    /// Recall that a search by codes was set to; none for exact search.
+    pub recall_target: Option<f64>,
     /// sha256 of the encoder's `model.safetensors`.
     pub encoder_sha256: String,
     /// sha256 of its `tokenizer.json`.
@@ -81,6 +85,10 @@ pub struct Facts {
     pub passages: u64,
     /// Elements of a vector; 0 without a dense leg.
     pub dimensions: u64,
+    /// Rows scored again per passage asked for; none for exact search.
+    pub oversample: Option<u64>,
+    /// Recall at ten against exact search, measured by the build; none without a dense leg.
+    pub recall: Option<f64>,
     /// Size of all files but the manifest.
     pub bytes: u64,
     /// Audited datasets.
@@ -210,10 +218,8 @@ impl Index {
             lexical = Some(LexicalIndex::from_bytes(&bytes).map_err(|e| RetrieverError::content(&path, e))?);
         }
         let mut dense = None;
-        if identity.dense.is_some() {
-            let (path, bytes) = read(VECTORS)?;
-            let vectors = Vectors::decode(&bytes).map_err(|e| RetrieverError::content(&path, e))?;
-            dense = Some(DenseIndex::new(&vectors.values, vectors.dimensions));
+        if let Some(identity) = &identity.dense {
+            dense = Some(open_dense(&folder, identity, facts.oversample)?);
         }
         let passages = PassageStore::open(&folder)?;
         let counts = [
@@ -228,6 +234,12 @@ impl Index {
         let content_digest = manifest.content_digest()?;
         Ok(Self { digest, content_digest, identity, passages, lexical, dense })
     }
+}
+
+/// The dense leg of a folder.
+pub fn open_dense(folder: &Path, identity: &DenseIdentity, oversample: Option<u64>) -> Result<DenseIndex> {
+    let rows = Rows::open(&folder.join(VECTORS))?;
+    DenseIndex::open(identity.kind, rows, &folder.join(CODES), oversample.unwrap_or(1) as usize)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use crate::lexical::LexicalIndex;
 
-const MAGIC: &[u8; 8] = b"S3BM25\0\x01";
+const MAGIC: &[u8; 8] = b"S3BM25\0\x02";
 
 fn put<const N: usize, T: Copy>(out: &mut Vec<u8>, values: &[T], bytes: impl Fn(T) -> [u8; N]) {
     for value in values {
@@ -37,15 +37,14 @@ impl LexicalIndex {
     /// The file's content; the same index always gives the same bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
-        let counts = [self.lengths.len(), self.term_ends.len(), self.term_bytes.len(), self.passages.len()];
+        let counts = [self.len, self.term_ends.len(), self.term_bytes.len(), self.passages.len()];
         put(&mut out, &counts, |count| (count as u64).to_le_bytes());
         put(&mut out, &[self.k1, self.b], f64::to_le_bytes);
-        put(&mut out, &self.lengths, u32::to_le_bytes);
         put(&mut out, &self.term_ends, u64::to_le_bytes);
         put(&mut out, &self.posting_ends, u64::to_le_bytes);
         out.extend_from_slice(&self.term_bytes);
         put(&mut out, &self.passages, u32::to_le_bytes);
-        put(&mut out, &self.frequencies, u32::to_le_bytes);
+        put(&mut out, &self.impacts, f32::to_le_bytes);
         out
     }
 
@@ -57,15 +56,16 @@ impl LexicalIndex {
         }
         let counts = reader.values(4, |b| u64::from_le_bytes(b) as usize)?;
         let parameters = reader.values(2, f64::from_le_bytes)?;
-        let index = Self {
+        let mut index = Self {
             k1: parameters[0],
             b: parameters[1],
-            lengths: reader.values(counts[0], u32::from_le_bytes)?,
+            len: counts[0],
             term_ends: reader.values(counts[1], u64::from_le_bytes)?,
             posting_ends: reader.values(counts[1], u64::from_le_bytes)?,
             term_bytes: reader.take(counts[2])?.to_vec(),
             passages: reader.values(counts[3], u32::from_le_bytes)?,
-            frequencies: reader.values(counts[3], u32::from_le_bytes)?,
+            impacts: reader.values(counts[3], f32::from_le_bytes)?,
+            maxima: Vec::new(),
         };
         if !reader.0.is_empty() {
             return Err("it is longer than its counts say".to_owned());
@@ -73,9 +73,20 @@ impl LexicalIndex {
         if !rises_to(&index.term_ends, index.term_bytes.len()) || !rises_to(&index.posting_ends, index.passages.len()) {
             return Err("its offsets are out of order".to_owned());
         }
-        if index.passages.iter().any(|passage| *passage as usize >= index.len()) {
+        if index.len > u32::MAX as usize || index.passages.iter().any(|passage| *passage as usize >= index.len) {
             return Err("it names passages that it does not have".to_owned());
         }
+        let mut start = 0;
+        for end in &index.posting_ends {
+            if !index.passages[start..*end as usize].is_sorted_by(|a, b| a < b) {
+                return Err("the passages of a term are out of order".to_owned());
+            }
+            start = *end as usize;
+        }
+        if !index.impacts.iter().all(|impact| impact.is_finite() && *impact >= 0.0) {
+            return Err("a score in it is no number".to_owned());
+        }
+        index.maxima = index.maxima();
         Ok(index)
     }
 }

@@ -1,8 +1,8 @@
 //! The passages of an index on disk: canonical JSON lines and a table of their ends, memory-mapped, so
 //! that a corpus larger than memory is served as well.
-#![allow(unsafe_code)] // memory maps; the files are verified against the manifest and never changed in place
 
 use crate::error::{Result, RetrieverError};
+use crate::mapped::map;
 use memmap2::Mmap;
 use s3_search::Passage;
 use std::fs::File;
@@ -51,13 +51,6 @@ pub struct PassageStore {
     path: PathBuf,
     lines: Mmap,
     ends: Mmap,
-}
-
-fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(RetrieverError::io("open", path))?;
-    // SAFETY: published files are written once under their digest and only ever removed, which keeps a
-    // mapped file alive; nobody writes into one.
-    unsafe { Mmap::map(&file) }.map_err(RetrieverError::io("map", path))
 }
 
 impl PassageStore {

@@ -18,6 +18,25 @@ fn order(a: &Ranked, b: &Ranked) -> Ordering {
     b.score.total_cmp(&a.score).then(a.position.cmp(&b.position))
 }
 
+/// A number that passages are ranked by.
+pub trait Score: Copy + PartialOrd + Into<f64> {
+    /// The least score that can still be kept, given the floor of a collector of such scores.
+    fn floor(floor: f64) -> Self;
+}
+
+impl Score for f32 {
+    fn floor(floor: f64) -> Self {
+        // a collector of f32 scores has an f32 floor
+        floor as Self
+    }
+}
+
+impl Score for i32 {
+    fn floor(floor: f64) -> Self {
+        floor as Self
+    }
+}
+
 /// Keeps the best k of what is pushed, by partial selection.
 pub struct TopK {
     k: usize,
@@ -32,6 +51,11 @@ impl TopK {
         Self { k, kept: Vec::new(), floor: f64::NEG_INFINITY }
     }
 
+    /// Below this no entry is kept any more; it rises as better ones come.
+    pub fn floor(&self) -> f64 {
+        self.floor
+    }
+
     /// Offers one entry.
     pub fn push(&mut self, position: u32, score: f64) {
         // written so that a score that is no number is left out
@@ -41,8 +65,20 @@ impl TopK {
         }
         // adding zero turns -0 into 0: they are equal, so they must rank as equal
         self.kept.push(Ranked { position, score: score + 0.0 });
-        if self.kept.len() >= 2 * self.k.max(64) {
+        if self.kept.len() >= 2 * self.k.max(16) {
             self.shrink();
+        }
+    }
+
+    /// Offers entries of consecutive positions. Most are too low; sixteen are passed over at a time.
+    pub fn offer<S: Score>(&mut self, first: u32, scores: &[S]) {
+        for (at, chunk) in scores.chunks(16).enumerate() {
+            let floor = S::floor(self.floor);
+            if chunk.iter().fold(false, |any, score| any | (*score >= floor)) {
+                for (lane, score) in chunk.iter().enumerate() {
+                    self.push(first + (at * 16 + lane) as u32, (*score).into());
+                }
+            }
         }
     }
 

@@ -1,11 +1,14 @@
-//! Vectors in files: the index's own form, shards of a build, and safetensors for exchange.
+//! Vectors in files: shards of a build, and safetensors for exchange. The index's own form is in
+//! [`crate::dense::file`].
 
 use crate::error::{Result, RetrieverError};
+use crate::mapped::map;
 use half::f16;
-use half::slice::HalfFloatSliceExt;
+use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 
 /// f16 rows of equal length.
@@ -45,11 +48,6 @@ impl Vectors {
     /// Whether there is no row.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
-    }
-
-    /// One row, widened.
-    pub fn row(&self, at: usize) -> Vec<f32> {
-        self.values[at * self.dimensions..][..self.dimensions].to_f32_vec()
     }
 
     /// A header of magic, rows and dimensions, then the rows, little endian.
@@ -108,21 +106,54 @@ impl Vectors {
         written.map_err(RetrieverError::io("write", path))?;
         Ok(s3_artifacts::write_atomic(path, &out)?)
     }
+}
 
-    /// Reads tensor `vectors` [rows, dimensions] f16 from a safetensors file.
-    pub fn read_safetensors(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(RetrieverError::open("vectors file", path))?;
+/// A safetensors file with tensor `vectors` [rows, dimensions] f16, mapped.
+pub struct VectorFile {
+    map: Mmap,
+    values: Range<usize>,
+    dimensions: usize,
+}
+
+impl VectorFile {
+    /// Maps the file and finds the tensor in it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let map = map(path)?;
         let bad = |reason: String| RetrieverError::content(path, reason);
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("not safetensors: {e}")))?;
+        let file = SafeTensors::deserialize(&map).map_err(|e| bad(format!("not safetensors: {e}")))?;
         let tensor = file.tensor("vectors").map_err(|_| bad("has no tensor named vectors".to_owned()))?;
         match (tensor.dtype(), tensor.shape()) {
             (Dtype::F16, [_, dimensions]) if *dimensions > 0 => {
-                Ok(Self { dimensions: *dimensions, values: from_bytes(tensor.data()) })
+                let (dimensions, data) = (*dimensions, tensor.data());
+                let start = data.as_ptr().addr() - map.as_ptr().addr();
+                let values = start..start + data.len();
+                Ok(Self { map, values, dimensions })
             }
             (dtype, shape) => {
                 Err(bad(format!("tensor vectors is {dtype:?} {shape:?}, expected F16 [passages, dimensions]")))
             }
         }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.values.len() / (2 * self.dimensions)
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Elements of a row.
+    pub fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// Some of the rows, run together.
+    pub fn rows(&self, range: Range<usize>) -> Vec<f16> {
+        let bytes = &self.map[self.values.clone()];
+        from_bytes(&bytes[range.start * 2 * self.dimensions..range.end * 2 * self.dimensions])
     }
 }
 
@@ -138,7 +169,8 @@ mod tests {
         assert_eq!(Vectors::decode(&vectors.encode()).unwrap(), vectors);
         let path = dir.path().join("v.safetensors");
         vectors.write_safetensors(&path, &BTreeMap::from([("encoder".to_owned(), "x".to_owned())])).unwrap();
-        assert_eq!(Vectors::read_safetensors(&path).unwrap(), vectors);
+        let file = VectorFile::open(&path).unwrap();
+        assert_eq!((file.dimensions(), file.len(), file.rows(0..2)), (3, 2, vectors.values.clone()));
         let shard = dir.path().join("shard");
         vectors.write_shard(&shard).unwrap();
         assert_eq!(Vectors::read_shard(&shard, 2, 3).unwrap(), vectors);
