@@ -1,6 +1,7 @@
 //! Several tries of one training: a newer one goes on where the older was, and the older publishes nothing more.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[allow(dead_code)] // each test file uses its part
 mod support;
 
 use nix::sys::signal::{Signal, kill};
