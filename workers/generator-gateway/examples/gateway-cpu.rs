@@ -273,13 +273,16 @@ fn start(name: &str, version: String, port: u16, headers: Vec<(String, String)>,
     let file = std::fs::File::create(log)?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
     let process = command.spawn()?;
-    let gateway = Gateway { name: name.to_owned(), version, port, headers, process: Some(process) };
+    let mut gateway = Gateway { name: name.to_owned(), version, port, headers, process: Some(process) };
     let probe = template(port, &gateway.headers, false);
     let until = Instant::now() + Duration::from_secs(180);
     while Instant::now() < until {
         let numbers = Arc::new(AtomicU64::new(9_000_000_000));
         if load(port, &probe, 1, Duration::from_secs(20), &numbers, 9_000_000_001).done == 1 {
             return Ok(Some(gateway));
+        }
+        if gateway.process.as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(Some(_)))) {
+            break;
         }
         std::thread::sleep(Duration::from_millis(300));
     }
@@ -361,7 +364,8 @@ fn peers(model: SocketAddr, folder: &Path) -> Result<Vec<Gateway>> {
                 command.args(["--port", &port.to_string(), "--worker-urls", &format!("http://{model}")]);
                 command.args(["--prometheus-port", &free_port()?.to_string()]);
                 if router == "sglang-router" {
-                    command.args(["--log-level", "error", "--model-path", "up"]);
+                    // its name for no tokenizer; any other is fetched from a hub
+                    command.args(["--log-level", "error", "--model-path", "mock"]);
                 }
                 version = module_version(path, router);
             }

@@ -89,9 +89,8 @@ fn commits(answer: &str, golds: &[Vec<String>]) -> bool {
     let lower = answer.to_lowercase();
     let parts: Vec<(Vec<String>, bool)> = lower
         .split([',', ';', '\n', '|', '•', '·'])
-        .flat_map(|part| part.split(" / "))
         .flat_map(|part| {
-            let alternatives: Vec<&str> = part.split(" or ").collect();
+            let alternatives: Vec<&str> = part.split(" / ").flat_map(|one| one.split(" or ")).collect();
             let several = alternatives.len() > 1;
             alternatives.into_iter().map(|one| (words(one.trim_start_matches("or ")), several)).collect::<Vec<_>>()
         })
