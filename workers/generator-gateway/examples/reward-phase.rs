@@ -42,7 +42,7 @@ async fn model(mut stream: TcpStream) -> std::io::Result<()> {
         bytes.drain(..end + length);
         let number = u8::from_str_radix(&s3_artifacts::digest_bytes(body.as_bytes())[..2], 16).unwrap_or(0);
         let said = match body.contains("yes or no?") {
-            true if number % 2 == 0 => "yes".to_owned(),
+            true if number.is_multiple_of(2) => "yes".to_owned(),
             true => "no".to_owned(),
             false => format!("town {}", number % 8),
         };

@@ -17,7 +17,7 @@ async fn judge_server() -> Upstream {
         let user = body["messages"][1]["content"].as_str().unwrap();
         let text = user.split("<answer>\n").nth(1).unwrap();
         let number: usize = text.split_whitespace().nth(1).unwrap().parse().unwrap();
-        let yes = if text.starts_with("right") { number % 5 != 0 } else { number % 10 == 0 };
+        let yes = if text.starts_with("right") { !number.is_multiple_of(5) } else { number.is_multiple_of(10) };
         Act::Say(if yes { "yes" } else { "no" }.into())
     }));
     upstream
@@ -27,13 +27,11 @@ async fn judge_server() -> Upstream {
 async fn a_judge_is_measured_and_the_measurement_required() {
     let upstream = judge_server().await;
     let mut world = World::new(&upstream.url());
-    let labels: String = (0..100)
-        .map(|i| {
-            let (word, correct) = if i < 50 { ("right", true) } else { ("wrong", false) };
-            let line = serde_json::json!({"question": "q?", "answer": format!("{word} {i}"), "golds": ["g"], "correct": correct});
-            format!("{line}\n")
-        })
-        .collect();
+    let label = |i: usize| {
+        let (word, correct) = if i < 50 { ("right", true) } else { ("wrong", false) };
+        serde_json::json!({"question": "q?", "answer": format!("{word} {i}"), "golds": ["g"], "correct": correct})
+    };
+    let labels = (0..100).map(|i| label(i).to_string()).collect::<Vec<_>>().join("\n");
     std::fs::write(world.path("labels.jsonl"), labels).unwrap();
     world.command();
     let report = world.path("report.json");
