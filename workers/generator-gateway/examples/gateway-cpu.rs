@@ -24,6 +24,8 @@ const CALLER_TOKEN: &str = "token-of-the-benchmark-job";
 const MASTER_KEY: &str = "sk-92df7ad22d7f17a5ec5134f5c407b1b41aa86a3f3ba128e0";
 const REPLY: &str = r#"{"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"up","choices":[{"index":0,"message":{"role":"assistant","content":"Paris is the capital of France."},"finish_reason":"stop"}],"usage":{"prompt_tokens":420,"completion_tokens":8,"total_tokens":428}}"#;
 
+const TOKENIZER: &str = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,"pre_tokenizer":null,"post_processor":null,"decoder":null,"model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}"#;
+
 /// Reads one request: head and body length consumed; none at the end of the connection.
 async fn read_request(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<(String, Vec<u8>)> {
     loop {
@@ -36,7 +38,7 @@ async fn read_request(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<(St
                 return Some((head, body));
             }
         }
-        let mut part = [0; 16384];
+        let mut part = vec![0; 16384];
         let read = stream.read(&mut part).await.ok().filter(|read| *read > 0)?;
         bytes.extend_from_slice(&part[..read]);
     }
@@ -48,15 +50,17 @@ fn content_length(head: &str) -> Option<usize> {
 }
 
 /// The model server: answers at once, streams where that is asked for.
-async fn model(mut stream: TcpStream) {
+async fn model(mut stream: TcpStream, folder: Arc<PathBuf>) {
     let _ = stream.set_nodelay(true);
     let mut bytes = Vec::new();
     while let Some((head, body)) = read_request(&mut stream, &mut bytes).await {
         let path = head.split(' ').nth(1).unwrap_or("");
+        let described =
+            format!(r#"{{"model_path":"{0}","served_model_name":"up","is_generation":true}}"#, folder.display());
         let text = if path.ends_with("/models") {
             r#"{"object":"list","data":[{"id":"up","object":"model","owned_by":"x"}]}"#
         } else if path.contains("model_info") || path.contains("server_info") {
-            r#"{"model_path":"up","served_model_name":"up","is_generation":true}"#
+            &described
         } else if path.contains("completions") {
             REPLY
         } else {
@@ -67,7 +71,10 @@ async fn model(mut stream: TcpStream) {
             let delta = r#"data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"up","choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}"#;
             let end = r#"data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"up","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
             let text = format!("{}{end}\n\ndata: [DONE]\n\n", format!("{delta}\n\n").repeat(8));
-            format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n{text}", text.len())
+            format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n{text}",
+                text.len()
+            )
         } else {
             format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}", text.len())
         };
@@ -78,7 +85,8 @@ async fn model(mut stream: TcpStream) {
 }
 
 /// Starts a thread with the model server.
-fn serve_model() -> Result<SocketAddr> {
+fn serve_model(folder: &Path) -> Result<SocketAddr> {
+    let folder = Arc::new(folder.to_owned());
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
@@ -87,7 +95,7 @@ fn serve_model() -> Result<SocketAddr> {
         runtime.block_on(async {
             let Ok(listener) = TcpListener::from_std(listener) else { return };
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(model(stream));
+                tokio::spawn(model(stream, folder.clone()));
             }
         });
     });
@@ -107,7 +115,7 @@ fn template(port: u16, headers: &[(String, String)], stream: bool) -> Template {
     let body = format!(
         r#"{{{stream}"model":"up","messages":[{{"role":"system","content":"Answer the question in a few words."}},{{"role":"user","content":"{passages} Question 0000000000: what is the capital of France?"}}],"temperature":0,"max_tokens":32}}"#
     );
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers = headers.iter().fold(String::new(), |lines, (name, value)| lines + name + ": " + value + "\r\n");
     let head = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n{headers}content-length: {}\r\n\r\n",
         body.len()
@@ -166,18 +174,13 @@ fn load(port: u16, template: &Template, clients: usize, time: Duration, numbers:
                     }
                     request.bytes[request.at..request.at + 10].copy_from_slice(format!("{number:010}").as_bytes());
                     let begun = Instant::now();
-                    let stream = match &mut connection {
-                        Some(stream) => stream,
-                        None => match TcpStream::connect(("127.0.0.1", port)).await {
-                            Ok(stream) => {
-                                let _ = stream.set_nodelay(true);
-                                connection.insert(stream)
-                            }
-                            Err(_) => {
-                                own.bad += 1;
-                                continue;
-                            }
-                        },
+                    if connection.is_none() {
+                        connection = TcpStream::connect(("127.0.0.1", port)).await.ok();
+                        let _ = connection.as_ref().map(|stream| stream.set_nodelay(true));
+                    }
+                    let Some(stream) = &mut connection else {
+                        own.bad += 1;
+                        continue;
                     };
                     let mut filled = 0;
                     let mut first = None;
@@ -268,18 +271,28 @@ fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn start(name: &str, version: String, port: u16, headers: Vec<(String, String)>, mut command: Command, log: &Path) -> Result<Option<Gateway>> {
+fn start(
+    name: &str,
+    version: String,
+    port: u16,
+    headers: Vec<(String, String)>,
+    mut command: Command,
+    log: &Path,
+) -> Result<Option<Gateway>> {
     use std::os::unix::process::CommandExt;
     let file = std::fs::File::create(log)?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
     let process = command.spawn()?;
-    let gateway = Gateway { name: name.to_owned(), version, port, headers, process: Some(process) };
+    let mut gateway = Gateway { name: name.to_owned(), version, port, headers, process: Some(process) };
     let probe = template(port, &gateway.headers, false);
     let until = Instant::now() + Duration::from_secs(180);
     while Instant::now() < until {
         let numbers = Arc::new(AtomicU64::new(9_000_000_000));
         if load(port, &probe, 1, Duration::from_secs(20), &numbers, 9_000_000_001).done == 1 {
             return Ok(Some(gateway));
+        }
+        if gateway.process.as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(Some(_)))) {
+            break;
         }
         std::thread::sleep(Duration::from_millis(300));
     }
@@ -303,8 +316,11 @@ fn ours(name: &str, model: SocketAddr, folder: &Path, cache: Option<&Path>) -> R
     );
     let path = folder.join(format!("{name}.yaml"));
     std::fs::write(&path, config)?;
-    let program = std::env::current_exe()?.parent().and_then(Path::parent).map(|folder| folder.join("s3-generator-gateway"));
-    let program = program.filter(|program| program.exists()).ok_or("build the binary first: cargo build --release -p s3-generator-gateway")?;
+    let program =
+        std::env::current_exe()?.parent().and_then(Path::parent).map(|folder| folder.join("s3-generator-gateway"));
+    let program = program
+        .filter(|program| program.exists())
+        .ok_or("build the binary first: cargo build --release -p s3-generator-gateway")?;
     let mut command = Command::new(program);
     command.args(["serve", "--config"]).arg(&path);
     let headers = vec![("authorization".to_owned(), format!("Bearer {CALLER_TOKEN}"))];
@@ -351,17 +367,30 @@ fn peers(model: SocketAddr, folder: &Path) -> Result<Vec<Gateway>> {
                 command = Command::new(program);
                 command.args(["--host", "127.0.0.1", "--num_workers", "1", "--port", &port.to_string(), "--config"]);
                 command.arg(folder.join("litellm.yaml"));
-                command.envs([("LITELLM_LOCAL_MODEL_COST_MAP", "True"), ("DISABLE_ADMIN_UI", "True"), ("NO_PROXY", "*")]);
+                command.envs([
+                    ("LITELLM_LOCAL_MODEL_COST_MAP", "True"),
+                    ("DISABLE_ADMIN_UI", "True"),
+                    ("NO_PROXY", "*"),
+                ]);
                 headers.push(("authorization".to_owned(), format!("Bearer {MASTER_KEY}")));
                 version = module_version(path, "litellm");
             }
             router => {
                 let module = router.replace('-', "_");
-                command.args(["-m", &format!("{module}.launch_router"), "--host", "127.0.0.1", "--policy", "round_robin"]);
+                command.args([
+                    "-m",
+                    &format!("{module}.launch_router"),
+                    "--host",
+                    "127.0.0.1",
+                    "--policy",
+                    "round_robin",
+                ]);
                 command.args(["--port", &port.to_string(), "--worker-urls", &format!("http://{model}")]);
                 command.args(["--prometheus-port", &free_port()?.to_string()]);
                 if router == "sglang-router" {
-                    command.args(["--log-level", "error", "--model-path", "up"]);
+                    // it wants a tokenizer even where it only forwards, and would fetch one from a hub
+                    std::fs::write(folder.join("tokenizer.json"), TOKENIZER)?;
+                    command.args(["--log-level", "error", "--model-path"]).arg(folder);
                 }
                 version = module_version(path, router);
             }
@@ -378,7 +407,14 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 /// CPU microseconds of a process a request, for `count` requests by many clients.
-fn cpu_per_request(gateway: &Gateway, clients: usize, time: Duration, numbers: &Arc<AtomicU64>, last: u64, stream: bool) -> (f64, Load) {
+fn cpu_per_request(
+    gateway: &Gateway,
+    clients: usize,
+    time: Duration,
+    numbers: &Arc<AtomicU64>,
+    last: u64,
+    stream: bool,
+) -> (f64, Load) {
     let id = gateway.process.as_ref().map_or(0, Child::id);
     let template = template(gateway.port, &gateway.headers, stream);
     let before = consumption(id).0;
@@ -399,16 +435,19 @@ fn main() -> Result<()> {
 }
 
 fn measure(folder: &Path) -> Result<()> {
-    let model = serve_model()?;
+    let model = serve_model(folder)?;
     let numbers = Arc::new(AtomicU64::new(0));
     let endless = u64::MAX;
-    let direct = Gateway { name: "direct".into(), version: String::new(), port: model.port(), headers: vec![], process: None };
+    let direct =
+        Gateway { name: "direct".into(), version: String::new(), port: model.port(), headers: vec![], process: None };
     let armed = ours("ours", model, folder, None)?.ok_or("our gateway does not start")?;
     let file = folder.join("answers.redb");
     let durable = ours("ours-durable", model, folder, Some(&file))?.ok_or("our gateway does not start")?;
     let mut all = vec![direct, armed, durable];
     all.extend(peers(model, folder)?);
-    println!("1 model thread, 1 client thread, {CLIENTS} clients, another prompt of 1.8 KB each request, {ROUNDS} rounds in turns");
+    println!(
+        "1 model thread, 1 client thread, {CLIENTS} clients, another prompt of 1.8 KB each request, {ROUNDS} rounds in turns"
+    );
     // warm up
     for gateway in &all {
         cpu_per_request(gateway, CLIENTS, Duration::from_millis(700), &numbers, endless, false);
@@ -418,7 +457,8 @@ fn measure(folder: &Path) -> Result<()> {
         for (gateway, row) in all.iter().zip(&mut rows) {
             let (cpu, many) = cpu_per_request(gateway, CLIENTS, Duration::from_secs(4), &numbers, endless, false);
             let (_, single) = cpu_per_request(gateway, 1, Duration::from_millis(1500), &numbers, endless, false);
-            let (stream_cpu, streamed) = cpu_per_request(gateway, 1, Duration::from_millis(1500), &numbers, endless, true);
+            let (stream_cpu, streamed) =
+                cpu_per_request(gateway, 1, Duration::from_millis(1500), &numbers, endless, true);
             if many.bad > 0 || single.bad > 0 {
                 eprintln!("{}: {} of {} requests failed", gateway.name, many.bad + single.bad, many.done + single.done);
             }
@@ -438,7 +478,10 @@ fn measure(folder: &Path) -> Result<()> {
             std::io::stdout().flush()?;
         }
     }
-    println!("\r{:<14} {:>9} {:>10} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10} {:>7}", "", "version", "CPU us/req", "spread", "req/s", "p50 us", "p99 us", "p50 us c=1", "first ev.", "RSS MB");
+    println!(
+        "\r{:<14} {:>9} {:>10} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10} {:>7}",
+        "", "version", "CPU us/req", "spread", "req/s", "p50 us", "p99 us", "p50 us c=1", "first ev.", "RSS MB"
+    );
     let mut cpu = BTreeMap::new();
     for (gateway, row) in all.iter().zip(&mut rows) {
         let spread = row[0].iter().copied().fold(0.0, f64::max) - row[0].iter().copied().fold(f64::MAX, f64::min);
@@ -473,10 +516,19 @@ fn hits(all: &mut [Gateway], model: SocketAddr, folder: &Path, file: &Path) -> R
     let filled = Arc::new(AtomicU64::new(first));
     cpu_per_request(&all[2], CLIENTS, Duration::from_secs(120), &filled, first + KNOWN, false);
     // a fresh process has nothing in memory
-    drop(all[2].process.take().map(|process| Gateway { name: String::new(), version: String::new(), port: 0, headers: vec![], process: Some(process) }));
+    drop(all[2].process.take().map(|process| Gateway {
+        name: String::new(),
+        version: String::new(),
+        port: 0,
+        headers: vec![],
+        process: Some(process),
+    }));
     let fresh = ours("ours-again", model, folder, Some(file))?.ok_or("our gateway does not start again")?;
     let read = Arc::new(AtomicU64::new(first));
     let (durable, load) = cpu_per_request(&fresh, CLIENTS, Duration::from_secs(60), &read, first + KNOWN, false);
-    println!("cache hit: {memory:.1} us CPU from memory (bar 20), {durable:.1} us from the file (bar 60; {} answers)", load.done);
+    println!(
+        "cache hit: {memory:.1} us CPU from memory (bar 20), {durable:.1} us from the file (bar 60; {} answers)",
+        load.done
+    );
     Ok(())
 }

@@ -113,13 +113,11 @@ impl Access {
             (known.callers.get(&digest).cloned(), fresh)
         };
         // digests are compared, so the time of a comparison tells nothing of a token
-        let caller = match find() {
-            (caller, true) => caller,
-            (_, false) => {
-                self.look(folder);
-                find().0
-            }
-        };
+        let (mut caller, fresh) = find();
+        if !fresh {
+            self.look(folder);
+            caller = find().0;
+        }
         let caller = caller.ok_or(Denied::Unknown)?;
         if claimed.is_empty() || claimed == &*caller { Ok(caller) } else { Err(Denied::Foreign) }
     }

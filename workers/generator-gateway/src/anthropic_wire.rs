@@ -104,6 +104,7 @@ struct Block {
 
 /// Tokens that a cache of the provider served are billed too, at another price.
 #[derive(Default, Deserialize)]
+#[allow(clippy::struct_field_names)] // the API's names
 struct Usage {
     #[serde(default)]
     input_tokens: u32,
@@ -117,9 +118,7 @@ struct Usage {
 
 impl Usage {
     fn prompt(&self) -> u32 {
-        self.input_tokens
-            + self.cache_creation_input_tokens.unwrap_or(0)
-            + self.cache_read_input_tokens.unwrap_or(0)
+        self.input_tokens + self.cache_creation_input_tokens.unwrap_or(0) + self.cache_read_input_tokens.unwrap_or(0)
     }
 }
 

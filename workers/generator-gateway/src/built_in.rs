@@ -202,7 +202,8 @@ impl Engine {
         }
         for chunk in prepared.chunks(self.batch) {
             if order.left().is_some_and(|left| left.is_zero()) {
-                let late = CallFailure::new(FailureKind::Deadline, format!("{}: the caller's deadline came first", self.name));
+                let late =
+                    CallFailure::new(FailureKind::Deadline, format!("{}: the caller's deadline came first", self.name));
                 for ready in chunk {
                     outcomes[ready.at] = Some(Err(late.clone()));
                 }
@@ -241,12 +242,11 @@ impl Engine {
         if call.sampling.logprobs.is_some() {
             return Err(rejected("the built-in model gives no log-probabilities; leave logprobs out".to_owned()));
         }
-        let prompt = match &call.text {
-            Some(text) => self.tokenizer.encode(text),
-            None => {
-                let (system, user) = conversation(&call.messages).map_err(rejected)?;
-                self.tokenizer.chat(system, user)
-            }
+        let prompt = if let Some(text) = &call.text {
+            self.tokenizer.encode(text)
+        } else {
+            let (system, user) = conversation(&call.messages).map_err(rejected)?;
+            self.tokenizer.chat(system, user)
         };
         let prompt = prompt.map_err(|e| rejected(first_line(&e)))?;
         if prompt.is_empty() {

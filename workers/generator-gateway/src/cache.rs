@@ -67,16 +67,25 @@ pub(crate) fn digest_of(bytes: &[u8]) -> Key {
     Sha256::digest(bytes).into()
 }
 
-/// The key of a call to a provider.
+/// The key of a call to a provider. Every part goes in with its length, so that no two calls run together.
 pub fn key(digest: &str, scope: &str, call: &Call) -> Result<Key, serde_json::Error> {
     let mut hasher = Sha256::new();
-    let mut text = Vec::with_capacity(call.prompt_bytes() + 256);
-    serde_json::to_writer(&mut text, call)?;
-    let call = text;
-    for part in [b"s3-answer-1", digest.as_bytes(), scope.as_bytes(), &call] {
-        hasher.update((part.len() as u64).to_le_bytes());
-        hasher.update(part);
+    let mut part = |bytes: &[u8]| {
+        hasher.update((bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(b"s3-answer-2");
+    part(digest.as_bytes());
+    part(scope.as_bytes());
+    part(&(call.messages.len() as u64).to_le_bytes());
+    for message in &call.messages {
+        part(&[message.role as u8]);
+        part(message.content.as_bytes());
     }
+    part(&[u8::from(call.text.is_some())]);
+    part(call.text.as_deref().unwrap_or("").as_bytes());
+    // short, and its JSON names every member, so a member that is added later is never forgotten
+    part(&serde_json::to_vec(&call.sampling)?);
     Ok(hasher.finalize().into())
 }
 
@@ -359,6 +368,7 @@ impl Writer {
         Ok(known)
     }
 
+    #[allow(clippy::type_complexity)] // open intents and accounts
     fn read_accounts(&self) -> Result<(Vec<Intent>, Vec<(String, Usage)>), redb::Error> {
         let transaction = self.database.begin_read()?;
         let (intents, usage) = match (transaction.open_table(INTENTS), transaction.open_table(USAGE)) {
@@ -547,7 +557,13 @@ mod tests {
     use crate::provider::{Message, Role, Sampling};
 
     fn answer(text: &str) -> Completion {
-        Completion { text: text.to_owned(), prompt_tokens: 3, completion_tokens: 1, finish: Finish::Stop, logprobs: None }
+        Completion {
+            text: text.to_owned(),
+            prompt_tokens: 3,
+            completion_tokens: 1,
+            finish: Finish::Stop,
+            logprobs: None,
+        }
     }
 
     fn filled(path: &Path, count: u8) {

@@ -50,7 +50,7 @@ impl http_body::Body for Body {
         self.ended = true;
         match end {
             Ok(Ok(answered)) => frame(self.events.close(&answered.completion)),
-            Ok(Err(failure)) => frame(self.events.failed(&failure)),
+            Ok(Err(failure)) => frame(Events::failed(&failure)),
             // the gateway is stopping: the stream just breaks off, without its end
             Err(_) => Poll::Ready(None),
         }

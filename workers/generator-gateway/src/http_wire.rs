@@ -177,8 +177,7 @@ enum Stop {
 impl Request {
     /// Reads a body.
     pub fn read(body: &[u8]) -> Result<Self, ApiError> {
-        serde_json::from_slice(body)
-            .map_err(|e| ApiError::bad(format!("the body is not a completion request: {e}")))
+        serde_json::from_slice(body).map_err(|e| ApiError::bad(format!("the body is not a completion request: {e}")))
     }
 
     /// The model's name, the call and how its reply is wanted. Parameters that would change the answer and are
@@ -263,10 +262,9 @@ fn message(wire: WireMessage) -> Result<Message, ApiError> {
 /// Parameters that ask for nothing, or only label the request.
 fn is_neutral(name: &str, value: &Value) -> bool {
     match name {
-        "best_of" => value.is_null() || value.as_u64() == Some(1),
         "user" | "metadata" | "store" | "service_tier" | "safety_identifier" | "prompt_cache_key" => true,
         "frequency_penalty" | "presence_penalty" => value.is_null() || value.as_f64() == Some(0.0),
-        "n" => value.is_null() || value.as_u64() == Some(1),
+        "n" | "best_of" => value.is_null() || value.as_u64() == Some(1),
         "response_format" => value.is_null() || value["type"] == "text",
         "tools" | "functions" | "logit_bias" => {
             value.is_null()
@@ -358,14 +356,14 @@ impl Events {
         let finish = quoted(finish_reason(made.finish));
         let mut out = self.event(if self.manner.chat { "" } else { r#""text":"""# }, &finish);
         if self.manner.usage {
-            out.push_str(&format!("{},\"choices\":[],\"usage\":{}}}\n\n", self.head, usage(made)));
+            out = format!("{out}{},\"choices\":[],\"usage\":{}}}\n\n", self.head, usage(made));
         }
         out.push_str("data: [DONE]\n\n");
         out
     }
 
     /// The event of a stream that cannot be finished; no end follows, so no reader takes it for whole.
-    pub fn failed(&self, failure: &CallFailure) -> String {
+    pub fn failed(failure: &CallFailure) -> String {
         format!("data: {}\n\n", ApiError::from_failure(failure).body())
     }
 }

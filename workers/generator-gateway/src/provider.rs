@@ -170,6 +170,7 @@ impl CallFailure {
     }
 
     /// The same with a time to come back.
+    #[must_use]
     pub fn after(mut self, hint: Option<Duration>) -> Self {
         self.retry_after = hint;
         self

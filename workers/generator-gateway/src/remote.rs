@@ -9,9 +9,14 @@ use crate::retry::{Attempt, RetryPolicy, classify, retry_after, spread};
 use crate::route::{Site, Sites, beginning};
 use crate::secret::SecretFile;
 use crate::sse::Events;
-use crate::wire::{Keys, Wire};
+use crate::wire::{Keys, Outgoing, Wire};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use prometheus::Histogram;
-use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use s3_config::{CallLimits, ProviderConfig};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -24,6 +29,10 @@ use tokio::task::JoinSet;
 
 /// Bytes of a reply that are read at most; an answer is never that long.
 const REPLY_LIMIT: usize = 16 << 20;
+
+/// How the gateway names itself.
+const AGENT: &str = "s3-generator-gateway";
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// Milliseconds that the caller still waits; gateways in a row pass the deadline on with it.
 pub(crate) const DEADLINE_HEADER: &str = "x-request-timeout-ms";
@@ -68,6 +77,15 @@ fn rate_key(provider: &ProviderConfig) -> Option<((String, String), &CallLimits)
     })
 }
 
+type Plain = Client<HttpConnector<Guard>, Full<Bytes>>;
+
+fn plain(reach: &Arc<Reach>) -> Plain {
+    let mut connector = HttpConnector::new_with_resolver(Guard(reach.clone()));
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT));
+    Client::builder(TokioExecutor::new()).build(connector)
+}
+
 /// A provider over HTTP. Cheap to clone.
 #[derive(Clone)]
 pub struct Remote(Arc<Inner>);
@@ -80,6 +98,8 @@ struct Inner {
     scope: String,
     digest: String,
     client: reqwest::Client,
+    /// For whole replies without TLS: the same client without what `reqwest` puts around it.
+    plain: Option<Plain>,
     limits: CallLimits,
     retry: RetryPolicy,
     permits: Semaphore,
@@ -138,6 +158,7 @@ impl Remote {
             .collect::<Result<Vec<_>, _>>()
             .map_err(wrong)?;
         let secure = urls.iter().any(|url| url.scheme() == "https");
+        let plain = (!secure).then(|| plain(&around.reach));
         let client = builder(secure).dns_resolver(Arc::new(Guard(around.reach.clone()))).build();
         let client = client.map_err(|e| wrong(format!("no TLS client: {e:?}")))?;
         let (kind, model) = wire.identity();
@@ -153,6 +174,7 @@ impl Remote {
             keys,
             digest,
             client,
+            plain,
             limits: limits.clone(),
             retry,
             permits: Semaphore::new(limits.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
@@ -177,7 +199,9 @@ fn url(wire: &Wire, base: &str, field: &str, reach: &Reach) -> Result<reqwest::U
     if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>()
         && let Some(why) = reach.objection(address)
     {
-        return Err(format!("{field} is {why}, which providers must not use; name it in allowAddresses if it is meant"));
+        return Err(format!(
+            "{field} is {why}, which providers must not use; name it in allowAddresses if it is meant"
+        ));
     }
     Ok(url)
 }
@@ -189,9 +213,9 @@ fn builder(secure: bool) -> reqwest::ClientBuilder {
     let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
-        .connect_timeout(Duration::from_secs(10))
+        .connect_timeout(CONNECT)
         .tcp_nodelay(true)
-        .user_agent("s3-generator-gateway");
+        .user_agent(AGENT);
     // without TLS the machine's certificates are not needed, and a bare image has none
     if secure { builder } else { builder.tls_certs_only([]) }
 }
@@ -328,7 +352,8 @@ impl Inner {
             () = tokio::time::sleep(Duration::from_millis(after)) => {}
         }
         s3_telemetry::metrics().gateway_retries.with_label_values(&[self.name.as_str(), "hedge"]).inc();
-        let mut second = Box::pin(self.attempt(call, order, mode, beginning.wrapping_add(u64::MAX / 2), &mut elsewhere));
+        let mut second =
+            Box::pin(self.attempt(call, order, mode, beginning.wrapping_add(u64::MAX / 2), &mut elsewhere));
         tokio::select! {
             result = &mut first => if result.is_ok() { result } else { second.await },
             result = &mut second => if result.is_ok() { result } else { first.await },
@@ -381,9 +406,10 @@ impl Inner {
     ) -> Result<Completion, Attempt> {
         let outgoing = self.wire.outgoing(&site.url, call, stream, &self.keys).await?;
         let secret = outgoing.secret.clone();
-        let mut request = self.client.post(outgoing.url).headers(outgoing.headers).body(outgoing.body);
-        if let Some(left) = order.left() {
-            request = request.header(HeaderName::from_static(DEADLINE_HEADER), left.as_millis() as u64);
+        let left = order.left().map(|left| left.as_millis() as u64);
+        let mut outgoing = outgoing;
+        if let Some(left) = left {
+            outgoing.headers.insert(HeaderName::from_static(DEADLINE_HEADER), left.into());
         }
         let limit = Duration::from_millis(self.limits.deadline_ms);
         let received = async {
@@ -392,10 +418,10 @@ impl Inner {
                 tokio::select! {
                     biased;
                     () = pieces.closed() => Err(Attempt::refused("the caller went away")),
-                    result = self.streamed(request, call, order, (pieces, sent), limit) => result,
+                    result = self.streamed(outgoing, call, order, (pieces, sent), limit) => result,
                 }
             } else {
-                self.whole(request, call, order).await
+                self.whole(outgoing, call, order).await
             }
         };
         let result = received.await.map_err(|mut failed| {
@@ -414,51 +440,66 @@ impl Inner {
         Ok(result)
     }
 
-    async fn whole(&self, request: reqwest::RequestBuilder, call: &Call, order: &Order) -> Result<Completion, Attempt> {
-        let mut response = request.send().await.map_err(|e| transport(&e))?;
-        let (status, hint, media) = head(&response);
-        let charged = |failed| {
+    async fn whole(&self, outgoing: Outgoing, call: &Call, order: &Order) -> Result<Completion, Attempt> {
+        let charge = |status: u16, failed| {
             if status == 200 {
                 order.meter.add(Usage { calls: 1, prompt: estimate(call), answer: 0 });
             }
             failed
         };
-        let first = response.chunk().await.map_err(|e| charged(transport(&e)))?.unwrap_or_default();
-        // most replies come in one piece, which is then read where it lies
-        let mut bytes = first;
-        while let Some(chunk) = response.chunk().await.map_err(|e| charged(transport(&e)))? {
-            if bytes.len() + chunk.len() > REPLY_LIMIT {
-                let message = "the reply is longer than 16 MiB";
-                return Err(charged(Attempt::again(FailureKind::Malformed, "malformed", message)));
+        let long = || Attempt::again(FailureKind::Malformed, "malformed", "the reply is longer than 16 MiB");
+        let ((status, hint, media), bytes) = if let Some(plain) = &self.plain {
+            let mut request = axum::http::Request::new(Full::new(Bytes::from(outgoing.body)));
+            *request.method_mut() = axum::http::Method::POST;
+            *request.uri_mut() = outgoing.url.as_str().parse().map_err(|_| Attempt::refused("no address"))?;
+            *request.headers_mut() = outgoing.headers;
+            request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
+            let response = plain.request(request).await.map_err(|e| broken(&e, e.is_connect(), "reset"))?;
+            let head = head(response.status().as_u16(), response.headers());
+            let body = Limited::new(response.into_body(), REPLY_LIMIT).collect().await.map_err(|e| {
+                let too_long = e.is::<http_body_util::LengthLimitError>();
+                charge(head.0, if too_long { long() } else { broken(e.as_ref(), false, "truncated") })
+            })?;
+            (head, body.to_bytes())
+        } else {
+            let request = self.client.post(outgoing.url).headers(outgoing.headers).body(outgoing.body);
+            let mut response = request.send().await.map_err(|e| transport(&e))?;
+            let head = head(response.status().as_u16(), response.headers());
+            let mut bytes = Vec::new();
+            while let Some(chunk) = response.chunk().await.map_err(|e| charge(head.0, transport(&e)))? {
+                if bytes.len() + chunk.len() > REPLY_LIMIT {
+                    return Err(charge(head.0, long()));
+                }
+                bytes.extend_from_slice(&chunk);
             }
-            let mut longer = Vec::with_capacity((bytes.len() + chunk.len()).max(2 * bytes.len()));
-            longer.extend_from_slice(&bytes);
-            longer.extend_from_slice(&chunk);
-            bytes = longer.into();
-        }
+            (head, Bytes::from(bytes))
+        };
         if status != 200 {
             return Err(classify(status, hint, format!("status {status}: {}", error_line(&bytes))));
         }
         if media != "application/json" && !media.ends_with("+json") {
             let message = format!("the reply is {media:?}, not JSON");
-            return Err(charged(Attempt::again(FailureKind::Malformed, "malformed", message)));
+            return Err(charge(status, Attempt::again(FailureKind::Malformed, "malformed", message)));
         }
-        let completion = self.wire.read(&bytes, call).map_err(charged)?;
+        let completion = self.wire.read(&bytes, call).map_err(|failed| charge(status, failed))?;
         order.meter.add(used(&completion));
         Ok(completion)
     }
 
     async fn streamed(
         &self,
-        request: reqwest::RequestBuilder,
+        outgoing: Outgoing,
         call: &Call,
         order: &Order,
         (pieces, sent): (&mpsc::Sender<String>, &AtomicBool),
         limit: Duration,
     ) -> Result<Completion, Attempt> {
-        let mut response =
-            tokio::time::timeout(limit, request.send()).await.map_err(|_| timed_out(limit))?.map_err(|e| transport(&e))?;
-        let (status, hint, media) = head(&response);
+        let request = self.client.post(outgoing.url).headers(outgoing.headers).body(outgoing.body);
+        let mut response = tokio::time::timeout(limit, request.send())
+            .await
+            .map_err(|_| timed_out(limit))?
+            .map_err(|e| transport(&e))?;
+        let (status, hint, media) = head(response.status().as_u16(), response.headers());
         if status != 200 {
             let bytes = tokio::time::timeout(limit, response.bytes()).await.map_err(|_| timed_out(limit))?;
             let bytes = bytes.map_err(|e| transport(&e))?;
@@ -518,11 +559,7 @@ impl Drop for Charge<'_> {
 }
 
 fn used(completion: &Completion) -> Usage {
-    Usage {
-        calls: 1,
-        prompt: u64::from(completion.prompt_tokens),
-        answer: u64::from(completion.completion_tokens),
-    }
+    Usage { calls: 1, prompt: u64::from(completion.prompt_tokens), answer: u64::from(completion.completion_tokens) }
 }
 
 fn timed_out(limit: Duration) -> Attempt {
@@ -530,32 +567,38 @@ fn timed_out(limit: Duration) -> Attempt {
     Attempt::again(FailureKind::Unavailable, "timeout", message)
 }
 
-fn head(response: &reqwest::Response) -> (u16, Option<Duration>, String) {
-    let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+fn head(status: u16, headers: &HeaderMap) -> (u16, Option<Duration>, String) {
+    let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let hint = header(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
     let media = header(CONTENT_TYPE).unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    (response.status().as_u16(), hint, media)
+    (status, hint, media)
+}
+
+fn transport(error: &reqwest::Error) -> Attempt {
+    let reason = if error.is_timeout() {
+        "timeout"
+    } else if error.is_body() || error.is_decode() {
+        "truncated"
+    } else {
+        "reset"
+    };
+    broken(error, error.is_connect(), reason)
 }
 
 /// Broken connections say where they broke; the address itself may be private and stays out.
-fn transport(error: &reqwest::Error) -> Attempt {
-    let mut cause: &dyn std::error::Error = error;
+fn broken(error: &(dyn std::error::Error + 'static), connecting: bool, reason: &'static str) -> Attempt {
+    let mut cause = error;
+    let mut detail = String::new();
     while let Some(next) = cause.source() {
         cause = next;
+        detail = cause.to_string();
     }
-    let (reason, what) = if error.is_connect() {
-        ("connect", "cannot connect")
-    } else if error.is_timeout() {
-        ("timeout", "timed out")
-    } else if error.is_body() || error.is_decode() {
-        ("truncated", "the reply broke off")
-    } else {
-        ("reset", "the connection broke")
+    let (reason, what) = match reason {
+        _ if connecting => ("connect", "cannot connect"),
+        "timeout" => (reason, "timed out"),
+        "truncated" => (reason, "the reply broke off"),
+        _ => (reason, "the connection broke"),
     };
-    let mut detail = cause.to_string();
-    if std::ptr::addr_eq(std::ptr::from_ref(cause), std::ptr::from_ref(error)) {
-        detail.clear();
-    }
     let separator = if detail.is_empty() { "" } else { ": " };
     // an address that must not be used stays so
     let retry = !detail.contains("allowAddresses");

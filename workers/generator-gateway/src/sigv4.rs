@@ -1,4 +1,4 @@
-//! AWS Signature Version 4 of one request (the service's own documents call it SigV4).
+//! AWS Signature Version 4 of one request (the service's own documents call it `SigV4`).
 
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
@@ -85,7 +85,7 @@ pub(crate) fn authorization(
         .collect();
     headers.sort();
     let names = headers.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(";");
-    let lines: String = headers.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
+    let lines = headers.iter().fold(String::new(), |lines, (name, value)| lines + name + ":" + value + "\n");
     let canonical = format!(
         "{}\n{}\n{}\n{lines}\n{names}\n{}",
         request.method,

@@ -5,8 +5,8 @@ mod common;
 
 use candle_core::{DType, Device};
 use s3_generator_gateway::{
-    Ask, BuiltIn, Call, Completion, Document, FailureKind, Finish, Gateway, Message, Order, Provider, Role, Sampling, Templates,
-    render,
+    Ask, BuiltIn, Call, Completion, Document, FailureKind, Finish, Gateway, Message, Order, Provider, Role, Sampling,
+    Templates, render,
 };
 use s3_model::{Decoder, DecoderConfig, TokenizerFile};
 use std::path::{Path, PathBuf};
@@ -129,6 +129,35 @@ fn sizes_that_cannot_work_are_refused() {
         let error = BuiltIn::start("tiny", decoder.clone(), tokenizer(folder.path()), String::new(), batch, context);
         assert!(error.err().unwrap().to_string().contains("contextTokens"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_answer_is_the_whole_one_in_pieces() {
+    let provider = tiny(4);
+    for (text, stops) in [("one", vec![]), ("two", vec!["a".to_owned(), "\u{FFFD}".to_owned()]), ("three", vec![])] {
+        let mut wanted = call(text, 24);
+        wanted.sampling.stop = stops;
+        let whole = provider.complete(vec![wanted.clone()], Order::default()).await.remove(0).unwrap();
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(64);
+        let (streamed, pieces) = tokio::join!(provider.stream(wanted, Order::default(), sender), async {
+            let mut pieces = Vec::new();
+            while let Some(piece) = receiver.recv().await {
+                pieces.push(piece);
+            }
+            pieces
+        });
+        assert_eq!(streamed.unwrap(), whole);
+        assert_eq!(pieces.concat(), whole.text, "{text}");
+    }
+    // nobody listens any more: decoding ends long before its limit
+    let (sender, receiver) = tokio::sync::mpsc::channel(64);
+    drop(receiver);
+    let ended = provider.stream(call("four", 150), Order::default(), sender).await.unwrap();
+    assert!(ended.completion_tokens < 20, "{}", ended.completion_tokens);
+    // a plain text is continued as it stands
+    let plain = Call { text: Some("Once".into()), ..Call::chat(Vec::new(), Sampling::greedy(Some(4), &[])) };
+    let made = provider.complete(vec![plain], Order::default()).await.remove(0).unwrap();
+    assert_eq!(made.prompt_tokens, 4);
 }
 
 /// The model of the quickstart; fetched, never committed.

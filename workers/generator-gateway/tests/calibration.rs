@@ -17,7 +17,7 @@ async fn judge_server() -> Upstream {
         let user = body["messages"][1]["content"].as_str().unwrap();
         let text = user.split("<answer>\n").nth(1).unwrap();
         let number: usize = text.split_whitespace().nth(1).unwrap().parse().unwrap();
-        let yes = if text.starts_with("right") { number % 5 != 0 } else { number % 10 == 0 };
+        let yes = if text.starts_with("right") { !number.is_multiple_of(5) } else { number.is_multiple_of(10) };
         Act::Say(if yes { "yes" } else { "no" }.into())
     }));
     upstream
@@ -27,13 +27,11 @@ async fn judge_server() -> Upstream {
 async fn a_judge_is_measured_and_the_measurement_required() {
     let upstream = judge_server().await;
     let mut world = World::new(&upstream.url());
-    let labels: String = (0..100)
-        .map(|i| {
-            let (word, correct) = if i < 50 { ("right", true) } else { ("wrong", false) };
-            let line = serde_json::json!({"question": "q?", "answer": format!("{word} {i}"), "golds": ["g"], "correct": correct});
-            format!("{line}\n")
-        })
-        .collect();
+    let label = |i: usize| {
+        let (word, correct) = if i < 50 { ("right", true) } else { ("wrong", false) };
+        serde_json::json!({"question": "q?", "answer": format!("{word} {i}"), "golds": ["g"], "correct": correct})
+    };
+    let labels = (0..100).map(|i| label(i).to_string()).collect::<Vec<_>>().join("\n");
     std::fs::write(world.path("labels.jsonl"), labels).unwrap();
     world.command();
     let report = world.path("report.json");
@@ -49,11 +47,11 @@ async fn a_judge_is_measured_and_the_measurement_required() {
     assert!(told.contains("sensitivity  0.800 [0.670, 0.888]"), "{told}");
     assert!(told.contains("specificity  0.900 [0.786, 0.957]") && told.contains("kappa        0.700"), "{told}");
     let written = Calibration::load(&report).unwrap();
-    let table =
-        [written.true_positives, written.false_negatives, written.false_positives, written.true_negatives];
+    let table = [written.true_positives, written.false_negatives, written.false_positives, written.true_negatives];
     assert_eq!((table, written.answers, written.undecided), ([40, 10, 5, 45], 100, 0));
 
-    std::fs::write(world.path("few.jsonl"), "{\"question\":\"q\",\"answer\":\"a\",\"golds\":[],\"correct\":true}\n").unwrap();
+    std::fs::write(world.path("few.jsonl"), "{\"question\":\"q\",\"answer\":\"a\",\"golds\":[],\"correct\":true}\n")
+        .unwrap();
     let output = measure("few.jsonl");
     assert!(String::from_utf8_lossy(&output.stderr).contains("at least 5 of each"));
 
@@ -90,7 +88,8 @@ async fn two_judges_must_agree() {
         first.always(Act::Say(one.into()));
         second.always(two.clone());
         let item = JudgeItem { question: "q".into(), answer: format!("a {i}"), gold_answers: vec!["g".into()] };
-        let response = world.client().judge(JudgeRequest { items: vec![item], ..JudgeRequest::default() }).await.unwrap();
+        let response =
+            world.client().judge(JudgeRequest { items: vec![item], ..JudgeRequest::default() }).await.unwrap();
         assert_eq!(response.results[0].verdict(), expected, "{one} {two:?}: {}", response.results[0].reason);
     }
     // nothing to judge asks nobody

@@ -5,9 +5,7 @@ mod common;
 
 use common::{Act, Upstream, World, answer, answer_to, failure, http, open_ai, page, request};
 use s3_config::{BudgetConfig, CacheMode, CallLimits, CallerBudget, OpenAiConfig, ProviderConfig};
-use s3_generator_gateway::{
-    Call, FailureKind, Message, Order, Provider, Reach, Remote, Role, Sampling, Surroundings,
-};
+use s3_generator_gateway::{Call, FailureKind, Message, Order, Provider, Reach, Remote, Role, Sampling, Surroundings};
 use s3_proto::v1;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -85,7 +83,7 @@ async fn a_thousand_who_ask_the_same_cause_one_call() {
 fn fault(text: &str, attempt: usize) -> Option<usize> {
     let digest = s3_artifacts::digest_bytes(format!("b/{text}#{attempt}").as_bytes());
     let number = u64::from_str_radix(&digest[..12], 16).unwrap();
-    (number % 5 == 0).then_some((number / 5 % 60) as usize)
+    number.is_multiple_of(5).then_some((number / 5 % 60) as usize)
 }
 
 fn act_of(fault: usize) -> Act {
