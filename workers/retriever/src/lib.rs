@@ -7,6 +7,7 @@
 
 pub mod analyzer;
 pub mod audit;
+pub mod batch;
 pub mod build;
 pub mod cache;
 pub mod corpus;
@@ -15,10 +16,12 @@ pub mod dense_leg;
 pub mod embed;
 pub mod engine;
 mod error;
+pub mod flat;
 pub mod export;
 pub mod grpc;
 pub mod http;
 pub mod index;
+pub mod live;
 pub mod lexical;
 pub mod lexical_file;
 mod mapped;
