@@ -53,6 +53,47 @@ fn killed_at_any_time_ends_with_the_same_index() {
     }
 }
 
+/// Every file is cut off at many sizes, by an error of the write that would pass it and by a kill at that write.
+/// Nothing torn is ever published, and the next build ends with the same index.
+#[test]
+fn failed_writes_publish_nothing_torn() {
+    use std::os::unix::process::ExitStatusExt;
+    let world = World::new(400);
+    let mut config = world.build_config();
+    config["dense"]["index"] = json!({"kind": "OneBit"});
+    let path = world.save("build.yaml", &config);
+    let arguments = ["build", "--config", path.to_str().unwrap()];
+    assert_eq!(run(&arguments).0, 0);
+    let expected = read_json(&world.path("build-result.json"));
+    let digest = expected["digest"].as_str().unwrap();
+    let program = env!("CARGO_BIN_EXE_s3-retriever");
+    let (mut failed, mut killed) = (0, 0);
+    for (trap, kib) in [0, 1, 2, 3, 4, 6, 9, 12, 16, 20, 24, 28, 32, 40, 64].iter().flat_map(|kib| [("", kib), ("trap '' XFSZ; ", kib)]) {
+        std::fs::remove_dir_all(world.path("index")).unwrap();
+        // a file may not grow beyond the limit: the write fails, or kills where the signal is not ignored
+        let script = format!("{trap}ulimit -c 0; ulimit -f {kib}; exec {program} build --config {}", path.display());
+        let output = std::process::Command::new("bash").args(["-c", &script]).env("RUST_LOG", "warn").output().unwrap();
+        match (output.status.code(), output.status.signal()) {
+            (Some(0), _) => assert!(*kib >= 24, "nothing failed at {kib} KiB"),
+            (Some(code), _) => {
+                let error = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(code == 74 && error.contains("File too large"), "{kib} KiB, {code}: {error}");
+                failed += 1;
+            }
+            (None, signal) => {
+                assert_eq!(signal, Some(25), "SIGXFSZ");
+                killed += 1;
+            }
+        }
+        if world.path("index/CURRENT").exists() {
+            assert_eq!(Index::open_current(&world.path("index")).unwrap().digest, digest);
+        }
+        assert_eq!(run(&arguments).0, 0, "{kib} KiB");
+        assert_eq!(read_json(&world.path("build-result.json")), expected, "{kib} KiB");
+    }
+    assert!(failed >= 8 && killed >= 8, "{failed} failed, {killed} killed");
+}
+
 #[test]
 fn the_same_inputs_change_nothing_and_other_inputs_make_another_version() {
     let world = World::new(60);
@@ -229,6 +270,8 @@ fn published_flat_indices_are_imported() {
         (&names[..], &"0".repeat(64), "corpus.jsonl", "sha256 of all parts is"),
         (&names[..], &sha256, "longer.jsonl", "120 vectors for 121 passages"),
     ] {
+        // a published index stands without the file
+        std::fs::remove_dir_all(world.path("index")).unwrap();
         let (code, error) = build(parts, sha256, corpus);
         assert!(code == 64 && error.contains(says), "{says}: {error}");
     }
