@@ -13,7 +13,7 @@ use serde_json::Value;
 pub struct Field {
     /// Its kind; none stands for all kinds.
     pub kind: Option<Kind>,
-    /// Its path. `[]` is every element of a list, `*` one member, `**` any number of members.
+    /// Its path. `[]` is every element of a list, `**` any number of members.
     pub path: &'static str,
     /// The values that are meant; empty means every value but the default.
     pub values: &'static [&'static str],
@@ -59,8 +59,10 @@ pub const UNSUPPORTED: &[Field] = &[
     field(None, "spec.**.limits.tokensPerMinute", "is not enforced yet; use limits.concurrency"),
     field(None, "spec.**.budget", "is not enforced yet; set a limit at the provider"),
     // indices
-    field(INDEX, "spec.source.*.corpus.format", "is seen from the first line; leave it out"),
-    field(INDEX, "spec.source.*.lexical.analyzer", "is not built yet; use English"),
+    field(INDEX, "spec.source.build.corpus.format", "is seen from the first line; leave it out"),
+    field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),
+    field(INDEX, "spec.source.import.corpus.format", "is seen from the first line; leave it out"),
+    field(INDEX, "spec.source.import.lexical.analyzer", "is not built yet; use English"),
     value(
         INDEX,
         "spec.source.build.dense.index.kind",
@@ -238,7 +240,6 @@ fn matches(pattern: &str, path: &str) -> bool {
     fn all(pattern: &[&str], path: &[&str]) -> bool {
         match (pattern, path) {
             ([], []) => true,
-            (["*", pattern @ ..], [_, path @ ..]) => all(pattern, path),
             (["**", rest @ ..], _) => (0..=path.len()).any(|skipped| all(rest, &path[skipped..])),
             ([p, pattern @ ..], [name, path @ ..]) => p == name && all(pattern, path),
             _ => false,

@@ -14,7 +14,7 @@ const SAMPLE: usize = 128;
 /// Neighbours compared.
 const DEPTH: usize = 10;
 /// Candidates per passage asked for, from the fewest on; more than the last is no longer a search by codes.
-const OVERSAMPLES: [usize; 6] = [4, 8, 16, 32, 64, 128];
+const OVERSAMPLES: [usize; 7] = [4, 8, 12, 16, 32, 64, 128];
 
 /// What the build learnt about its dense leg.
 pub struct DenseLeg {
