@@ -8,12 +8,10 @@ use crate::{
     WorkerConfig,
 };
 use s3_config::{
-    AuditConfig, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig, RetrievalMethod, RetrieverServeConfig,
-    VectorsConfig,
+    AuditConfig, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig,
+    RetrievalMethod, RetrieverServeConfig, VectorsConfig,
 };
-use s3_crds::{
-    Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Resources, RetrieverIndex, VectorIndexKind,
-};
+use s3_crds::{Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Resources, RetrieverIndex, VectorIndexKind};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -89,11 +87,7 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
     let config = IndexBuildConfig {
         runtime: runtime(&build_name),
         corpus: CorpusConfig {
-            path: reader.file(
-                &made.corpus.uri,
-                made.corpus.sha256.as_ref(),
-                &format!("{}.corpus.uri", made.field),
-            )?,
+            path: reader.file(&made.corpus.uri, made.corpus.sha256.as_ref(), &format!("{}.corpus.uri", made.field))?,
             sha256: made.corpus.sha256.clone(),
             limit: made.corpus.limit,
         },

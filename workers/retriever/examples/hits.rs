@@ -39,8 +39,12 @@ fn main() {
             .into_iter()
             .filter_map(|question| {
                 let own = span_tokens(&question.question);
-                let golds: Vec<Vec<String>> =
-                    question.answers.iter().map(|gold| tokens(&normalize(gold))).filter(|gold| !gold.is_empty()).collect();
+                let golds: Vec<Vec<String>> = question
+                    .answers
+                    .iter()
+                    .map(|gold| tokens(&normalize(gold)))
+                    .filter(|gold| !gold.is_empty())
+                    .collect();
                 let open = !golds.is_empty() && golds.iter().all(|gold| !contains(&own, gold));
                 open.then_some((question.question, golds))
             })

@@ -46,7 +46,8 @@ impl<I, O> Batcher<I, O> {
             state.working = true;
             let round = take(&mut state.waiting, self.limit);
             drop(state);
-            let mut guard = Round { batcher: self, tickets: round.iter().map(|(ticket, _)| *ticket).collect(), done: None };
+            let mut guard =
+                Round { batcher: self, tickets: round.iter().map(|(ticket, _)| *ticket).collect(), done: None };
             let sizes: Vec<usize> = round.iter().map(|(_, items)| items.len()).collect();
             let found = work(round.into_iter().flat_map(|(_, items)| items).collect());
             guard.done = found.filter(|found| found.len() == sizes.iter().sum::<usize>()).map(|found| {
@@ -127,7 +128,8 @@ mod tests {
         let batcher: Batcher<u32, u32> = Batcher::new(8);
         assert!(batcher.run(vec![1], |_| None).is_none());
         assert!(batcher.run(vec![1], |_| Some(Vec::new())).is_none());
-        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| batcher.run(vec![1], |_| panic!("work"))));
+        let panicked =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| batcher.run(vec![1], |_| panic!("work"))));
         assert!(panicked.is_err());
         batcher.state.lock().unwrap().done.clear();
         assert_eq!(batcher.run(vec![3], Some), Some(vec![3]));

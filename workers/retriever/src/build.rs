@@ -165,7 +165,7 @@ fn publish(
                 rows.finish()?;
             }
         }
-        leg = Some(dense_leg(&staging, dense.index, progress)?);
+        leg = Some(dense_leg(&staging, dense, &embedding)?);
     }
     progress.phase("audit questions", config.audit.len() as u64);
     let answerable = config.audit.iter().map(|dataset| audit(dataset, &store, &[])).collect::<Result<Vec<_>>>()?;

@@ -51,7 +51,12 @@ impl PassageEncoder {
             .into_iter()
             .map(|at| Ok(format!("{}{}", self.prefix, contents(&store.get(at)?))))
             .collect::<Result<Vec<_>>>()?;
-        Ok(self.encoder.encode(&texts)?)
+        self.encode_texts(&texts)
+    }
+
+    /// Unit vectors of texts as they are.
+    pub fn encode_texts(&self, texts: &[String]) -> Result<Vec<Vec<f32>>> {
+        Ok(self.encoder.encode(texts)?)
     }
 }
 

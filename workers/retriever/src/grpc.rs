@@ -46,15 +46,15 @@ impl Retriever for RetrieverService {
             let _permit = permit;
             engine.search(&queries, u64::from(top_k), method)
         })
-            .await
-            .map_err(|error| Status::internal(error.to_string()))?
-            .map_err(|error| match error {
-                SearchError::Refused { message, .. } => Status::invalid_argument(message),
-                SearchError::Failed(error) => {
-                    tracing::error!(%error, "search failed");
-                    Status::internal(error.to_string())
-                }
-            })?;
+        .await
+        .map_err(|error| Status::internal(error.to_string()))?
+        .map_err(|error| match error {
+            SearchError::Refused { message, .. } => Status::invalid_argument(message),
+            SearchError::Failed(error) => {
+                tracing::error!(%error, "search failed");
+                Status::internal(error.to_string())
+            }
+        })?;
         let seconds = started.elapsed().as_secs_f64();
         s3_telemetry::metrics().retriever_seconds.with_label_values(&["grpc", label]).observe(seconds);
         let results = found.into_iter().map(hits).collect();

@@ -68,7 +68,10 @@ fn failed_writes_publish_nothing_torn() {
     let digest = expected["digest"].as_str().unwrap();
     let program = env!("CARGO_BIN_EXE_s3-retriever");
     let (mut failed, mut killed) = (0, 0);
-    for (trap, kib) in [0, 1, 2, 3, 4, 6, 9, 12, 16, 20, 24, 28, 32, 40, 64].iter().flat_map(|kib| [("", kib), ("trap '' XFSZ; ", kib)]) {
+    for (trap, kib) in [0, 1, 2, 3, 4, 6, 9, 12, 16, 20, 24, 28, 32, 40, 64]
+        .iter()
+        .flat_map(|kib| [("", kib), ("trap '' XFSZ; ", kib)])
+    {
         std::fs::remove_dir_all(world.path("index")).unwrap();
         // a file may not grow beyond the limit: the write fails, or kills where the signal is not ignored
         let script = format!("{trap}ulimit -c 0; ulimit -f {kib}; exec {program} build --config {}", path.display());

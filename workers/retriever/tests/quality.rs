@@ -79,10 +79,8 @@ fn bm25_ranks_as_anserini_does() {
 #[test]
 fn bm25_finds_answers_to_natural_questions() {
     let (index, passages) = index();
-    let passages: Vec<Vec<String>> = passages
-        .iter()
-        .map(|passage| span_tokens(&format!("{} {}", passage.title, passage.text)))
-        .collect();
+    let passages: Vec<Vec<String>> =
+        passages.iter().map(|passage| span_tokens(&format!("{} {}", passage.title, passage.text))).collect();
     let questions = read_questions(&AuditConfig { name: "nq".into(), path: data("questions/nq-test.jsonl") }).unwrap();
     let (mut asked, mut hits) = (0, 0);
     for question in &questions {
