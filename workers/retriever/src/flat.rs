@@ -55,7 +55,7 @@ impl Reader {
         }
         let file = File::open(first).map_err(RetrieverError::open("vectors file", first))?;
         let mut reader = Self {
-            parts: more.to_vec().into_iter(),
+            parts: Vec::from(more).into_iter(),
             path: first.to_owned(),
             file: BufReader::with_capacity(1 << 20, file),
             hasher: Sha256::new(),

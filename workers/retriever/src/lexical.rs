@@ -7,7 +7,7 @@
 //!
 //! The parts ("impacts") are computed by the build. A search adds them up window by window, the rarest
 //! words first; words that together cannot lift a passage into the best k are only looked up for the
-//! passages that the others brought near (MaxScore: Turtle and Flood 1995). Sums of f32 in f64 are exact, so
+//! passages that the others brought near (`MaxScore`: Turtle and Flood 1995). Sums of f32 in f64 are exact, so
 //! their order changes nothing.
 
 use crate::analyzer::terms;
@@ -302,7 +302,9 @@ fn window(lists: &mut [List<'_>], helpers: usize, bounds: &[f64], start: u32, su
                 continue;
             }
             if !ready {
-                helping.iter_mut().for_each(|list| list.skip_to(start));
+                for list in helping.iter_mut() {
+                    list.skip_to(start);
+                }
                 ready = true;
             }
             let score = helping.iter().rev().fold(sum, |sum, list| sum + list.of(*passage));
@@ -315,8 +317,10 @@ fn window(lists: &mut [List<'_>], helpers: usize, bounds: &[f64], start: u32, su
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use std::f64::consts::LN_2;
+    use std::fmt::Write as _;
 
     fn index(texts: &[&str]) -> LexicalIndex {
         let mut builder = LexicalBuilder::default();
@@ -373,7 +377,8 @@ mod tests {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 // few words in most passages, many in few
                 let rank = 1.0 / (f64::from((state >> 9) % 4096 + 1) / 4096.0);
-                text += &format!("w{} {}", (rank * 1.7) as u32, if word % 5 == 0 { "common " } else { "" });
+                let common = if word % 5 == 0 { "common " } else { "" };
+                write!(text, "w{} {common}", (rank * 1.7) as u32).unwrap();
             }
             builder.add("", &text);
         }

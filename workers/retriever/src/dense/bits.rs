@@ -1,4 +1,4 @@
-//! 1-bit codes with an unbiased estimate of the inner product (RaBitQ: Gao and Long 2024), a thirty-second
+//! 1-bit codes with an unbiased estimate of the inner product (`RaBitQ`: Gao and Long 2024), a thirty-second
 //! of f32's size.
 //!
 //! A row minus the mean of all rows is rotated at random, and of each axis only the side is kept: the sign

@@ -53,6 +53,11 @@ impl Rows {
         self.count
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// Elements of a row.
     pub fn dimensions(&self) -> usize {
         self.dimensions

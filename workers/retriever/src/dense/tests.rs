@@ -56,7 +56,7 @@ fn value(at: usize) -> f32 {
 fn clustered(n: usize, d: usize) -> Vec<f16> {
     let element = |row: usize, at: usize| {
         0.3 + 0.6 * value((row % 37) * 7919 + at * 104_729)
-            + value(row * d + at + 77) * if at % 50 == 0 { 2.0 } else { 0.5 }
+            + value(row * d + at + 77) * if at.is_multiple_of(50) { 2.0 } else { 0.5 }
     };
     (0..n * d).map(|at| f16::from_f32(element(at / d, at % d))).collect()
 }
