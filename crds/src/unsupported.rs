@@ -44,9 +44,10 @@ pub const UNSUPPORTED: &[Field] = &[
         "is not served yet; start the model server yourself and use openAiCompatible",
     ),
     // indices
-    field(INDEX, "spec.source.import", "is not read yet; use source.build"),
     field(INDEX, "spec.source.build.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),
+    field(INDEX, "spec.source.import.corpus.format", "is seen from the first line; leave it out"),
+    field(INDEX, "spec.source.import.lexical.analyzer", "is not built yet; use English"),
     value(
         INDEX,
         "spec.source.build.dense.index.kind",

@@ -8,51 +8,89 @@ use crate::{
     WorkerConfig,
 };
 use s3_config::{
-    AuditConfig, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig, RetrievalMethod, RetrieverServeConfig,
-    VectorsConfig,
+    AuditConfig, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig,
+    RetrievalMethod, RetrieverServeConfig, VectorsConfig,
 };
-use s3_crds::{Dense, FusionKind, IndexBuild, RetrieverIndex, VectorIndexKind};
+use s3_crds::{Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Resources, RetrieverIndex, VectorIndexKind};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+
+/// Passages of an imported index that are encoded again and compared.
+const VERIFY: usize = 64;
 
 /// What other resources take from an index.
 pub(crate) fn corpus(
     index: &Sourced<RetrieverIndex>,
     resource: &str,
 ) -> Result<(PathBuf, Vec<crate::Input>, BTreeSet<String>), PlanError> {
-    let build = build_of(index, resource)?;
+    let made = made_of(index, resource)?;
     let mut reader = Reader::new(resource, index.folder.as_deref());
-    let path = reader.file(&build.corpus, "source.build.corpus.uri")?;
+    let path = reader.file(made.corpus, &format!("{}.corpus.uri", made.field))?;
     Ok((path, reader.inputs, reader.volumes))
 }
 
-fn build_of<'a>(index: &'a Sourced<RetrieverIndex>, resource: &str) -> Result<&'a IndexBuild, PlanError> {
-    index.object.spec.source.build.as_ref().ok_or_else(|| {
-        PlanError::field(resource, "source", "set source.build; importing an index is not supported yet")
-    })
+/// What an index is made of, built or imported.
+struct Made<'a> {
+    /// Where it stands in the resource.
+    field: &'static str,
+    corpus: &'a Corpus,
+    lexical: Option<&'a Lexical>,
+    vectors: MadeVectors<'a>,
+    resources: Resources,
+}
+
+enum MadeVectors<'a> {
+    None,
+    Built(&'a Dense),
+    Imported(&'a IndexImport),
+}
+
+fn made_of<'a>(index: &'a Sourced<RetrieverIndex>, resource: &str) -> Result<Made<'a>, PlanError> {
+    let source = &index.object.spec.source;
+    match (&source.build, &source.import) {
+        (Some(build), None) => Ok(Made {
+            field: "source.build",
+            corpus: &build.corpus,
+            lexical: build.lexical.as_ref(),
+            vectors: build.dense.as_ref().map_or(MadeVectors::None, MadeVectors::Built),
+            resources: build.resources.clone(),
+        }),
+        (None, Some(import)) => Ok(Made {
+            field: "source.import",
+            corpus: &import.corpus,
+            lexical: import.lexical.as_ref(),
+            vectors: MadeVectors::Imported(import),
+            resources: Resources::default(),
+        }),
+        _ => Err(PlanError::field(resource, "source", "set exactly one of build and import")),
+    }
 }
 
 /// The build and the retriever of one index.
 pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<[Component; 2], PlanError> {
     let resource = format!("RetrieverIndex/{name}");
-    let build = build_of(index, &resource)?;
+    let made = made_of(index, &resource)?;
     let spec = &index.object.spec;
     let (build_name, serve_name) = (index_name(name), retriever_name(name));
     let owners = BTreeSet::from([resource.clone()]);
     let mut reader = Reader::new(&resource, index.folder.as_deref());
 
-    let lexical = build.lexical.as_ref().map(|lexical| LexicalConfig { k1: lexical.k1, b: lexical.b });
-    let dense = build.dense.as_ref().map(|dense| dense_config(dense, &resource, &mut reader)).transpose()?;
+    let lexical = made.lexical.map(|lexical| LexicalConfig { k1: lexical.k1, b: lexical.b });
+    let dense = match made.vectors {
+        MadeVectors::None => None,
+        MadeVectors::Built(dense) => Some(dense_config(dense, &resource, &mut reader)?),
+        MadeVectors::Imported(import) => Some(imported(import, &mut reader)?),
+    };
     let output = in_work(&build_name, "index");
     let config = IndexBuildConfig {
         runtime: runtime(&build_name),
         corpus: CorpusConfig {
-            path: reader.file(&build.corpus, "source.build.corpus.uri")?,
-            sha256: build.corpus.sha256.clone(),
-            limit: build.corpus.limit,
+            path: reader.file(made.corpus, &format!("{}.corpus.uri", made.field))?,
+            sha256: made.corpus.sha256.clone(),
+            limit: made.corpus.limit,
         },
-        lexical,
+        lexical: lexical.clone(),
         dense: dense.clone(),
         audit: reader
             .datasets(&spec.audit.datasets, "audit.datasets")?
@@ -75,7 +113,7 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
         volumes: reader.volumes.clone(),
         secrets: BTreeSet::new(),
         inputs: reader.inputs,
-        resources: asked(&build.resources, 0, 256 << 20),
+        resources: asked(&made.resources, 0, 256 << 20),
         readiness: Readiness::Outcome,
         config: Template::new(&WorkerConfig::IndexBuild(Box::new(config)), &listens)?,
     };
@@ -85,16 +123,18 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
     let config = RetrieverServeConfig {
         runtime: runtime(&serve_name),
         index: output,
-        encoder: dense.map(|dense| dense.encoder),
+        encoder: dense.as_ref().map(|dense| dense.encoder.clone()),
         device: serving.device.into_config(),
         grpc: stand_in,
         http: Some(stand_in),
-        method: method(spec, build),
+        method: method(spec, lexical.is_some(), dense.is_some()),
         fusion: (&spec.fusion).into_config(),
         top_k: serving.top_k,
         top_k_limit: serving.top_k_limit,
         queries_limit: serving.queries_limit as usize,
         cache_entries: serving.cache_entries as usize,
+        requests_limit: s3_config::default_requests_limit(),
+        watch_millis: s3_config::default_watch_millis(),
     };
     let listens = [("/grpc", GRPC_PORT), ("/http", HTTP_PORT), ("/runtime/admin", ADMIN_PORT)];
     let serve_component = Component {
@@ -136,31 +176,57 @@ fn dense_config(dense: &Dense, resource: &str, reader: &mut Reader<'_>) -> Resul
     let vectors = match &dense.vectors {
         Some(vectors) => Some(VectorsConfig {
             path: reader.file(vectors, "source.build.dense.vectors.uri")?,
+            parts: Vec::new(),
             sha256: vectors.sha256.clone(),
             verify: vectors.verify as usize,
         }),
         None => None,
     };
+    let index = DenseIndexConfig { kind: dense_kind(dense, resource)?, recall_target: dense.index.recall_target };
+    encoded(encoder, "source.build.dense.encoder.model", index, vectors, reader)
+}
+
+/// The rows of a FAISS index of kind Flat, searched exactly.
+fn imported(import: &IndexImport, reader: &mut Reader<'_>) -> Result<DenseConfig, PlanError> {
+    let mut parts = Vec::new();
+    for (at, part) in import.parts.iter().enumerate() {
+        parts.push(reader.data(part, &format!("source.import.parts[{at}].uri"))?);
+    }
+    let mut parts = parts.into_iter();
+    // the schema demands one
+    let path = parts.next().unwrap_or_default();
+    let vectors = VectorsConfig { path, parts: parts.collect(), sha256: import.sha256.clone(), verify: VERIFY };
+    let index = DenseIndexConfig::default();
+    encoded(&import.encoder, "source.import.encoder.model", index, Some(vectors), reader)
+}
+
+fn encoded(
+    encoder: &Encoder,
+    field: &str,
+    index: DenseIndexConfig,
+    vectors: Option<VectorsConfig>,
+    reader: &mut Reader<'_>,
+) -> Result<DenseConfig, PlanError> {
     Ok(DenseConfig {
-        encoder: reader.encoder(&encoder.model, "source.build.dense.encoder.model")?,
+        encoder: reader.encoder(&encoder.model, field)?,
         encoder_sha256: encoder.model.sha256.clone(),
         pooling: encoder.pooling.into_config(),
         query_prefix: encoder.query_prefix.clone(),
         passage_prefix: encoder.passage_prefix.clone(),
         max_tokens: encoder.max_tokens as usize,
-        index: DenseIndexConfig { kind: dense_kind(dense, resource)?, recall_target: dense.index.recall_target },
+        index,
         vectors,
         device: encoder.device.into_config(),
     })
 }
 
 /// What `Default` means for this index: hybrid where both legs are there and fused, else the leg it has.
-fn method(spec: &s3_crds::RetrieverIndexSpec, build: &IndexBuild) -> RetrievalMethod {
+fn method(spec: &s3_crds::RetrieverIndexSpec, lexical: bool, dense: bool) -> RetrievalMethod {
     let asked = spec.serving.method.into_config();
-    match (asked, &build.lexical, &build.dense, spec.fusion.kind) {
-        (RetrievalMethod::Default, Some(_), Some(_), FusionKind::ReciprocalRank) => RetrievalMethod::Hybrid,
-        (RetrievalMethod::Default, _, Some(_), _) => RetrievalMethod::Dense,
-        (RetrievalMethod::Default, Some(_), None, _) => RetrievalMethod::Lexical,
+    match (asked, lexical, dense, spec.fusion.kind) {
+        (RetrievalMethod::Default, true, true, FusionKind::ReciprocalRank) => RetrievalMethod::Hybrid,
+        (RetrievalMethod::Default, _, true, _) => RetrievalMethod::Dense,
+        (RetrievalMethod::Default, true, false, _) => RetrievalMethod::Lexical,
         (asked, ..) => asked,
     }
 }

@@ -109,13 +109,17 @@ fn default_max_tokens() -> usize {
     256
 }
 
-/// Embeddings computed earlier: a safetensors file with tensor `vectors` [passages, dimensions] f16.
+/// Embeddings computed earlier: a safetensors file with tensor `vectors` [passages, dimensions] f16, or a FAISS
+/// index of kind Flat with inner product, whole or in parts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VectorsConfig {
     /// The file.
     pub path: PathBuf,
-    /// Expected sha256.
+    /// Further parts, joined to it in this order.
+    #[serde(default)]
+    pub parts: Vec<PathBuf>,
+    /// Expected sha256 of the whole.
     pub sha256: String,
     /// Random passages encoded again; each must reach cosine 0.9999 with its stored vector.
     #[serde(default = "default_verify")]
@@ -214,6 +218,21 @@ pub struct RetrieverServeConfig {
     /// Results kept in the cache.
     #[serde(default = "default_cache")]
     pub cache_entries: usize,
+    /// Requests worked on at once; more are refused with 429 or `RESOURCE_EXHAUSTED`.
+    #[serde(default = "default_requests_limit")]
+    pub requests_limit: usize,
+    /// How often to look for a newly published version, milliseconds; 0 serves the first for ever.
+    #[serde(default = "default_watch_millis")]
+    pub watch_millis: u64,
+}
+
+/// What [`RetrieverServeConfig::requests_limit`] is by default.
+pub fn default_requests_limit() -> usize {
+    256
+}
+/// What [`RetrieverServeConfig::watch_millis`] is by default.
+pub fn default_watch_millis() -> u64 {
+    2000
 }
 
 fn default_top_k() -> u32 {

@@ -18,4 +18,5 @@ def equal_top(ours, theirs, k=10):
     last = theirs[:k][-1][1]
     edge = last + 2 * TOLERANCE * max(1.0, last)
     above = [{name for name, score in found[:k] if score > edge} for found in (ours, theirs)]
-    return above[0] == above[1]
+    every = [{name for name, _ in found[:k]} for found in (ours, theirs)]
+    return above[0] <= every[1] and above[1] <= every[0]

@@ -1,5 +1,6 @@
 """The peers of the benchmarks: a virtual environment in the cache folder with pinned packages from PyPI."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -44,18 +45,18 @@ class Ours:
     """`measure`, the program of this crate that answers commands with measurements."""
 
     def __init__(self, *arguments):
-        import json
-
-        self.json = json
         program = os.environ.get("MEASURE", "target/release/examples/measure")
         command = [program, *map(str, arguments)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.about = self.json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"error: {program} {' '.join(command[1:])} ended with code {self.process.wait()}")
+        self.about = json.loads(line)
 
     def ask(self, *words):
         self.process.stdin.write(" ".join(map(str, words)) + "\n")
         self.process.stdin.flush()
-        return self.json.loads(self.process.stdout.readline())
+        return json.loads(self.process.stdout.readline())
 
 
 def spread(values):

@@ -4,13 +4,15 @@
 //! ```text
 //! measure dense ROWS.f32 DIMENSIONS QUERIES.f32     then   KIND BATCH QUERIES K OVERSAMPLE
 //! measure bm25 CORPUS.jsonl QUERIES.txt             then   K
+//! measure encode FOLDER PREFIX TEXTS.txt OUT.f32    writes the texts' vectors; the prefix gets a space
 //! ```
 //! Files of vectors are raw little-endian f32. Time is this process' CPU time, on one thread.
 #![allow(clippy::unwrap_used)] // a measuring program: anything unexpected ends it
 
 use half::f16;
 use nix::sys::resource::{UsageWho, getrusage};
-use s3_config::{CorpusConfig, DenseKind, LexicalConfig};
+use s3_config::{CorpusConfig, DenseKind, DeviceKind, LexicalConfig, Pooling};
+use s3_model::encoder::{Encoder, EncoderSpec};
 use s3_retriever::corpus::{corpus_digest, read_corpus};
 use s3_retriever::dense::file::Kind;
 use s3_retriever::dense::kernels::Level;
@@ -77,8 +79,7 @@ fn dense(arguments: &[String]) {
         let line = line.unwrap();
         let [name, batch, count, k, oversample] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
         let [batch, count, k, oversample] = [batch, count, k, oversample].map(|part| part.parse::<usize>().unwrap());
-        let index =
-            indices.entry(name.to_owned()).or_insert_with(|| open(folder.path(), name, &values, d));
+        let index = indices.entry(name.to_owned()).or_insert_with(|| open(folder.path(), name, &values, d));
         index.set_oversample(oversample);
         let started = cpu_seconds();
         let found: Vec<_> = queries[..count].chunks(batch).flat_map(|batch| index.search(batch, k, false)).collect();
@@ -116,12 +117,27 @@ fn bm25(arguments: &[String]) {
     }
 }
 
+fn encode(arguments: &[String]) {
+    let [folder, prefix, texts, out] = arguments else { panic!("measure encode FOLDER PREFIX TEXTS OUT") };
+    let spec = EncoderSpec { pooling: Pooling::Mean, max_tokens: 256 };
+    let encoder = Encoder::load(Path::new(folder), &spec, &s3_model::device(DeviceKind::Cpu).unwrap()).unwrap();
+    let texts = std::fs::read_to_string(texts).unwrap();
+    let texts: Vec<String> = texts.lines().map(|text| format!("{prefix} {text}")).collect();
+    let started = cpu_seconds();
+    let vectors = encoder.encode(&texts).unwrap();
+    let seconds = cpu_seconds() - started;
+    let bytes: Vec<u8> = vectors.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
+    std::fs::write(out, bytes).unwrap();
+    reply(&json!({"seconds": seconds, "texts": texts.len()}));
+}
+
 fn main() {
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global().unwrap();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.split_first().map(|(verb, rest)| (verb.as_str(), rest)) {
         Some(("dense", rest)) => dense(rest),
         Some(("bm25", rest)) => bm25(rest),
-        _ => panic!("measure dense | bm25"),
+        Some(("encode", rest)) => encode(rest),
+        _ => panic!("measure dense | bm25 | encode"),
     }
 }

@@ -12,6 +12,7 @@ use crate::dense::rows::RowWriter;
 use crate::dense_leg::dense_leg;
 use crate::embed::{Embedding, PassageEncoder, Sink};
 use crate::error::{Result, RetrieverError};
+use crate::flat::is_faiss;
 use crate::index::{
     Answerable, DenseIdentity, FORMAT, Facts, Identity, KIND, LEXICAL, LexicalIdentity, VECTORS, Verified,
     index_digest, set_current, verify,
@@ -150,15 +151,21 @@ fn publish(
     let mut leg = None;
     if let Some(dense) = &config.dense {
         let encoder = PassageEncoder::load(dense)?;
-        let mut rows = RowWriter::create(&staging.join(VECTORS), Kind::Half, encoder.dimensions())?;
         let embedding = Embedding { encoder: &encoder, store: &store, progress, shutdown };
-        let sink: Sink<'_> = &mut |part| rows.half(part);
+        let (path, limited) = (staging.join(VECTORS), config.corpus.limit.is_some());
         match &dense.vectors {
-            Some(file) => embedding.take(file, config.corpus.limit.is_some(), sink)?,
-            None => embedding.compute(&shards(config, digest), sink)?,
+            Some(file) if is_faiss(&file.path)? => embedding.import(file, limited, &path)?,
+            given => {
+                let mut rows = RowWriter::create(&path, Kind::Half, encoder.dimensions())?;
+                let sink: Sink<'_> = &mut |part| rows.half(part);
+                match given {
+                    Some(file) => embedding.take(file, limited, sink)?,
+                    None => embedding.compute(&shards(config, digest), sink)?,
+                }
+                rows.finish()?;
+            }
         }
-        rows.finish()?;
-        leg = Some(dense_leg(&staging, dense.index, progress)?);
+        leg = Some(dense_leg(&staging, dense, &embedding)?);
     }
     progress.phase("audit questions", config.audit.len() as u64);
     let answerable = config.audit.iter().map(|dataset| audit(dataset, &store, &[])).collect::<Result<Vec<_>>>()?;

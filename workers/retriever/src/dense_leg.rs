@@ -3,18 +3,20 @@
 
 use crate::dense::rows::Rows;
 use crate::dense::{DenseIndex, write_codes};
+use crate::embed::Embedding;
 use crate::error::{Result, RetrieverError};
 use crate::index::{CODES, VECTORS};
-use s3_config::{DenseIndexConfig, DenseKind};
-use s3_telemetry::Progress;
+use s3_config::{DenseConfig, DenseKind};
 use std::path::Path;
 
-/// Passages whose neighbours are looked for.
+/// Queries of the measurement.
 const SAMPLE: usize = 128;
+/// Words of a query at most.
+const WORDS: usize = 12;
 /// Neighbours compared.
 const DEPTH: usize = 10;
 /// Candidates per passage asked for, from the fewest on; more than the last is no longer a search by codes.
-const OVERSAMPLES: [usize; 6] = [4, 8, 16, 32, 64, 128];
+const OVERSAMPLES: [usize; 7] = [4, 8, 16, 24, 32, 64, 128];
 
 /// What the build learnt about its dense leg.
 pub struct DenseLeg {
@@ -28,8 +30,10 @@ pub struct DenseLeg {
 
 /// Writes the codes beside the vectors in `folder` and measures them.
 ///
-/// Passages stand in for queries: points half way between two of them, so that the question is none of the rows.
-pub fn dense_leg(folder: &Path, config: DenseIndexConfig, progress: &Progress) -> Result<DenseLeg> {
+/// Titles stand in for queries, encoded as queries are: questions lie elsewhere than passages, and codes that are
+/// measured with passages look better than they are. A passage without a title gives its first words.
+pub fn dense_leg(folder: &Path, dense: &DenseConfig, embedding: &Embedding<'_>) -> Result<DenseLeg> {
+    let (config, progress) = (dense.index, embedding.progress);
     let vectors = folder.join(VECTORS);
     let rows = Rows::open(&vectors)?;
     let dimensions = rows.dimensions() as u64;
@@ -40,7 +44,8 @@ pub fn dense_leg(folder: &Path, config: DenseIndexConfig, progress: &Progress) -
     let codes = folder.join(CODES);
     write_codes(config.kind, &rows, &codes)?;
     let mut index = DenseIndex::open(config.kind, rows, &codes, OVERSAMPLES[0])?;
-    let queries = questions(&index);
+    progress.phase("measure recall", 0);
+    let queries = questions(dense, embedding)?;
     let exact = index.search(&queries, DEPTH, true);
     let mut reached = 0.0;
     for oversample in OVERSAMPLES {
@@ -58,15 +63,16 @@ pub fn dense_leg(folder: &Path, config: DenseIndexConfig, progress: &Progress) -
     Err(RetrieverError::Invalid(reason))
 }
 
-fn questions(index: &DenseIndex) -> Vec<Vec<f32>> {
-    let n = index.len();
-    let between = |(a, b): (f32, f32)| f32::midpoint(a, b);
-    (0..SAMPLE.min(n))
+fn questions(dense: &DenseConfig, embedding: &Embedding<'_>) -> Result<Vec<Vec<f32>>> {
+    let n = embedding.store.len();
+    let count = SAMPLE.min(n);
+    let texts = (0..count)
         .map(|at| {
-            let position = at * n / SAMPLE.min(n);
-            let own = index.vector(position);
-            let near = index.vector((position + 1) % n);
-            own.into_iter().zip(near).map(between).collect()
+            let passage = embedding.store.get(at * n / count)?;
+            let words = if passage.title.is_empty() { &passage.text } else { &passage.title };
+            let words: Vec<&str> = words.split_whitespace().take(WORDS).collect();
+            Ok(format!("{}{}", dense.query_prefix, words.join(" ")))
         })
-        .collect()
+        .collect::<Result<Vec<_>>>()?;
+    embedding.encoder.encode_texts(&texts)
 }

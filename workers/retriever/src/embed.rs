@@ -2,7 +2,10 @@
 
 use crate::build::stop_if_asked;
 use crate::corpus::contents;
+use crate::dense::file::Kind;
+use crate::dense::rows::{RowWriter, Rows};
 use crate::error::{Result, RetrieverError};
+use crate::flat;
 use crate::passages::PassageStore;
 use crate::vectors::{VectorFile, Vectors};
 use half::f16;
@@ -48,7 +51,12 @@ impl PassageEncoder {
             .into_iter()
             .map(|at| Ok(format!("{}{}", self.prefix, contents(&store.get(at)?))))
             .collect::<Result<Vec<_>>>()?;
-        Ok(self.encoder.encode(&texts)?)
+        self.encode_texts(&texts)
+    }
+
+    /// Unit vectors of texts as they are.
+    pub fn encode_texts(&self, texts: &[String]) -> Result<Vec<Vec<f32>>> {
+        Ok(self.encoder.encode(texts)?)
     }
 }
 
@@ -123,6 +131,42 @@ impl Embedding<'_> {
             sink(&vectors.rows(first..total.min(first + SHARD)))?;
         }
         Ok(())
+    }
+
+    /// Takes the rows of a FAISS index of kind Flat into `rows`, after the same check; they stay f32.
+    pub fn import(&self, file: &VectorsConfig, limited: bool, path: &Path) -> Result<()> {
+        let bad = |reason: String| Err(RetrieverError::content(&file.path, reason));
+        let mut reader = flat::Reader::open(&file.path, &file.parts)?;
+        let shape = reader.shape();
+        let total = self.store.len();
+        if shape.dimensions != self.encoder.dimensions() {
+            return bad(format!("{} dimensions, the encoder has {}", shape.dimensions, self.encoder.dimensions()));
+        }
+        if shape.rows < total || (shape.rows > total && !limited) {
+            return bad(format!("{} vectors for {total} passages; name the corpus that it was built from", shape.rows));
+        }
+        self.progress.phase("import vectors", shape.rows as u64);
+        let mut rows = RowWriter::create(path, Kind::Single, shape.dimensions)?;
+        let (mut left, mut done) = (total * shape.dimensions, 0);
+        loop {
+            stop_if_asked(self.shutdown)?;
+            let values = reader.next_rows()?;
+            if values.is_empty() {
+                break;
+            }
+            let kept = values.len().min(left);
+            rows.single(&values[..kept])?;
+            left -= kept;
+            done += (values.len() / shape.dimensions) as u64;
+            self.progress.done(done);
+        }
+        rows.finish()?;
+        let digest = reader.finish()?;
+        if digest != file.sha256.to_ascii_lowercase() {
+            return bad(format!("sha256 of all parts is {digest}, expected {}; fetch them again", file.sha256));
+        }
+        let rows = Rows::open(path)?;
+        self.verify(&file.path, &file.sha256, file.verify, &|at| rows.row(at))
     }
 
     /// Encodes `count` passages again, drawn by `seed`, and compares them with their `row`.

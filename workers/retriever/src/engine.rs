@@ -1,7 +1,9 @@
 //! Answers batches of queries from one open index: limits, cache, the legs and their fusion. No sockets.
 
+use crate::batch::Batcher;
 use crate::cache::{Cache, Key};
 use crate::corpus::contents;
+use crate::dense::DenseIndex;
 use crate::embed::{cosine, encoder_files};
 use crate::error::{Result, RetrieverError};
 use crate::index::Index;
@@ -82,7 +84,11 @@ pub struct Engine {
     limits: Limits,
     cache: Mutex<Cache>,
     pool: rayon::ThreadPool,
+    batcher: Batcher<(usize, Vec<f32>), Vec<Ranked>>,
 }
+
+/// Queries of one shared reading of the index.
+const SHARED: usize = 512;
 
 impl Engine {
     /// Opens the current index and its encoder, and asks it about its own passages.
@@ -107,7 +113,8 @@ impl Engine {
         }
         let cache = Mutex::new(Cache::new(config.cache_entries));
         let name = index.digest.as_str().into();
-        let engine = Self { index, name, encoder, method, fusion: config.fusion.clone(), limits, cache, pool };
+        let (fusion, batcher) = (config.fusion.clone(), Batcher::new(SHARED));
+        let engine = Self { index, name, encoder, method, fusion, limits, cache, pool, batcher };
         engine.self_query()?;
         s3_telemetry::metrics()
             .retriever_passages
@@ -175,7 +182,7 @@ impl Engine {
         };
         count("miss", missing.len());
         count("hit", queries.len() - missing.len());
-        let computed = self.pool.install(|| self.compute(&missing, k, method))?;
+        let computed = self.compute(&missing, k, method)?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         for (query, list) in missing.into_iter().zip(computed) {
             let list: Arc<[Ranked]> = list.into();
@@ -200,7 +207,7 @@ impl Engine {
 
     fn lexical(&self, queries: &[&str], k: usize) -> Vec<Vec<Ranked>> {
         let Some(index) = &self.index.lexical else { return vec![Vec::new(); queries.len()] };
-        queries.par_iter().map(|query| index.search(query, k)).collect()
+        self.pool.install(|| queries.par_iter().map(|query| index.search(query, k)).collect())
     }
 
     fn dense(&self, queries: &[&str], k: usize) -> Result<Vec<Vec<Ranked>>> {
@@ -210,7 +217,13 @@ impl Engine {
             return Ok(vec![Vec::new(); queries.len()]);
         };
         let texts: Vec<String> = queries.iter().map(|query| format!("{}{query}", identity.query_prefix)).collect();
-        Ok(index.search(&encoder.encode(&texts)?, k, false))
+        let vectors = self.pool.install(|| encoder.encode(&texts))?;
+        let items = vectors.into_iter().map(|vector| (k, vector)).collect();
+        // Callers that are here at the same time share one reading of the index. They wait on their own threads: a
+        // thread of the pool that waited could be the one that the work needs.
+        let together = |items: Vec<(usize, Vec<f32>)>| Some(self.pool.install(|| search_by_k(index, items)));
+        let broken = || RetrieverError::Internal("a shared search broke off".to_owned());
+        self.batcher.run(items, together).ok_or_else(broken)
     }
 
     fn found(&self, list: &[Ranked]) -> Result<Vec<Found>> {
@@ -247,6 +260,21 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Searches for every (k, query); those of one k together, since k decides how many candidates are scored.
+fn search_by_k(index: &DenseIndex, items: Vec<(usize, Vec<f32>)>) -> Vec<Vec<Ranked>> {
+    let mut groups: BTreeMap<usize, (Vec<usize>, Vec<Vec<f32>>)> = BTreeMap::new();
+    for (at, (k, query)) in items.into_iter().enumerate() {
+        let (places, queries) = groups.entry(k).or_default();
+        places.push(at);
+        queries.push(query);
+    }
+    let mut results: BTreeMap<usize, Vec<Ranked>> = BTreeMap::new();
+    for (k, (places, queries)) in groups {
+        results.extend(places.into_iter().zip(index.search(&queries, k, false)));
+    }
+    results.into_values().collect()
 }
 
 fn can(index: &Index, encoder: bool, method: Method) -> bool {

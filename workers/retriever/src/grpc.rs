@@ -1,6 +1,7 @@
 //! The gRPC service of `s3.proto`.
 
-use crate::engine::{Engine, Found, Method, SearchError};
+use crate::engine::{Found, Method, SearchError};
+use crate::live::Live;
 use s3_proto::v1::{
     self, Hit, Hits, RetrieverInfo, RetrieverInfoRequest, SearchRequest, SearchResponse, retriever_server::Retriever,
 };
@@ -8,8 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 use tonic::{Request, Response, Status};
 
-/// Serves one engine.
-pub struct RetrieverService(pub Arc<Engine>);
+/// Serves the engine of now.
+pub struct RetrieverService(pub Arc<Live>);
 
 fn method_of(number: i32) -> Result<Option<Method>, Status> {
     match v1::Method::try_from(number) {
@@ -35,28 +36,35 @@ impl Retriever for RetrieverService {
         let started = Instant::now();
         let SearchRequest { queries, top_k, method } = request.into_inner();
         let method = method_of(method)?;
-        let engine = self.0.clone();
+        let permit = self.0.admit().map_err(Status::resource_exhausted)?;
+        let engine = self.0.engine();
+        let index_digest = engine.index().digest.clone();
         let label = method.unwrap_or(engine.method()).label();
         // Ranking computes for long; the runtime's threads stay free for other connections.
-        let found = tokio::task::spawn_blocking(move || engine.search(&queries, u64::from(top_k), method))
-            .await
-            .map_err(|error| Status::internal(error.to_string()))?
-            .map_err(|error| match error {
-                SearchError::Refused { message, .. } => Status::invalid_argument(message),
-                SearchError::Failed(error) => {
-                    tracing::error!(%error, "search failed");
-                    Status::internal(error.to_string())
-                }
-            })?;
+        let found = tokio::task::spawn_blocking(move || {
+            // held for as long as the work goes on, even when the caller has gone
+            let _permit = permit;
+            engine.search(&queries, u64::from(top_k), method)
+        })
+        .await
+        .map_err(|error| Status::internal(error.to_string()))?
+        .map_err(|error| match error {
+            SearchError::Refused { message, .. } => Status::invalid_argument(message),
+            SearchError::Failed(error) => {
+                tracing::error!(%error, "search failed");
+                Status::internal(error.to_string())
+            }
+        })?;
         let seconds = started.elapsed().as_secs_f64();
         s3_telemetry::metrics().retriever_seconds.with_label_values(&["grpc", label]).observe(seconds);
         let results = found.into_iter().map(hits).collect();
-        Ok(Response::new(SearchResponse { results, index_digest: self.0.index().digest.clone() }))
+        Ok(Response::new(SearchResponse { results, index_digest }))
     }
 
     async fn info(&self, _: Request<RetrieverInfoRequest>) -> Result<Response<RetrieverInfo>, Status> {
-        let index = self.0.index();
-        let method = match self.0.method() {
+        let engine = self.0.engine();
+        let index = engine.index();
+        let method = match engine.method() {
             Method::Lexical => v1::Method::Lexical,
             Method::Dense => v1::Method::Dense,
             Method::Hybrid => v1::Method::Hybrid,

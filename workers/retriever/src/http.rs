@@ -4,7 +4,8 @@
 //! queries gives an empty result, and whatever cannot be answered is a 400 that says why.
 
 use crate::corpus::contents;
-use crate::engine::{Engine, Found, SearchError};
+use crate::engine::{Found, SearchError};
+use crate::live::Live;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State, rejection::BytesRejection};
 use axum::http::StatusCode;
@@ -36,17 +37,18 @@ struct Document {
     text: String,
 }
 
-/// The routes over one engine.
-pub fn router(engine: Arc<Engine>) -> Router {
+/// The routes over the engine of now.
+pub fn router(live: Arc<Live>) -> Router {
     Router::new()
         .route("/retrieve", post(retrieve))
         .route("/health", get(health))
         .route("/healthz", get(|| async { "ok" }))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(engine)
+        .with_state(live)
 }
 
-async fn health(State(engine): State<Arc<Engine>>) -> Json<Value> {
+async fn health(State(live): State<Arc<Live>>) -> Json<Value> {
+    let engine = live.engine();
     let index = engine.index();
     Json(json!({"status": "healthy", "index": index.digest, "passages": index.passages.len()}))
 }
@@ -59,7 +61,7 @@ fn count_refusal(reason: &str) {
     s3_telemetry::metrics().retriever_refused.with_label_values(&[reason]).inc();
 }
 
-async fn retrieve(State(engine): State<Arc<Engine>>, body: Result<Bytes, BytesRejection>) -> Response {
+async fn retrieve(State(live): State<Arc<Live>>, body: Result<Bytes, BytesRejection>) -> Response {
     let started = Instant::now();
     let body = match body {
         Ok(body) => body,
@@ -77,8 +79,15 @@ async fn retrieve(State(engine): State<Arc<Engine>>, body: Result<Bytes, BytesRe
             return refuse(StatusCode::BAD_REQUEST, &format!("{error}; {form}"));
         }
     };
+    let permit = match live.admit() {
+        Ok(permit) => permit,
+        Err(reason) => return refuse(StatusCode::TOO_MANY_REQUESTS, &reason),
+    };
+    let engine = live.engine();
     let label = engine.method().label();
     let searching = tokio::task::spawn_blocking(move || {
+        // held for as long as the work goes on, even when the caller has gone
+        let _permit = permit;
         engine
             .search(&request.queries, request.topk.unwrap_or(0), None)
             .map(|found| shape(found, request.return_scores))

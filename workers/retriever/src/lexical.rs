@@ -7,7 +7,7 @@
 //!
 //! The parts ("impacts") are computed by the build. A search adds them up window by window, the rarest
 //! words first; words that together cannot lift a passage into the best k are only looked up for the
-//! passages that the others brought near (MaxScore: Turtle and Flood 1995). Sums of f32 in f64 are exact, so
+//! passages that the others brought near (`MaxScore`: Turtle and Flood 1995). Sums of f32 in f64 are exact, so
 //! their order changes nothing.
 
 use crate::analyzer::terms;
@@ -127,7 +127,8 @@ mod length {
                 assert_eq!(decode(encode(length)), length);
             }
             // SmallFloat.byte4ToInt(SmallFloat.intToByte4(n))
-            for (length, rounded) in [(40, 40), (41, 40), (42, 42), (57, 56), (100, 96), (1000, 984), (100_000, 98_328)] {
+            for (length, rounded) in [(40, 40), (41, 40), (42, 42), (57, 56), (100, 96), (1000, 984), (100_000, 98_328)]
+            {
                 assert_eq!(decode(encode(length)), rounded, "{length}");
             }
             for code in 0..=254u8 {
@@ -301,7 +302,9 @@ fn window(lists: &mut [List<'_>], helpers: usize, bounds: &[f64], start: u32, su
                 continue;
             }
             if !ready {
-                helping.iter_mut().for_each(|list| list.skip_to(start));
+                for list in helping.iter_mut() {
+                    list.skip_to(start);
+                }
                 ready = true;
             }
             let score = helping.iter().rev().fold(sum, |sum, list| sum + list.of(*passage));
@@ -314,8 +317,10 @@ fn window(lists: &mut [List<'_>], helpers: usize, bounds: &[f64], start: u32, su
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use std::f64::consts::LN_2;
+    use std::fmt::Write as _;
 
     fn index(texts: &[&str]) -> LexicalIndex {
         let mut builder = LexicalBuilder::default();
@@ -372,12 +377,15 @@ mod tests {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 // few words in most passages, many in few
                 let rank = 1.0 / (f64::from((state >> 9) % 4096 + 1) / 4096.0);
-                text += &format!("w{} {}", (rank * 1.7) as u32, if word % 5 == 0 { "common " } else { "" });
+                let common = if word % 5 == 0 { "common " } else { "" };
+                write!(text, "w{} {common}", (rank * 1.7) as u32).unwrap();
             }
             builder.add("", &text);
         }
         let index = builder.finish(&LexicalConfig::default());
-        for query in ["common w3", "w1 w2 w3 w5 w8 w13 w21 w34", "w900 common", "w2 w2 common w77", "none", "w40 w41 w42 w1"] {
+        for query in
+            ["common w3", "w1 w2 w3 w5 w8 w13 w21 w34", "w900 common", "w2 w2 common w77", "none", "w40 w41 w42 w1"]
+        {
             for k in [0, 1, 3, 10, 100, 20_000] {
                 assert_eq!(index.search(query, k), exhaustive(&index, query, k), "{query} {k}");
             }

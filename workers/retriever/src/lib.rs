@@ -7,6 +7,7 @@
 
 pub mod analyzer;
 pub mod audit;
+pub mod batch;
 pub mod build;
 pub mod cache;
 pub mod corpus;
@@ -16,11 +17,13 @@ pub mod embed;
 pub mod engine;
 mod error;
 pub mod export;
+pub mod flat;
 pub mod grpc;
 pub mod http;
 pub mod index;
 pub mod lexical;
 pub mod lexical_file;
+pub mod live;
 mod mapped;
 pub mod passages;
 pub mod porter;

@@ -4,6 +4,7 @@ use crate::engine::Engine;
 use crate::error::{Result, RetrieverError};
 use crate::grpc::RetrieverService;
 use crate::http::router;
+use crate::live::Live;
 use s3_config::RetrieverServeConfig;
 use s3_proto::MESSAGE_LIMIT;
 use s3_proto::v1::retriever_server::RetrieverServer;
@@ -34,12 +35,13 @@ pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(
     }
     let progress = Progress::new(config.runtime.progress.clone());
     progress.phase("load index", 0);
-    let opening = tokio::task::spawn_blocking(move || Engine::open(&config));
+    let opened_from = config.clone();
+    let opening = tokio::task::spawn_blocking(move || Engine::open(&opened_from));
     let opened = tokio::select! {
         opened = opening => opened.map_err(Failure::internal)?,
         () = shutdown.wait() => return Ok(()),
     };
-    let engine = Arc::new(opened?);
+    let engine = opened?;
     tracing::info!(
         index = %engine.index().digest,
         passages = engine.index().passages.len(),
@@ -47,16 +49,18 @@ pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(
         "serving"
     );
 
+    let live = Arc::new(Live::new(engine, config.requests_limit));
+    tokio::spawn(live.clone().watch(config, shutdown.clone()));
     let stop = |shutdown: Shutdown| async move { shutdown.wait().await };
     let mut servers = tokio::task::JoinSet::new();
-    let service = RetrieverServer::new(RetrieverService(engine.clone()))
+    let service = RetrieverServer::new(RetrieverService(live.clone()))
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
     let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
     let serving = Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, stop(shutdown.clone()));
     servers.spawn(async move { serving.await.map_err(|error| format!("grpc server: {error}")) });
     if let Some(http) = http {
-        let serving = axum::serve(http, router(engine)).with_graceful_shutdown(stop(shutdown.clone()));
+        let serving = axum::serve(http, router(live)).with_graceful_shutdown(stop(shutdown.clone()));
         servers.spawn(async move { serving.await.map_err(|error| format!("http server: {error}")) });
     }
     progress.phase("serve", 0);

@@ -101,6 +101,99 @@ async fn http_answers_in_the_references_shapes() {
     assert!(status == 200 && health.contains("\"passages\":40"), "{health}");
 }
 
+/// Versions change under load: no request fails, and no reply is of two versions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_are_swapped_without_a_failed_or_mixed_reply() {
+    swapped(2000, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a million requests across swaps; many minutes"]
+async fn a_million_requests_across_swaps() {
+    swapped(1_000_000, 200).await;
+}
+
+async fn swapped(requests: usize, swaps: usize) {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let world = World::new(200);
+    let first = world.build()["digest"].as_str().unwrap().to_owned();
+    let corpus = std::fs::read_to_string(world.path("corpus.jsonl")).unwrap();
+    std::fs::write(world.path("corpus.jsonl"), corpus.replace("\"id\":\"p", "\"id\":\"q")).unwrap();
+    let second = world.build()["digest"].as_str().unwrap().to_owned();
+    let mut config = world.serve_config();
+    config["watchMillis"] = json!(5);
+    // every request is computed: the cache would answer most of them
+    config["cacheEntries"] = json!(0);
+    let served = Served::start(&world, &config);
+    let (done, changes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let client = client(&served);
+    let ask = async |caller: usize| {
+        let mut last = String::new();
+        while done.fetch_add(1, Ordering::SeqCst) < requests || changes.load(Ordering::SeqCst) < swaps {
+            let at = done.load(Ordering::SeqCst) * 7 + caller;
+            let words = format!("{} {}", common::WORDS[at % 8], at % 200);
+            let method = [Method::Lexical, Method::Dense, Method::Hybrid][at % 3];
+            let reply = client.search(search(&[&words], 5, method)).await.unwrap();
+            let letter = if reply.index_digest == first { "p" } else { "q" };
+            assert!(reply.index_digest == first || reply.index_digest == second);
+            let hits = &reply.results[0].hits;
+            assert!(!hits.is_empty());
+            let ids = hits.iter().map(|hit| &hit.passage.as_ref().unwrap().id);
+            assert!(ids.into_iter().all(|id| id.starts_with(letter)), "{hits:?} of {letter}");
+            changes.fetch_add(usize::from(!last.is_empty() && last != letter), Ordering::SeqCst);
+            letter.clone_into(&mut last);
+        }
+    };
+    let swap = async {
+        let output = world.path("index");
+        let mut version = 0;
+        while done.load(Ordering::SeqCst) < requests || changes.load(Ordering::SeqCst) < swaps {
+            version += 1;
+            if version % 5 == 0 {
+                // a pointer to something that is not there: the old version is served on
+                std::fs::write(output.join("CURRENT"), format!("{} {}\n", "0f".repeat(32), "a9".repeat(32))).unwrap();
+            } else {
+                s3_retriever::index::set_current(&output, if version % 2 == 0 { &first } else { &second }).unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    };
+    tokio::join!(ask(0), ask(1), ask(2), ask(3), swap);
+    assert!(changes.load(Ordering::SeqCst) >= swaps);
+}
+
+#[tokio::test]
+async fn too_many_requests_are_refused_and_none_is_lost() {
+    let world = World::new(300);
+    world.build();
+    let mut config = world.serve_config();
+    config["requestsLimit"] = json!(1);
+    config["cacheEntries"] = json!(0);
+    let served = Served::start(&world, &config);
+    let bodies: Vec<String> = (0..5).map(|at| format!("opera of metal and planet {at}")).collect();
+    let body = json!({"queries": bodies, "topk": 20}).to_string();
+    let (mut answered, mut refused) = (0, 0);
+    let started = Instant::now();
+    while refused == 0 || answered == 0 {
+        assert!(started.elapsed() < Duration::from_secs(60), "{answered} answered, {refused} refused");
+        std::thread::scope(|scope| {
+            let ask = || served.try_request("POST", "/retrieve", &body).unwrap();
+            let asking: Vec<_> = (0..12).map(|_| scope.spawn(ask)).collect();
+            for one in asking {
+                let (status, reply) = one.join().unwrap();
+                match status {
+                    200 => answered += 1,
+                    429 => {
+                        assert!(reply.contains("ask again in a moment"), "{reply}");
+                        refused += 1;
+                    }
+                    other => panic!("{other}: {reply}"),
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn sigterm_ends_cleanly_and_progress_says_ready() {
     let world = World::new(20);

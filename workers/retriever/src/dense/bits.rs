@@ -1,4 +1,4 @@
-//! 1-bit codes with an unbiased estimate of the inner product (RaBitQ: Gao and Long 2024), a thirty-second
+//! 1-bit codes with an unbiased estimate of the inner product (`RaBitQ`: Gao and Long 2024), a thirty-second
 //! of f32's size.
 //!
 //! A row minus the mean of all rows is rotated at random, and of each axis only the side is kept: the sign
@@ -183,7 +183,14 @@ impl BitCodes {
     }
 
     /// Offers the rows of a range, which begins with a block, to every query's collector.
-    pub fn scan(&self, level: Level, queries: &[BitQuery], range: Range<usize>, scratch: &mut BitScratch, best: &mut [TopK]) {
+    pub fn scan(
+        &self,
+        level: Level,
+        queries: &[BitQuery],
+        range: Range<usize>,
+        scratch: &mut BitScratch,
+        best: &mut [TopK],
+    ) {
         let (d, padded) = (self.mean.len(), self.rows.next_multiple_of(BIT_ROWS));
         let (first, count) = (range.start, range.len());
         let whole = first..range.end.next_multiple_of(BIT_ROWS);

@@ -198,7 +198,7 @@ mod tests {
             writer.finish(9).unwrap();
             let (found, data) = Data::open(&path).unwrap();
             assert_eq!(found, Header { rows: 9, ..header });
-            assert!(&data[..] == content);
+            assert!(data[..] == content[..]);
         }
         let whole = std::fs::read(&path).unwrap();
         for at in (0..70).chain((70..whole.len()).step_by(9973)).chain(whole.len() - 9..whole.len()) {

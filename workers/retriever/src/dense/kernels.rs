@@ -5,6 +5,9 @@
 //! processor nor the batch nor the number of threads can change a ranking.
 #![allow(unsafe_code)] // intrinsics load through pointers, and their functions may only be called where detected
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 /// Lanes of a float score; rows are padded to whole lanes.
 pub const LANES: usize = 16;
 /// Bytes that a row of 8-bit codes is padded to.
@@ -19,7 +22,7 @@ pub const PLANES: usize = 4;
 pub enum Level {
     /// Plain Rust.
     Portable,
-    /// AVX2 and FMA (2013 on).
+    /// AVX2, FMA and F16C (2013 on).
     Avx2,
     /// AVX-512 with VNNI and VPOPCNTDQ (2019 on).
     Avx512,
@@ -34,7 +37,7 @@ impl Level {
             if has!("avx512f") && has!("avx512bw") && has!("avx512vnni") && has!("avx512vpopcntdq") {
                 return Self::Avx512;
             }
-            if has!("avx2") && has!("fma") {
+            if has!("avx2") && has!("fma") && has!("f16c") {
                 return Self::Avx2;
             }
         }
@@ -106,6 +109,34 @@ pub fn bit_sums(level: Level, blocks: &[u64], planes: &[u64], words: usize, out:
         Level::Avx2 => unsafe { avx2::bit_sums(blocks, planes, words, out) },
         _ => portable::bit_sums(blocks, planes, words, out),
     }
+}
+
+/// Halves as f32, which is exact; `out` has as many elements.
+pub fn widen(level: Level, halves: &[f16], out: &mut [f32]) {
+    assert_eq!(halves.len(), out.len(), "a place for every element");
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected, and both slices have the same length.
+        Level::Avx512 => unsafe { avx512::widen(halves, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx2 => unsafe { avx2::widen(halves, out) },
+        _ => halves.convert_to_f32_slice(out),
+    }
+}
+
+/// Asks for memory that will be read soon.
+pub fn ask_for<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..size_of_val(values)).step_by(64) {
+        // SAFETY: every x86-64 processor has this instruction, and it reads nothing.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast::<i8>().wrapping_add(at));
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 /// What [`estimates`] reads: per row the sum over its set bits, and its three numbers.
@@ -195,7 +226,8 @@ mod portable {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{BIT_ROWS, CODE_LANES, LANES, Out, PLANES, fold};
+    use super::{BIT_ROWS, CODE_LANES, HalfFloatSliceExt, LANES, Out, PLANES, f16, fold};
+    #[allow(clippy::wildcard_imports)] // dozens of intrinsics
     use std::arch::x86_64::*;
 
     /// Queries that are read against a group of rows while both stay in the first cache.
@@ -313,7 +345,7 @@ mod avx512 {
         for (at, place) in ORDER.iter().enumerate() {
             ordered[*place] = sums[at / 4][at % 4];
         }
-        let folded = transpose_fold(ordered);
+        let folded = transpose_fold(&ordered);
         // SAFETY: four rows of four queries have their places.
         unsafe {
             _mm_storeu_ps(out, _mm512_castps512_ps128(folded));
@@ -326,7 +358,7 @@ mod avx512 {
     /// The sixteen vectors' sums by the same tree as [`fold`], at the places that [`ORDER`] undoes.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn transpose_fold(v: [__m512; 16]) -> __m512 {
+    fn transpose_fold(v: &[__m512; 16]) -> __m512 {
         let mut a = [_mm512_setzero_ps(); 8];
         for at in 0..8 {
             let (low, high) = (v[at], v[at + 8]);
@@ -446,6 +478,19 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f")]
+    pub unsafe fn widen(halves: &[f16], out: &mut [f32]) {
+        let whole = halves.len() - halves.len() % LANES;
+        for at in (0..whole).step_by(LANES) {
+            // SAFETY: sixteen elements follow `at` in both.
+            unsafe {
+                let half = _mm256_loadu_si256(halves.as_ptr().add(at).cast());
+                _mm512_storeu_ps(out.as_mut_ptr().add(at), _mm512_cvtph_ps(half));
+            }
+        }
+        halves[whole..].convert_to_f32_slice(&mut out[whole..]);
+    }
+
+    #[target_feature(enable = "avx512f")]
     pub fn estimates(rows: &super::BitRows<'_>, query: [f32; 4], out: &mut [f32]) {
         super::estimates_plain(rows, query, out);
     }
@@ -475,7 +520,8 @@ mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{BIT_ROWS, LANES, Out, PLANES, fold};
+    use super::{BIT_ROWS, HalfFloatSliceExt, LANES, Out, PLANES, f16, fold};
+    #[allow(clippy::wildcard_imports)] // dozens of intrinsics
     use std::arch::x86_64::*;
 
     /// Calls `$tile::<R, Q>` over all rows and queries: two rows and three queries fill sixteen registers.
@@ -597,6 +643,19 @@ mod avx2 {
         }
     }
 
+    #[target_feature(enable = "avx2,f16c")]
+    pub unsafe fn widen(halves: &[f16], out: &mut [f32]) {
+        let whole = halves.len() - halves.len() % 8;
+        for at in (0..whole).step_by(8) {
+            // SAFETY: eight elements follow `at` in both.
+            unsafe {
+                let half = _mm_loadu_si128(halves.as_ptr().add(at).cast());
+                _mm256_storeu_ps(out.as_mut_ptr().add(at), _mm256_cvtph_ps(half));
+            }
+        }
+        halves[whole..].convert_to_f32_slice(&mut out[whole..]);
+    }
+
     #[target_feature(enable = "avx2")]
     pub fn estimates(rows: &super::BitRows<'_>, query: [f32; 4], out: &mut [f32]) {
         super::estimates_plain(rows, query, out);
@@ -605,8 +664,9 @@ mod avx2 {
     #[target_feature(enable = "avx2")]
     pub unsafe fn bit_sums(blocks: &[u64], planes: &[u64], words: usize, out: &mut [u32]) {
         // Set bits of every half byte; two lookups and a sum of absolute differences count a vector's bits.
-        let table =
-            _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+        let table = _mm256_setr_epi8(
+            0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
+        );
         let (low, zero) = (_mm256_set1_epi8(15), _mm256_setzero_si256());
         for (block, out) in blocks.chunks_exact(words * BIT_ROWS).zip(out.chunks_exact_mut(BIT_ROWS)) {
             let mut sums = [zero; 2];
@@ -695,6 +755,19 @@ mod tests {
                     values
                 };
                 prop_assert_eq!(run(level), run(Level::Portable), "bits {:?}", level);
+            }
+        }
+    }
+
+    #[test]
+    fn every_half_widens_exactly() {
+        let halves: Vec<f16> = (0..=u16::MAX).chain(0..13).map(f16::from_bits).collect();
+        for level in Level::available() {
+            let mut out = vec![0f32; halves.len()];
+            widen(level, &halves, &mut out);
+            for (half, single) in halves.iter().zip(out) {
+                let same = half.to_f32().to_bits() == single.to_bits();
+                assert!(same || (half.is_nan() && single.is_nan()), "{level:?} {half:?}");
             }
         }
     }

@@ -222,7 +222,10 @@ impl DenseIndex {
             positions.sort_unstable();
             let mut rows = vec![0.0; GROUP * width];
             let mut best = TopK::new(k);
-            for group in positions.chunks(GROUP) {
+            for (number, group) in positions.chunks(GROUP).enumerate() {
+                for position in positions.iter().skip((number + 1) * GROUP).take(GROUP) {
+                    self.rows.ask_for(*position as usize);
+                }
                 for (row, position) in rows.chunks_exact_mut(width).zip(group) {
                     self.rows.read(*position as usize, row);
                 }

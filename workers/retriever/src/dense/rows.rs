@@ -1,7 +1,7 @@
 //! The vectors themselves, as f16 or f32, mapped from their file or held in memory.
 
 use super::file::{Data, Header, Kind, Writer};
-use super::kernels::LANES;
+use super::kernels::{LANES, Level, ask_for, widen};
 use crate::error::{Result, RetrieverError};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
@@ -23,13 +23,14 @@ pub struct Rows {
     source: Source,
     dimensions: usize,
     count: usize,
+    level: Level,
 }
 
 impl Rows {
     /// Rows run together in memory.
     pub fn new(values: Vec<f16>, dimensions: usize) -> Self {
         let count = values.len() / dimensions;
-        Self { source: Source::Half(values), dimensions, count }
+        Self { source: Source::Half(values), dimensions, count, level: Level::detect() }
     }
 
     /// Rows of a file that [`RowWriter`] wrote.
@@ -44,12 +45,17 @@ impl Rows {
         if count.checked_mul(dimensions).and_then(|n| n.checked_mul(size)) != Some(data.len()) {
             return Err(RetrieverError::content(path, "its size does not fit its rows; build the index again"));
         }
-        Ok(Self { source: Source::File(data, kind), dimensions, count })
+        Ok(Self { source: Source::File(data, kind), dimensions, count, level: Level::detect() })
     }
 
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.count
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
     /// Elements of a row.
@@ -88,10 +94,19 @@ impl Rows {
         let (row, rest) = out.split_at_mut(self.dimensions);
         let range = at * self.dimensions..(at + 1) * self.dimensions;
         match self.values() {
-            Values::Half(values) => values[range].convert_to_f32_slice(row),
+            Values::Half(values) => widen(self.level, &values[range], row),
             Values::Single(values) => row.copy_from_slice(&values[range]),
         }
         rest.fill(0.0);
+    }
+
+    /// Says that a row will be read soon.
+    pub fn ask_for(&self, at: usize) {
+        let range = at * self.dimensions..(at + 1) * self.dimensions;
+        match self.values() {
+            Values::Half(values) => ask_for(&values[range]),
+            Values::Single(values) => ask_for(&values[range]),
+        }
     }
 
     /// One row.
