@@ -16,7 +16,7 @@ enter=()
 
 down() {
     [[ -d $run ]] || return 0
-    stop crd-server kube-scheduler kube-controller-manager kube-apiserver etcd
+    stop proxy crd-server kube-scheduler kube-controller-manager kube-apiserver etcd
     rm -rf "$run"
 }
 
@@ -73,7 +73,10 @@ control_plane() {
         --requestheader-extra-headers-prefix=X-Remote-Extra- \
         --proxy-client-cert-file="$pki/front-proxy.crt" --proxy-client-key-file="$pki/front-proxy.key"
     wait_for 120 "the API server" k get --raw /readyz
-    [[ ! $cel ]] || crd_server
+    if [[ $cel ]]; then
+        crd_server
+        touch "$run/cel"
+    fi
     user=$run/controllers.kubeconfig
     start kube-controller-manager "$bin/kube-controller-manager" --kubeconfig="$user" --authentication-kubeconfig="$user" \
         --authorization-kubeconfig="$user" --root-ca-file="$pki/ca.crt" --service-account-private-key-file="$pki/accounts.key" \
@@ -147,14 +150,17 @@ up() {
     trap 'exit 143' TERM
     trap down EXIT
     # held together while they are chosen, so that they differ
-    read -r port_api port_etcd port_peer port_crds < <(python3 -c '
+    read -r port_api port_etcd port_peer port_crds port_proxy < <(python3 -c '
 import socket
-sockets = [socket.socket() for _ in range(4)]
+sockets = [socket.socket() for _ in range(5)]
 for s in sockets: s.bind(("127.0.0.1", 0))
 print(*(s.getsockname()[1] for s in sockets))')
     certificates
     control_plane
     fake_nodes
+    # plain HTTP for tests; here, because what a killed test leaves behind nobody would stop
+    start proxy "$bin/kubectl" --kubeconfig "$run/admin.kubeconfig" proxy --port="$port_proxy"
+    echo "http://127.0.0.1:$port_proxy" >"$run/url"
     trap - EXIT
     say "up; stop it with ${0##*/} down"
 }
@@ -163,7 +169,10 @@ usage() { die "usage: control-plane.sh up [--cel] | down | exec COMMAND… | wit
 
 environment() {
     [[ -e $run/admin.kubeconfig ]] || die "not up; run control-plane.sh up"
-    export KUBECONFIG=$run/admin.kubeconfig KUBECACHEDIR=$run/kubectl PATH=$bin:$PATH
+    S3_TEST_API=$(<"$run/url")
+    export S3_TEST_API KUBECONFIG=$run/admin.kubeconfig KUBECACHEDIR=$run/kubectl PATH=$bin:$PATH
+    # tests ask what the server can do
+    [[ ! -e $run/cel ]] || export S3_TEST_CEL=1
 }
 
 case ${1-} in
@@ -189,7 +198,6 @@ with)
     up $option
     trap down EXIT
     environment
-    [[ ! $option ]] || export S3_TEST_CEL=1
     status=0
     "$@" || status=$?
     exit $status
