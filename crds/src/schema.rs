@@ -71,8 +71,8 @@ pub(crate) fn root_schema(kind: Kind) -> &'static Value {
 
 /// The CRD of a kind without CEL, for servers before 1.25.
 ///
-/// Empty texts as defaults go too: those servers, built with a Go newer than theirs, take them for null and refuse the
-/// CRD. The types fill them in all the same.
+/// Empty texts as defaults go too: Kubernetes 1.20 was seen to take them for null and refuse the CRD. The types fill
+/// them in all the same.
 pub fn crd_without_cel(kind: Kind) -> Value {
     let mut crd = crd(kind).clone();
     walk(&mut crd, &mut |node| {

@@ -54,8 +54,7 @@ impl Gateways {
         draft.owners.insert(resource.to_owned());
         let mut reader = Reader::new(resource, folder);
         let caller = caller_name(resource);
-        let terms =
-            Terms { field: "generator", limits: &generator.limits, budget: generator.budget.as_ref() };
+        let terms = Terms { field: "generator", limits: &generator.limits, budget: generator.budget.as_ref() };
         let model = draft.provider(&mut reader, &caller, &generator.provider, &terms)?;
         let judge = match judge {
             Some(judge) => {
@@ -337,7 +336,9 @@ mod tests {
         for url in ["http://localhost:8000/v1", "http://127.0.0.1/v1", "http://[::1]:80/v1", "https://LOCALHOST"] {
             assert!(is_loopback(url), "{url}");
         }
-        for url in ["http://vllm:8000/v1", "http://169.254.169.254/", "http://127.0.0.1.evil.example/", "http://10.0.0.1"] {
+        for url in
+            ["http://vllm:8000/v1", "http://169.254.169.254/", "http://127.0.0.1.evil.example/", "http://10.0.0.1"]
+        {
             assert!(!is_loopback(url), "{url}");
         }
     }

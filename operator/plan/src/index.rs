@@ -8,8 +8,8 @@ use crate::{
     WorkerConfig,
 };
 use s3_config::{
-    AuditConfig, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig, RetrievalMethod, RetrieverServeConfig,
-    VectorsConfig,
+    AuditConfig, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig,
+    RetrievalMethod, RetrieverServeConfig, VectorsConfig,
 };
 use s3_crds::{Dense, FusionKind, IndexBuild, RetrieverIndex, VectorIndexKind};
 use std::collections::BTreeSet;

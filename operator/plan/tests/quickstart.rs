@@ -251,7 +251,10 @@ fn every_provider_has_a_gateway_with_its_limits_and_budgets() {
         let users = plan.components.iter().map(|c| serde_yaml_ng::to_string(&c.config).unwrap());
         assert!(users.filter(|text| text.contains("caller: s3trainingjob.quickstart")).count() >= 2, "{kind}");
     }
-    let priceless = with_generator("      anthropic:\n        model: m\n        apiKeySecretRef: {name: k, key: t}\n", "    budget: {cost: 3}\n");
+    let priceless = with_generator(
+        "      anthropic:\n        model: m\n        apiKeySecretRef: {name: k, key: t}\n",
+        "    budget: {cost: 3}\n",
+    );
     let error = priceless.unwrap_err().iter().map(ToString::to_string).collect::<String>();
     assert!(error.contains("generator.budget.cost") && error.contains("pricePerMillion"), "{error}");
 }

@@ -73,13 +73,8 @@ fn main() -> Result<()> {
     let found = Command::new("tests/tools/peers.sh").arg("xllamacpp").stderr(Stdio::inherit()).output()?;
     let found = String::from_utf8(found.stdout)?;
     let python = found.trim().strip_prefix("xllamacpp=").ok_or("xllamacpp cannot be installed")?.to_owned();
-    let spec = ModelSpec {
-        path: path.clone(),
-        sha256: None,
-        adapter: None,
-        device: DeviceKind::Cpu,
-        dtype: DTypeKind::F32,
-    };
+    let spec =
+        ModelSpec { path: path.clone(), sha256: None, adapter: None, device: DeviceKind::Cpu, dtype: DTypeKind::F32 };
     let (decoder, _) = Decoder::load(&spec)?;
     ours(&decoder)?;
     let mut own = Vec::new();
@@ -94,9 +89,14 @@ fn main() -> Result<()> {
         own.push(ours(&decoder)?);
     }
     let load = std::fs::read_to_string("/proc/loadavg")?;
-    println!("SmolLM2-135M Q4_1, prompt {PROMPT}, {NEW} new tokens, 2 threads, n = {}, load {}", own.len(), load.trim());
+    println!(
+        "SmolLM2-135M Q4_1, prompt {PROMPT}, {NEW} new tokens, 2 threads, n = {}, load {}",
+        own.len(),
+        load.trim()
+    );
     for (name, all) in [("ours (weights as f32)", &own), ("llama.cpp", &theirs)] {
-        let list = |pick: fn(&(f64, f64)) -> f64| all.iter().map(|t| format!("{:.0}", pick(t))).collect::<Vec<_>>().join(" ");
+        let list =
+            |pick: fn(&(f64, f64)) -> f64| all.iter().map(|t| format!("{:.0}", pick(t))).collect::<Vec<_>>().join(" ");
         println!("{name:<22} prefill {} tok/s   decode {} tok/s", list(|t| t.0), list(|t| t.1));
     }
     println!("xllamacpp {version}");

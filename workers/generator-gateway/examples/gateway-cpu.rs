@@ -67,7 +67,10 @@ async fn model(mut stream: TcpStream) {
             let delta = r#"data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"up","choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}"#;
             let end = r#"data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"up","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
             let text = format!("{}{end}\n\ndata: [DONE]\n\n", format!("{delta}\n\n").repeat(8));
-            format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n{text}", text.len())
+            format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n{text}",
+                text.len()
+            )
         } else {
             format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}", text.len())
         };
@@ -268,7 +271,14 @@ fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn start(name: &str, version: String, port: u16, headers: Vec<(String, String)>, mut command: Command, log: &Path) -> Result<Option<Gateway>> {
+fn start(
+    name: &str,
+    version: String,
+    port: u16,
+    headers: Vec<(String, String)>,
+    mut command: Command,
+    log: &Path,
+) -> Result<Option<Gateway>> {
     use std::os::unix::process::CommandExt;
     let file = std::fs::File::create(log)?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
@@ -303,8 +313,11 @@ fn ours(name: &str, model: SocketAddr, folder: &Path, cache: Option<&Path>) -> R
     );
     let path = folder.join(format!("{name}.yaml"));
     std::fs::write(&path, config)?;
-    let program = std::env::current_exe()?.parent().and_then(Path::parent).map(|folder| folder.join("s3-generator-gateway"));
-    let program = program.filter(|program| program.exists()).ok_or("build the binary first: cargo build --release -p s3-generator-gateway")?;
+    let program =
+        std::env::current_exe()?.parent().and_then(Path::parent).map(|folder| folder.join("s3-generator-gateway"));
+    let program = program
+        .filter(|program| program.exists())
+        .ok_or("build the binary first: cargo build --release -p s3-generator-gateway")?;
     let mut command = Command::new(program);
     command.args(["serve", "--config"]).arg(&path);
     let headers = vec![("authorization".to_owned(), format!("Bearer {CALLER_TOKEN}"))];
@@ -351,13 +364,24 @@ fn peers(model: SocketAddr, folder: &Path) -> Result<Vec<Gateway>> {
                 command = Command::new(program);
                 command.args(["--host", "127.0.0.1", "--num_workers", "1", "--port", &port.to_string(), "--config"]);
                 command.arg(folder.join("litellm.yaml"));
-                command.envs([("LITELLM_LOCAL_MODEL_COST_MAP", "True"), ("DISABLE_ADMIN_UI", "True"), ("NO_PROXY", "*")]);
+                command.envs([
+                    ("LITELLM_LOCAL_MODEL_COST_MAP", "True"),
+                    ("DISABLE_ADMIN_UI", "True"),
+                    ("NO_PROXY", "*"),
+                ]);
                 headers.push(("authorization".to_owned(), format!("Bearer {MASTER_KEY}")));
                 version = module_version(path, "litellm");
             }
             router => {
                 let module = router.replace('-', "_");
-                command.args(["-m", &format!("{module}.launch_router"), "--host", "127.0.0.1", "--policy", "round_robin"]);
+                command.args([
+                    "-m",
+                    &format!("{module}.launch_router"),
+                    "--host",
+                    "127.0.0.1",
+                    "--policy",
+                    "round_robin",
+                ]);
                 command.args(["--port", &port.to_string(), "--worker-urls", &format!("http://{model}")]);
                 command.args(["--prometheus-port", &free_port()?.to_string()]);
                 if router == "sglang-router" {
@@ -378,7 +402,14 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 /// CPU microseconds of a process a request, for `count` requests by many clients.
-fn cpu_per_request(gateway: &Gateway, clients: usize, time: Duration, numbers: &Arc<AtomicU64>, last: u64, stream: bool) -> (f64, Load) {
+fn cpu_per_request(
+    gateway: &Gateway,
+    clients: usize,
+    time: Duration,
+    numbers: &Arc<AtomicU64>,
+    last: u64,
+    stream: bool,
+) -> (f64, Load) {
     let id = gateway.process.as_ref().map_or(0, Child::id);
     let template = template(gateway.port, &gateway.headers, stream);
     let before = consumption(id).0;
@@ -402,13 +433,16 @@ fn measure(folder: &Path) -> Result<()> {
     let model = serve_model()?;
     let numbers = Arc::new(AtomicU64::new(0));
     let endless = u64::MAX;
-    let direct = Gateway { name: "direct".into(), version: String::new(), port: model.port(), headers: vec![], process: None };
+    let direct =
+        Gateway { name: "direct".into(), version: String::new(), port: model.port(), headers: vec![], process: None };
     let armed = ours("ours", model, folder, None)?.ok_or("our gateway does not start")?;
     let file = folder.join("answers.redb");
     let durable = ours("ours-durable", model, folder, Some(&file))?.ok_or("our gateway does not start")?;
     let mut all = vec![direct, armed, durable];
     all.extend(peers(model, folder)?);
-    println!("1 model thread, 1 client thread, {CLIENTS} clients, another prompt of 1.8 KB each request, {ROUNDS} rounds in turns");
+    println!(
+        "1 model thread, 1 client thread, {CLIENTS} clients, another prompt of 1.8 KB each request, {ROUNDS} rounds in turns"
+    );
     // warm up
     for gateway in &all {
         cpu_per_request(gateway, CLIENTS, Duration::from_millis(700), &numbers, endless, false);
@@ -418,7 +452,8 @@ fn measure(folder: &Path) -> Result<()> {
         for (gateway, row) in all.iter().zip(&mut rows) {
             let (cpu, many) = cpu_per_request(gateway, CLIENTS, Duration::from_secs(4), &numbers, endless, false);
             let (_, single) = cpu_per_request(gateway, 1, Duration::from_millis(1500), &numbers, endless, false);
-            let (stream_cpu, streamed) = cpu_per_request(gateway, 1, Duration::from_millis(1500), &numbers, endless, true);
+            let (stream_cpu, streamed) =
+                cpu_per_request(gateway, 1, Duration::from_millis(1500), &numbers, endless, true);
             if many.bad > 0 || single.bad > 0 {
                 eprintln!("{}: {} of {} requests failed", gateway.name, many.bad + single.bad, many.done + single.done);
             }
@@ -438,7 +473,10 @@ fn measure(folder: &Path) -> Result<()> {
             std::io::stdout().flush()?;
         }
     }
-    println!("\r{:<14} {:>9} {:>10} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10} {:>7}", "", "version", "CPU us/req", "spread", "req/s", "p50 us", "p99 us", "p50 us c=1", "first ev.", "RSS MB");
+    println!(
+        "\r{:<14} {:>9} {:>10} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10} {:>7}",
+        "", "version", "CPU us/req", "spread", "req/s", "p50 us", "p99 us", "p50 us c=1", "first ev.", "RSS MB"
+    );
     let mut cpu = BTreeMap::new();
     for (gateway, row) in all.iter().zip(&mut rows) {
         let spread = row[0].iter().copied().fold(0.0, f64::max) - row[0].iter().copied().fold(f64::MAX, f64::min);
@@ -473,10 +511,19 @@ fn hits(all: &mut [Gateway], model: SocketAddr, folder: &Path, file: &Path) -> R
     let filled = Arc::new(AtomicU64::new(first));
     cpu_per_request(&all[2], CLIENTS, Duration::from_secs(120), &filled, first + KNOWN, false);
     // a fresh process has nothing in memory
-    drop(all[2].process.take().map(|process| Gateway { name: String::new(), version: String::new(), port: 0, headers: vec![], process: Some(process) }));
+    drop(all[2].process.take().map(|process| Gateway {
+        name: String::new(),
+        version: String::new(),
+        port: 0,
+        headers: vec![],
+        process: Some(process),
+    }));
     let fresh = ours("ours-again", model, folder, Some(file))?.ok_or("our gateway does not start again")?;
     let read = Arc::new(AtomicU64::new(first));
     let (durable, load) = cpu_per_request(&fresh, CLIENTS, Duration::from_secs(60), &read, first + KNOWN, false);
-    println!("cache hit: {memory:.1} us CPU from memory (bar 20), {durable:.1} us from the file (bar 60; {} answers)", load.done);
+    println!(
+        "cache hit: {memory:.1} us CPU from memory (bar 20), {durable:.1} us from the file (bar 60; {} answers)",
+        load.done
+    );
     Ok(())
 }

@@ -50,7 +50,8 @@ async fn model(mut stream: TcpStream) -> std::io::Result<()> {
         let reply = format!(
             r#"{{"choices":[{{"index":0,"message":{{"role":"assistant","content":"{said}"}},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":9,"completion_tokens":2}}}}"#
         );
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", reply.len());
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", reply.len());
         stream.write_all((head + &reply).as_bytes()).await?;
     }
 }
@@ -79,7 +80,8 @@ async fn gateway(folder: &Path, name: &str, model: SocketAddr) -> Result<(Gatewa
     let program = std::env::current_exe()?.parent().and_then(Path::parent).map(|at| at.join("s3-generator-gateway"));
     let program: PathBuf = program.ok_or("no folder of binaries")?;
     let log = std::fs::File::create(folder.join(format!("{name}.log")))?;
-    let child = Command::new(program).args(["serve", "--config"]).arg(&file).stdin(Stdio::null()).stderr(log).spawn()?;
+    let child =
+        Command::new(program).args(["serve", "--config"]).arg(&file).stdin(Stdio::null()).stderr(log).spawn()?;
     let mut child = Gateway(child);
     while !s3_telemetry::read_progress(&progress).is_some_and(|report| report.ready) {
         if let Some(status) = child.0.try_wait()? {

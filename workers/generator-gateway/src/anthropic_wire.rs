@@ -117,9 +117,7 @@ struct Usage {
 
 impl Usage {
     fn prompt(&self) -> u32 {
-        self.input_tokens
-            + self.cache_creation_input_tokens.unwrap_or(0)
-            + self.cache_read_input_tokens.unwrap_or(0)
+        self.input_tokens + self.cache_creation_input_tokens.unwrap_or(0) + self.cache_read_input_tokens.unwrap_or(0)
     }
 }
 

@@ -36,8 +36,7 @@ impl AwsKeys {
         if let Some(file) = &self.file {
             return parse_file(&file.text()?).map(Arc::new);
         }
-        if let (Some(access_key), Some(secret_key)) =
-            (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY"))
+        if let (Some(access_key), Some(secret_key)) = (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY"))
         {
             let session_token = variable("AWS_SESSION_TOKEN");
             return Ok(Arc::new(Credentials { access_key, secret_key, session_token }));
@@ -58,10 +57,17 @@ impl AwsKeys {
         if let Some(url) = variable("AWS_CONTAINER_CREDENTIALS_FULL_URI") {
             let mut request = self.client.get(&url);
             if let Some(path) = variable("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
-                request = request.header("authorization", SecretFile::open(&path_of(&path), "token file")?.text()?.as_ref());
+                request =
+                    request.header("authorization", SecretFile::open(&path_of(&path), "token file")?.text()?.as_ref());
             }
-            let reply: Pod = request.send().await.and_then(reqwest::Response::error_for_status).map_err(failed)?
-                .json().await.map_err(failed)?;
+            let reply: Pod = request
+                .send()
+                .await
+                .and_then(reqwest::Response::error_for_status)
+                .map_err(failed)?
+                .json()
+                .await
+                .map_err(failed)?;
             return Ok(Credentials {
                 access_key: reply.access_key_id,
                 secret_key: reply.secret_access_key,

@@ -202,7 +202,8 @@ impl Engine {
         }
         for chunk in prepared.chunks(self.batch) {
             if order.left().is_some_and(|left| left.is_zero()) {
-                let late = CallFailure::new(FailureKind::Deadline, format!("{}: the caller's deadline came first", self.name));
+                let late =
+                    CallFailure::new(FailureKind::Deadline, format!("{}: the caller's deadline came first", self.name));
                 for ready in chunk {
                     outcomes[ready.at] = Some(Err(late.clone()));
                 }

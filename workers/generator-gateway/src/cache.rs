@@ -547,7 +547,13 @@ mod tests {
     use crate::provider::{Message, Role, Sampling};
 
     fn answer(text: &str) -> Completion {
-        Completion { text: text.to_owned(), prompt_tokens: 3, completion_tokens: 1, finish: Finish::Stop, logprobs: None }
+        Completion {
+            text: text.to_owned(),
+            prompt_tokens: 3,
+            completion_tokens: 1,
+            finish: Finish::Stop,
+            logprobs: None,
+        }
     }
 
     fn filled(path: &Path, count: u8) {

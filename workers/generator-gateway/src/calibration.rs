@@ -189,7 +189,8 @@ impl fmt::Display for Calibration {
 
 /// What a judge is: its model, the one that must agree, and how it is asked.
 pub fn judge_digest(first: &dyn Provider, second: Option<&dyn Provider>) -> Result<String, String> {
-    s3_artifacts::digest_json(&("judge", 1, first.digest(), second.map(Provider::digest), TEXTS)).map_err(|e| e.to_string())
+    s3_artifacts::digest_json(&("judge", 1, first.digest(), second.map(Provider::digest), TEXTS))
+        .map_err(|e| e.to_string())
 }
 
 /// Judges every labelled answer and compares. An outage ends it: a measurement with holes is none.

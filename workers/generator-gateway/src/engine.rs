@@ -175,10 +175,10 @@ impl Gateway {
     ) -> Result<Arc<Self>, GatewayError> {
         let names: Vec<String> = providers.iter().map(|provider| provider.name().to_owned()).collect();
         let place = |name: &str| {
-            names.iter().position(|known| known == name).ok_or_else(|| GatewayError::UnknownProvider {
-                name: name.to_owned(),
-                known: names.join(", "),
-            })
+            names
+                .iter()
+                .position(|known| known == name)
+                .ok_or_else(|| GatewayError::UnknownProvider { name: name.to_owned(), known: names.join(", ") })
         };
         let mut gateway = Self::assemble(providers, templates, cache, rules.budgets);
         for (name, others) in &rules.fallbacks {
@@ -317,8 +317,11 @@ impl Gateway {
         }
         let lost = || CallFailure::new(FailureKind::Unavailable, "the call ended without outcome");
         let outcomes: Answers = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(lost()))).collect();
-        let answers =
-            if index.len() == outcomes.len() { outcomes } else { index.iter().map(|at| outcomes[*at].clone()).collect() };
+        let answers = if index.len() == outcomes.len() {
+            outcomes
+        } else {
+            index.iter().map(|at| outcomes[*at].clone()).collect()
+        };
         lane.count(&answers);
         Ok(answers)
     }
@@ -473,8 +476,7 @@ impl Gateway {
             }
             done.sort_by_key(|one| one.at);
         }
-        let mut duties: BTreeMap<usize, Lead> =
-            lead.into_iter().filter_map(|(at, duty)| Some((at, duty?))).collect();
+        let mut duties: BTreeMap<usize, Lead> = lead.into_iter().filter_map(|(at, duty)| Some((at, duty?))).collect();
         for (at, outcome) in self.keep(done).await? {
             if let Some(duty) = duties.remove(&at) {
                 duty.land(outcome.as_ref().map(|a| a.completion.clone()).map_err(Clone::clone));
@@ -507,10 +509,7 @@ impl Gateway {
 
     /// Stores a batch's answers and charges in one transaction. Failures are not stored: the next request tries
     /// again.
-    async fn keep(
-        &self,
-        done: Vec<Done>,
-    ) -> Result<Vec<(usize, Result<Answered, CallFailure>)>, GatewayError> {
+    async fn keep(&self, done: Vec<Done>) -> Result<Vec<(usize, Result<Answered, CallFailure>)>, GatewayError> {
         let mut batch = Batch::default();
         let mut outcomes = Vec::with_capacity(done.len());
         let mut kept_at = Vec::new();

@@ -177,8 +177,7 @@ enum Stop {
 impl Request {
     /// Reads a body.
     pub fn read(body: &[u8]) -> Result<Self, ApiError> {
-        serde_json::from_slice(body)
-            .map_err(|e| ApiError::bad(format!("the body is not a completion request: {e}")))
+        serde_json::from_slice(body).map_err(|e| ApiError::bad(format!("the body is not a completion request: {e}")))
     }
 
     /// The model's name, the call and how its reply is wanted. Parameters that would change the answer and are

@@ -122,7 +122,8 @@ impl Ledger {
         let mut callers: BTreeMap<String, Caller> = BTreeMap::new();
         for (account, used) in cache.accounts() {
             let (caller, provider) = account.split_once(SEPARATOR).unwrap_or((account, ""));
-            let account = callers.entry(caller.to_owned()).or_default().accounts.entry(provider.to_owned()).or_default();
+            let account =
+                callers.entry(caller.to_owned()).or_default().accounts.entry(provider.to_owned()).or_default();
             account.used += *used;
         }
         for budget in budgets {
@@ -136,7 +137,13 @@ impl Ledger {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn try_open(self: &Arc<Self>, caller: &str, provider: &str, most: Usage, order: &Order) -> Result<Ticket, Obstacle> {
+    fn try_open(
+        self: &Arc<Self>,
+        caller: &str,
+        provider: &str,
+        most: Usage,
+        order: &Order,
+    ) -> Result<Ticket, Obstacle> {
         let mut callers = self.callers();
         let caller = if callers.contains_key(caller) || callers.len() < CALLERS { caller } else { OTHERS };
         if !callers.contains_key(caller) {
@@ -188,7 +195,8 @@ impl Ledger {
                     None => changed.await,
                     Some(left) => {
                         tokio::time::timeout(left, changed).await.map_err(|_| {
-                            let message = format!("{caller}: the deadline came while the rest of its budget was in use");
+                            let message =
+                                format!("{caller}: the deadline came while the rest of its budget was in use");
                             CallFailure::new(FailureKind::Deadline, message)
                         })?;
                     }

@@ -232,8 +232,13 @@ mod tests {
     #[test]
     fn a_good_reply_is_read() {
         let completion = parse(GOOD.as_bytes()).unwrap();
-        let expected =
-            Completion { text: "Paris".into(), prompt_tokens: 7, completion_tokens: 2, finish: Finish::Stop, logprobs: None };
+        let expected = Completion {
+            text: "Paris".into(),
+            prompt_tokens: 7,
+            completion_tokens: 2,
+            finish: Finish::Stop,
+            logprobs: None,
+        };
         assert_eq!(completion, expected);
     }
 

@@ -141,7 +141,8 @@ mod tests {
     }
 
     fn most_in_a_minute(passed: &[(f64, u64)], weigh: impl Fn(u64) -> u64) -> u64 {
-        let sum = |from: f64| passed.iter().filter(|(at, _)| *at >= from && *at < from + 60.0).map(|p| weigh(p.1)).sum();
+        let sum =
+            |from: f64| passed.iter().filter(|(at, _)| *at >= from && *at < from + 60.0).map(|p| weigh(p.1)).sum();
         passed.iter().map(|(at, _)| sum(*at)).max().unwrap()
     }
 

@@ -177,7 +177,9 @@ fn url(wire: &Wire, base: &str, field: &str, reach: &Reach) -> Result<reqwest::U
     if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>()
         && let Some(why) = reach.objection(address)
     {
-        return Err(format!("{field} is {why}, which providers must not use; name it in allowAddresses if it is meant"));
+        return Err(format!(
+            "{field} is {why}, which providers must not use; name it in allowAddresses if it is meant"
+        ));
     }
     Ok(url)
 }
@@ -328,7 +330,8 @@ impl Inner {
             () = tokio::time::sleep(Duration::from_millis(after)) => {}
         }
         s3_telemetry::metrics().gateway_retries.with_label_values(&[self.name.as_str(), "hedge"]).inc();
-        let mut second = Box::pin(self.attempt(call, order, mode, beginning.wrapping_add(u64::MAX / 2), &mut elsewhere));
+        let mut second =
+            Box::pin(self.attempt(call, order, mode, beginning.wrapping_add(u64::MAX / 2), &mut elsewhere));
         tokio::select! {
             result = &mut first => if result.is_ok() { result } else { second.await },
             result = &mut second => if result.is_ok() { result } else { first.await },
@@ -456,8 +459,10 @@ impl Inner {
         (pieces, sent): (&mpsc::Sender<String>, &AtomicBool),
         limit: Duration,
     ) -> Result<Completion, Attempt> {
-        let mut response =
-            tokio::time::timeout(limit, request.send()).await.map_err(|_| timed_out(limit))?.map_err(|e| transport(&e))?;
+        let mut response = tokio::time::timeout(limit, request.send())
+            .await
+            .map_err(|_| timed_out(limit))?
+            .map_err(|e| transport(&e))?;
         let (status, hint, media) = head(&response);
         if status != 200 {
             let bytes = tokio::time::timeout(limit, response.bytes()).await.map_err(|_| timed_out(limit))?;
@@ -518,11 +523,7 @@ impl Drop for Charge<'_> {
 }
 
 fn used(completion: &Completion) -> Usage {
-    Usage {
-        calls: 1,
-        prompt: u64::from(completion.prompt_tokens),
-        answer: u64::from(completion.completion_tokens),
-    }
+    Usage { calls: 1, prompt: u64::from(completion.prompt_tokens), answer: u64::from(completion.completion_tokens) }
 }
 
 fn timed_out(limit: Duration) -> Attempt {

@@ -47,7 +47,8 @@ mod tests {
 
     #[test]
     fn events_are_the_same_however_the_bytes_are_cut() {
-        let text = "event: a\ndata: {\"x\":1}\r\n\r\n: comment\n\ndata:one\ndata: two é\n\nid: 3\ndata: [DONE]\n\ndata: cut";
+        let text =
+            "event: a\ndata: {\"x\":1}\r\n\r\n: comment\n\ndata:one\ndata: two é\n\nid: 3\ndata: [DONE]\n\ndata: cut";
         for step in 1..text.len() {
             let mut events = Events::default();
             let mut seen = Vec::new();

@@ -124,13 +124,8 @@ async fn instructions_in_passages_gain_nothing_from_a_real_model() {
     let attacks: Vec<Attack> = attacks().into_iter().filter(|attack| attack.kind == "passage").collect();
     assert!(attacks.len() >= 5);
     let mut world = World::new("http://127.0.0.1:1/v1");
-    let model = ModelSpec {
-        path: model_file(),
-        sha256: None,
-        adapter: None,
-        device: DeviceKind::Cpu,
-        dtype: DTypeKind::F32,
-    };
+    let model =
+        ModelSpec { path: model_file(), sha256: None, adapter: None, device: DeviceKind::Cpu, dtype: DTypeKind::F32 };
     world.config.providers =
         vec![ProviderConfig::BuiltIn { name: "small".into(), model, batch: 8, context_tokens: 1024 }];
     let _process = world.start();
@@ -152,10 +147,8 @@ async fn instructions_in_passages_gain_nothing_from_a_real_model() {
 
 /// The quickstart's model.
 fn model_file() -> PathBuf {
-    let data = std::env::var_os("S3_DATA").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.s3/data")),
-        PathBuf::from,
-    );
+    let data = std::env::var_os("S3_DATA")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.s3/data")), PathBuf::from);
     let path = data.join("models/smollm2-135m-instruct/model.gguf");
     assert!(path.exists(), "{} is missing: run `make data`", path.display());
     path

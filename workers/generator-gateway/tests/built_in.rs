@@ -5,8 +5,8 @@ mod common;
 
 use candle_core::{DType, Device};
 use s3_generator_gateway::{
-    Ask, BuiltIn, Call, Completion, Document, FailureKind, Finish, Gateway, Message, Order, Provider, Role, Sampling, Templates,
-    render,
+    Ask, BuiltIn, Call, Completion, Document, FailureKind, Finish, Gateway, Message, Order, Provider, Role, Sampling,
+    Templates, render,
 };
 use s3_model::{Decoder, DecoderConfig, TokenizerFile};
 use std::path::{Path, PathBuf};

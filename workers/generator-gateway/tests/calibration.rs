@@ -49,11 +49,11 @@ async fn a_judge_is_measured_and_the_measurement_required() {
     assert!(told.contains("sensitivity  0.800 [0.670, 0.888]"), "{told}");
     assert!(told.contains("specificity  0.900 [0.786, 0.957]") && told.contains("kappa        0.700"), "{told}");
     let written = Calibration::load(&report).unwrap();
-    let table =
-        [written.true_positives, written.false_negatives, written.false_positives, written.true_negatives];
+    let table = [written.true_positives, written.false_negatives, written.false_positives, written.true_negatives];
     assert_eq!((table, written.answers, written.undecided), ([40, 10, 5, 45], 100, 0));
 
-    std::fs::write(world.path("few.jsonl"), "{\"question\":\"q\",\"answer\":\"a\",\"golds\":[],\"correct\":true}\n").unwrap();
+    std::fs::write(world.path("few.jsonl"), "{\"question\":\"q\",\"answer\":\"a\",\"golds\":[],\"correct\":true}\n")
+        .unwrap();
     let output = measure("few.jsonl");
     assert!(String::from_utf8_lossy(&output.stderr).contains("at least 5 of each"));
 
@@ -90,7 +90,8 @@ async fn two_judges_must_agree() {
         first.always(Act::Say(one.into()));
         second.always(two.clone());
         let item = JudgeItem { question: "q".into(), answer: format!("a {i}"), gold_answers: vec!["g".into()] };
-        let response = world.client().judge(JudgeRequest { items: vec![item], ..JudgeRequest::default() }).await.unwrap();
+        let response =
+            world.client().judge(JudgeRequest { items: vec![item], ..JudgeRequest::default() }).await.unwrap();
         assert_eq!(response.results[0].verdict(), expected, "{one} {two:?}: {}", response.results[0].reason);
     }
     // nothing to judge asks nobody

@@ -11,8 +11,7 @@ use s3_generator_gateway::{
 use std::time::{Duration, Instant};
 
 fn settings(upstream: &Upstream) -> OpenAiConfig {
-    let limits =
-        CallLimits { concurrency: 32, deadline_ms: 400, attempts: 6, backoff_ms: 2, ..CallLimits::default() };
+    let limits = CallLimits { concurrency: 32, deadline_ms: 400, attempts: 6, backoff_ms: 2, ..CallLimits::default() };
     OpenAiConfig { limits, ..open_ai("up", &upstream.url()) }
 }
 
@@ -150,8 +149,7 @@ async fn wrong_settings_are_named() {
         ("not an address", "address"),
         ("http://user:secret@host/v1", "apiKeyFile"),
     ] {
-        let error =
-            remote(OpenAiConfig { base_url: base_url.into(), ..good.clone() }).err().unwrap().to_string();
+        let error = remote(OpenAiConfig { base_url: base_url.into(), ..good.clone() }).err().unwrap().to_string();
         assert!(error.contains(part) && error.contains("\"up\"") && !error.contains("secret"), "{error}");
     }
     let missing = Some("/no/such/key".into());

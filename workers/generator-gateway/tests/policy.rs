@@ -5,9 +5,7 @@ mod common;
 
 use common::{Act, Upstream, World, answer, answer_to, failure, http, open_ai, page, request};
 use s3_config::{BudgetConfig, CacheMode, CallLimits, CallerBudget, OpenAiConfig, ProviderConfig};
-use s3_generator_gateway::{
-    Call, FailureKind, Message, Order, Provider, Reach, Remote, Role, Sampling, Surroundings,
-};
+use s3_generator_gateway::{Call, FailureKind, Message, Order, Provider, Reach, Remote, Role, Sampling, Surroundings};
 use s3_proto::v1;
 use serde_json::{Value, json};
 use std::sync::Arc;

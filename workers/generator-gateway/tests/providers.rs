@@ -130,7 +130,8 @@ async fn azure_open_ai() {
     );
     assert_eq!(header(&seen.head, "api-key"), KEY);
     assert!(seen.body.get("model").is_none());
-    refuses_what_is_no_answer(&upstream, &provider, &good, r#"{"error":{"code":"X","message":"what went wrong"}}"#).await;
+    refuses_what_is_no_answer(&upstream, &provider, &good, r#"{"error":{"code":"X","message":"what went wrong"}}"#)
+        .await;
     upstream.always(Act::Json(good.replace("\"stop\"", "\"content_filter\"")));
     assert_eq!(ask(&provider).await.unwrap_err().kind, FailureKind::Rejected);
 }
@@ -155,11 +156,7 @@ async fn bedrock() {
     let made = ask(&provider).await.unwrap();
     assert_eq!((made.text.as_str(), made.prompt_tokens), ("Paris", 30));
     let seen = upstream.seen().remove(0);
-    assert!(
-        seen.head.starts_with("POST /model/anthropic.claude-3-haiku-20240307-v1%3A0/converse "),
-        "{}",
-        seen.head
-    );
+    assert!(seen.head.starts_with("POST /model/anthropic.claude-3-haiku-20240307-v1%3A0/converse "), "{}", seen.head);
     let date = header(&seen.head, "x-amz-date");
     assert!(date.len() == 16 && date.ends_with('Z'), "{date}");
     assert_eq!(header(&seen.head, "x-amz-security-token"), "the-token");

@@ -146,7 +146,8 @@ async fn plain_texts_and_log_probabilities_are_passed_through() {
     let reply = json!({"choices": [{"index": 0, "message": {"role": "assistant", "content": "Paris"},
                                     "finish_reason": "stop", "logprobs": logprobs}]});
     upstream.script([Act::Json(reply.to_string())]);
-    let body = json!({"model": "up", "messages": [{"role": "user", "content": "q"}], "logprobs": true, "top_logprobs": 2});
+    let body =
+        json!({"model": "up", "messages": [{"role": "user", "content": "q"}], "logprobs": true, "top_logprobs": 2});
     let reply: Value = send(&world, "/v1/chat/completions", &body).await.json().await.unwrap();
     assert_eq!(reply["choices"][0]["logprobs"], logprobs);
     let body = &upstream.seen()[1].body;

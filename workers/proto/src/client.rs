@@ -67,7 +67,14 @@ impl Caller {
             .connect_timeout(Duration::from_secs(5))
             .tcp_nodelay(true);
         let channel = endpoint.connect_lazy();
-        Ok(Self { service, address: address.to_owned(), deadline, attempts: attempts.max(1), channel, authorization: None })
+        Ok(Self {
+            service,
+            address: address.to_owned(),
+            deadline,
+            attempts: attempts.max(1),
+            channel,
+            authorization: None,
+        })
     }
 
     async fn call<M, R, F, Fut>(&self, method: &'static str, message: M, send: F) -> Result<R, CallError>

@@ -77,8 +77,7 @@ fn dense(arguments: &[String]) {
         let line = line.unwrap();
         let [name, batch, count, k, oversample] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
         let [batch, count, k, oversample] = [batch, count, k, oversample].map(|part| part.parse::<usize>().unwrap());
-        let index =
-            indices.entry(name.to_owned()).or_insert_with(|| open(folder.path(), name, &values, d));
+        let index = indices.entry(name.to_owned()).or_insert_with(|| open(folder.path(), name, &values, d));
         index.set_oversample(oversample);
         let started = cpu_seconds();
         let found: Vec<_> = queries[..count].chunks(batch).flat_map(|batch| index.search(batch, k, false)).collect();

@@ -2,9 +2,9 @@
 
 use crate::corpus::{corpus_digest, read_corpus};
 use crate::embed::{Embedding, PassageEncoder};
-use crate::vectors::Vectors;
 use crate::error::{Result, RetrieverError};
 use crate::passages::{PassageStore, PassageWriter};
+use crate::vectors::Vectors;
 use s3_config::IndexBuildConfig;
 use s3_telemetry::{Outcome, Progress, Shutdown};
 use serde_json::json;

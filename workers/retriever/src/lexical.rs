@@ -127,7 +127,8 @@ mod length {
                 assert_eq!(decode(encode(length)), length);
             }
             // SmallFloat.byte4ToInt(SmallFloat.intToByte4(n))
-            for (length, rounded) in [(40, 40), (41, 40), (42, 42), (57, 56), (100, 96), (1000, 984), (100_000, 98_328)] {
+            for (length, rounded) in [(40, 40), (41, 40), (42, 42), (57, 56), (100, 96), (1000, 984), (100_000, 98_328)]
+            {
                 assert_eq!(decode(encode(length)), rounded, "{length}");
             }
             for code in 0..=254u8 {
@@ -377,7 +378,9 @@ mod tests {
             builder.add("", &text);
         }
         let index = builder.finish(&LexicalConfig::default());
-        for query in ["common w3", "w1 w2 w3 w5 w8 w13 w21 w34", "w900 common", "w2 w2 common w77", "none", "w40 w41 w42 w1"] {
+        for query in
+            ["common w3", "w1 w2 w3 w5 w8 w13 w21 w34", "w900 common", "w2 w2 common w77", "none", "w40 w41 w42 w1"]
+        {
             for k in [0, 1, 3, 10, 100, 20_000] {
                 assert_eq!(index.search(query, k), exhaustive(&index, query, k), "{query} {k}");
             }

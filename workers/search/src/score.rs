@@ -1,7 +1,7 @@
 //! Answers against golds: exact match, token F1, spans and generation accuracy.
 
-pub use crate::text::normalize;
 use crate::stated::states;
+pub use crate::text::normalize;
 use crate::text::{contains, span_tokens};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

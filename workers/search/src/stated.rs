@@ -6,9 +6,41 @@ use crate::text::{contains, span_tokens};
 
 /// Words after which a span is denied.
 const DENYING: &[&str] = &[
-    "not", "never", "neither", "nor", "cannot", "without", "except", "excluding", "unlike", "isnt", "wasnt", "arent",
-    "werent", "dont", "doesnt", "didnt", "cant", "wont", "couldnt", "wouldnt", "shouldnt", "hasnt", "havent", "hadnt",
-    "aint", "deny", "denies", "denied", "wrong", "incorrect", "false", "untrue", "hardly", "barely", "no",
+    "not",
+    "never",
+    "neither",
+    "nor",
+    "cannot",
+    "without",
+    "except",
+    "excluding",
+    "unlike",
+    "isnt",
+    "wasnt",
+    "arent",
+    "werent",
+    "dont",
+    "doesnt",
+    "didnt",
+    "cant",
+    "wont",
+    "couldnt",
+    "wouldnt",
+    "shouldnt",
+    "hasnt",
+    "havent",
+    "hadnt",
+    "aint",
+    "deny",
+    "denies",
+    "denied",
+    "wrong",
+    "incorrect",
+    "false",
+    "untrue",
+    "hardly",
+    "barely",
+    "no",
 ];
 /// Pairs of words that deny what follows.
 const DENYING_PAIRS: &[[&str; 2]] = &[
@@ -47,9 +79,8 @@ fn is_denied(clause: &[String], at: usize, length: usize) -> bool {
     let before = &clause[at.saturating_sub(REACH)..at];
     let turned = before.iter().rposition(|word| TURNING.contains(&word.as_str()));
     // "anything but" and "instead of" hold the turning word themselves
-    let pair_ends = |end: usize| {
-        end > 0 && DENYING_PAIRS.iter().any(|[one, two]| before[end - 1] == *one && before[end] == *two)
-    };
+    let pair_ends =
+        |end: usize| end > 0 && DENYING_PAIRS.iter().any(|[one, two]| before[end - 1] == *one && before[end] == *two);
     for (place, word) in before.iter().enumerate() {
         if place > 0 && pair_ends(place) && !(place > 1 && before[place - 2] == "none") {
             return true;

@@ -242,7 +242,8 @@ async fn send_events(stream: &mut TcpStream, pieces: &[&str], gap: Duration, who
     let mut events: Vec<String> = pieces
         .iter()
         .map(|piece| {
-            let delta = serde_json::json!({"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": null}]});
+            let delta =
+                serde_json::json!({"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": null}]});
             format!("data: {delta}\n\n")
         })
         .collect();

@@ -183,7 +183,14 @@ impl BitCodes {
     }
 
     /// Offers the rows of a range, which begins with a block, to every query's collector.
-    pub fn scan(&self, level: Level, queries: &[BitQuery], range: Range<usize>, scratch: &mut BitScratch, best: &mut [TopK]) {
+    pub fn scan(
+        &self,
+        level: Level,
+        queries: &[BitQuery],
+        range: Range<usize>,
+        scratch: &mut BitScratch,
+        best: &mut [TopK],
+    ) {
         let (d, padded) = (self.mean.len(), self.rows.next_multiple_of(BIT_ROWS));
         let (first, count) = (range.start, range.len());
         let whole = first..range.end.next_multiple_of(BIT_ROWS);

@@ -110,7 +110,14 @@ impl ByteCodes {
     }
 
     /// Offers the rows of a range to every query's collector.
-    pub fn scan(&self, level: Level, queries: &ByteQueries, range: Range<usize>, sums: &mut Vec<i32>, best: &mut [TopK]) {
+    pub fn scan(
+        &self,
+        level: Level,
+        queries: &ByteQueries,
+        range: Range<usize>,
+        sums: &mut Vec<i32>,
+        best: &mut [TopK],
+    ) {
         debug_assert!(range.end <= self.rows);
         let codes = &self.data[table(self.steps.len())..];
         let count = range.len();

@@ -605,8 +605,9 @@ mod avx2 {
     #[target_feature(enable = "avx2")]
     pub unsafe fn bit_sums(blocks: &[u64], planes: &[u64], words: usize, out: &mut [u32]) {
         // Set bits of every half byte; two lookups and a sum of absolute differences count a vector's bits.
-        let table =
-            _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+        let table = _mm256_setr_epi8(
+            0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
+        );
         let (low, zero) = (_mm256_set1_epi8(15), _mm256_setzero_si256());
         for (block, out) in blocks.chunks_exact(words * BIT_ROWS).zip(out.chunks_exact_mut(BIT_ROWS)) {
             let mut sums = [zero; 2];

@@ -74,7 +74,8 @@ mod tests {
                 (0..d).map(|at| f32::from(u8::from(at == d / 3))).collect(),
                 (0..d).map(|at| (mix(at as u64 + 99) >> 40) as f32 / (1 << 24) as f32 - 0.5).collect(),
             ];
-            let dot = |rows: &[Vec<f32>], a: usize, b: usize| rows[a].iter().zip(&rows[b]).map(|(x, y)| x * y).sum::<f32>();
+            let dot =
+                |rows: &[Vec<f32>], a: usize, b: usize| rows[a].iter().zip(&rows[b]).map(|(x, y)| x * y).sum::<f32>();
             let before: Vec<f32> = [(0, 0), (0, 1), (1, 1)].map(|(a, b)| dot(&rows, a, b)).to_vec();
             rows.iter_mut().for_each(|row| rotation.apply(row));
             let after: Vec<f32> = [(0, 0), (0, 1), (1, 1)].map(|(a, b)| dot(&rows, a, b)).to_vec();

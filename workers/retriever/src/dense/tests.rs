@@ -55,13 +55,20 @@ fn value(at: usize) -> f32 {
 /// Rows around a few centres, all of them far from the origin on one side: what encoders give.
 fn clustered(n: usize, d: usize) -> Vec<f16> {
     let element = |row: usize, at: usize| {
-        0.3 + 0.6 * value((row % 37) * 7919 + at * 104_729) + value(row * d + at + 77) * if at % 50 == 0 { 2.0 } else { 0.5 }
+        0.3 + 0.6 * value((row % 37) * 7919 + at * 104_729)
+            + value(row * d + at + 77) * if at % 50 == 0 { 2.0 } else { 0.5 }
     };
     (0..n * d).map(|at| f16::from_f32(element(at / d, at % d))).collect()
 }
 
 fn questions(n: usize, d: usize) -> Vec<Vec<f32>> {
-    clustered(5000, d).chunks(d).rev().step_by(17).take(n).map(|row| row.iter().map(|x| x.to_f32() * 0.9 + 0.01).collect()).collect()
+    clustered(5000, d)
+        .chunks(d)
+        .rev()
+        .step_by(17)
+        .take(n)
+        .map(|row| row.iter().map(|x| x.to_f32() * 0.9 + 0.01).collect())
+        .collect()
 }
 
 /// Real-valued vectors: any batch, any thread count and all kernels give the same bits.
