@@ -70,10 +70,16 @@ pub(crate) fn root_schema(kind: Kind) -> &'static Value {
 }
 
 /// The CRD of a kind without CEL, for servers before 1.25.
+///
+/// Empty texts as defaults go too: Kubernetes 1.20 was seen to take them for null and refuse the CRD. The types fill
+/// them in all the same.
 pub fn crd_without_cel(kind: Kind) -> Value {
     let mut crd = crd(kind).clone();
     walk(&mut crd, &mut |node| {
         node.remove("x-kubernetes-validations");
+        if node.get("default").and_then(Value::as_str) == Some("") {
+            node.remove("default");
+        }
     });
     crd
 }

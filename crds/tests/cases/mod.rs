@@ -1,0 +1,171 @@
+//! Objects that tests share: the smallest of each kind, and for each rule one that breaks it. The client-side
+//! validation is held to them here, a real API server by the cluster tests.
+#![allow(clippy::unwrap_used, missing_docs, dead_code)]
+
+use s3_crds::Kind;
+use serde_json::{Value, json};
+
+pub fn job() -> Value {
+    json!({
+        "apiVersion": "searchagent.dev/v1alpha1", "kind": "S3TrainingJob", "metadata": {"name": "a"},
+        "spec": {
+            "searcher": {"model": {"uri": "pvc://data/m.gguf"}},
+            "retriever": {"indexRef": {"name": "wiki"}},
+            "generator": {"provider": {"builtIn": {"model": {"uri": "pvc://data/m.gguf"}}}},
+            "data": {"datasets": [{"name": "nq", "uri": "pvc://data/nq.jsonl"}]},
+        },
+    })
+}
+
+pub fn index() -> Value {
+    json!({
+        "apiVersion": "searchagent.dev/v1alpha1", "kind": "RetrieverIndex", "metadata": {"name": "a"},
+        "spec": {"source": {"build": {"corpus": {"uri": "file:///c.jsonl"}, "lexical": {}}}},
+    })
+}
+
+pub fn run() -> Value {
+    json!({
+        "apiVersion": "searchagent.dev/v1alpha1", "kind": "EvalRun", "metadata": {"name": "a"},
+        "spec": {
+            "arms": [
+                {"name": "direct", "method": "Direct"}, {"name": "rag", "method": "Rag", "topK": 3},
+                {"name": "same", "method": "Rag", "budgetFrom": "s3"},
+                {"name": "s3", "method": "S3", "searcher": {"jobRef": {"name": "a"}}},
+            ],
+            "retriever": {"indexRef": {"name": "wiki"}},
+            "generator": {"provider": {"openAiCompatible": {"endpoint": "http://localhost:8000/v1", "model": "m"}}},
+            "datasets": [{"name": "nq", "uri": "pvc://data/nq.jsonl"}],
+        },
+    })
+}
+
+pub fn minimal(kind: Kind) -> Value {
+    match kind {
+        Kind::RetrieverIndex => index(),
+        Kind::S3TrainingJob => job(),
+        Kind::EvalRun => run(),
+    }
+}
+
+/// The object with `value` at `pointer`; null takes the field away.
+pub fn with(mut object: Value, pointer: &str, value: Value) -> Value {
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = parent.split('/').skip(1).fold(&mut object, |at, key| match key.parse::<usize>() {
+        Ok(index) => &mut at[index],
+        Err(_) => &mut at[key],
+    });
+    match (value, key.parse::<usize>()) {
+        (value, Ok(index)) => parent[index] = value,
+        (Value::Null, _) => drop(parent.as_object_mut().unwrap().remove(key)),
+        (value, _) => parent[key] = value,
+    }
+    object
+}
+
+/// 1 and 1.0 are one number.
+pub fn sorted_numbers(value: &Value) -> Value {
+    match value {
+        Value::Number(n) => json!(n.as_f64()),
+        Value::Object(map) => map.iter().map(|(k, v)| (k.clone(), sorted_numbers(v))).collect(),
+        Value::Array(list) => list.iter().map(sorted_numbers).collect(),
+        other => other.clone(),
+    }
+}
+
+/// For each rule: an object that breaks it, and the start of what is said.
+pub fn broken() -> Vec<(Value, &'static str)> {
+    let job = |p: &str, v: Value| with(job(), p, v);
+    let index = |p: &str, v: Value| with(index(), p, v);
+    let run = |p: &str, v: Value| with(run(), p, v);
+    let named = |n: usize| json!({"name": "a".repeat(n)});
+    vec![
+        (job("/metadata", named(41)), "metadata.name is longer"),
+        (job("/spec/data/datasets/0/uri", Value::Null), "a Custom dataset needs `uri`"),
+        (
+            job("/spec/checkpoint", json!({"storage": {"claimName": "a", "size": "1Gi"}})),
+            "`size` and `storageClassName` describe",
+        ),
+        (job("/spec/pod", json!({"env": [{"name": "A"}]})), "set exactly one of `value` and `secretKeyRef`"),
+        (
+            job("/spec/generator/provider/openAiCompatible", json!({"endpoint": "http://x/v1", "model": "m"})),
+            "set exactly one provider",
+        ),
+        (job("/spec/generator/provider", json!({})), "set exactly one provider"),
+        (index("/spec/source", json!({})), "set exactly one of `build` and `import`"),
+        (index("/spec/source/build/lexical", Value::Null), "set `lexical: {}` for BM25"),
+        (index("/spec/serving", json!({"method": "Dense"})), "`serving.method` names a ranking"),
+        (index("/spec/serving", json!({"method": "Hybrid"})), "`serving.method` names a ranking"),
+        (
+            with(index("/spec/serving", json!({"method": "Hybrid"})), "/spec/fusion", json!({"kind": "None"})),
+            "`serving.method: Hybrid` needs",
+        ),
+        (index("/spec/fusion", json!({"lexicalWeight": 0, "denseWeight": 0})), "give `lexicalWeight` or"),
+        (
+            index(
+                "/spec/source/build/dense",
+                json!({"encoder": {"model": {"uri": "file:///e"}}, "index": {"kind": "Factory"}}),
+            ),
+            "`factory` is set exactly when",
+        ),
+        (index("/spec/serving", json!({"topK": 200})), "`topK` is above `topKLimit`"),
+        (index("/spec/serving", json!({"autoscaling": {"minReplicas": 9}})), "`minReplicas` is above"),
+        (job("/spec/rollout", json!({"samples": 1, "questions": 4})), "`algorithm.estimator` Rloo and Grpo"),
+        (job("/spec/search", json!({"maxSelected": 9})), "`search.maxSelected` is above `retriever.topK`"),
+        (job("/spec/search", json!({"topK": 2})), "`maxSelected` is above `topK`"),
+        (job("/spec/search", json!({"turnTokens": 9000})), "`turnTokens` leaves no room"),
+        (job("/spec/searcher/dtype", json!("Bf16")), "`determinism: Bitwise` is guaranteed"),
+        (job("/spec/steps", json!(0)), "`steps` is 0 and there is no `warmStart`"),
+        (job("/spec/searcher/adapter", json!({"kind": "Full", "init": {"uri": "file:///a"}})), "`init` is an adapter"),
+        (job("/spec/rollout", json!({"miniBatch": 7})), "`miniBatch` must divide"),
+        (job("/spec/rollout", json!({"microBatch": 7})), "`microBatch` must divide"),
+        (job("/spec/data/part", json!("2/2")), "the part's number starts at 0"),
+        (job("/spec/checkpoint", json!({"resumeFrom": {}})), "set exactly one of `jobRef` and `source`"),
+        (job("/spec/stop", json!({})), "set `targetGbr`, `patience` or both"),
+        (job("/spec/guards", json!({"entropy": {"action": "Pause"}})), "set `min`, `max` or both"),
+        (run("/spec/retriever", Value::Null), "an arm that searches has no index"),
+        (run("/spec/arms/2/budgetFrom", json!("same")), "`budgetFrom` must name another arm"),
+        (run("/spec/statistics", json!({"baseline": "x"})), "`statistics.baseline` names no arm"),
+        (run("/spec/statistics", json!({"pairedAgainst": ["rag", "x"]})), "`statistics.pairedAgainst` names no arm"),
+        (
+            with(
+                with(run("/spec/sample", json!({"eligible": true})), "/spec/retriever", Value::Null),
+                "/spec/arms",
+                json!([{"name": "d", "method": "Direct"}]),
+            ),
+            "`sample.eligible` asks",
+        ),
+        (run("/spec/arms/3/searcher", Value::Null), "`searcher` belongs to arms"),
+        (run("/spec/arms/0/searcher", json!({"jobRef": {"name": "a"}})), "`searcher` belongs to arms"),
+        (run("/spec/arms/0/ablation", json!("NoInitial")), "`search`, `compatibility` and `ablation` belong"),
+        (run("/spec/arms/3/topK", json!(3)), "`topK` belongs to Rag"),
+        (run("/spec/arms/1/topK", Value::Null), "method Rag needs exactly one"),
+        (run("/spec/arms/0/budgetFrom", json!("s3")), "`budgetFrom` belongs to method Rag"),
+        (
+            run("/spec/arms/1/retriever", json!({"indexRef": {"name": "a"}, "control": "Oracle"})),
+            "set exactly one of `indexRef` and `control`",
+        ),
+        (run("/spec/arms/3/searcher/model", json!({"uri": "file:///m"})), "set exactly one of `jobRef` and `model`"),
+        (run("/spec/arms/3/searcher/adapter", json!({"uri": "file:///m"})), "`adapter` lies over `model`"),
+    ]
+}
+
+/// For each rule over an update: the old object, the new one, and the start of what is said.
+pub fn updates() -> Vec<(Value, Value, &'static str)> {
+    vec![
+        (
+            job(),
+            with(job(), "/spec/searcher/model/uri", json!("pvc://data/other.gguf")),
+            "`searcher.model` and `searcher.adapter` are immutable",
+        ),
+        (job(), with(job(), "/spec/retriever/topK", json!(9)), "`retriever` is immutable"),
+        (
+            job(),
+            with(job(), "/spec/generator/answer", json!({"maxTokens": 9})),
+            "the generator's model and `answer` are immutable",
+        ),
+        (job(), with(job(), "/spec/seed", json!(9)), "`seed` is immutable"),
+        (job(), with(job(), "/spec/steps", json!(9)), "`steps` may grow but not shrink"),
+        (run(), with(run(), "/spec/sample", json!({"size": 9})), "`sample` is immutable"),
+    ]
+}
