@@ -22,7 +22,7 @@ FETCH := python3 examples/quickstart/data/fetch.py
 PHASE := tests/tools/phase.sh
 S3 := target/release/s3
 
-.PHONY: help quickstart deps build data data-quickstart data-qwen test lint bench report soak clean-state
+.PHONY: help quickstart deps build data data-quickstart data-qwen test test-cluster lint bench report soak clean-state
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,9 @@ test: data ## every test of the workspace
 	@tests/tools/needs.sh --tests
 	@python3 -m unittest discover -q -s examples/quickstart/data
 	cargo test --locked --workspace
+
+test-cluster: deps ## the tests against a real Kubernetes API server, started for them and ended
+	@tests/cluster/test.sh
 
 lint: deps ## formatting, clippy without warnings, generated files and lists up to date
 	@cargo fmt --all --check

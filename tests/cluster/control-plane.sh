@@ -8,6 +8,7 @@
 #
 # S3_FAKE_NODES (2): nodes gpu-0…, each with 8 nvidia.com/gpu. S3_CLUSTER (control-plane): name of the instance; several
 # run side by side. `up` and `down` clear away what a killed one left.
+set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib.sh"
 instance=${S3_CLUSTER:-control-plane}
 run=$state/$instance

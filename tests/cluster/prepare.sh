@@ -4,6 +4,7 @@
 #
 # The servers come from KUBEBUILDER_ASSETS, else the cache, else S3_KUBE_KIT (a folder with bin/, or with an archive of
 # the CRD server), else they are built from Debian's source. Nothing is installed on the system besides missing tools.
+set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib.sh"
 
 missing=()

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# test.sh   runs the cluster tests on plain Kubernetes 1.20 and, where a CRD server with CEL is at hand, on the hybrid
+set -euo pipefail
+source "$(dirname "$(readlink -f "$0")")/lib.sh"
+tests=(cargo test --locked --workspace --features s3-tests/cluster --test cluster)
+"$here/control-plane.sh" with "${tests[@]}"
+if [[ -x $crd_server ]]; then
+    "$here/control-plane.sh" with --cel "${tests[@]}"
+else
+    say "NOT RUN: the tests with CEL; set S3_CRD_SERVER to an apiextensions-apiserver 1.36"
+fi
