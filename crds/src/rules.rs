@@ -130,9 +130,17 @@ rules! {
 
     // S3TrainingJob
     /// Group-relative estimators need a group.
-    GROUP_SIZE: "!(self.algorithm.estimator in ['Rloo', 'Grpo']) || self.rollout.samples >= 2",
-        "`algorithm.estimator` Rloo and Grpo compare samples of one question; set `rollout.samples` to 2 or more, or use Reinforce or Ppo",
-        Check::State(|v| !["Rloo", "Grpo"].contains(&text(v, "/algorithm/estimator")) || int(v, "/rollout/samples") >= 2);
+    GROUP_SIZE: "self.algorithm.estimator in ['Ppo', 'Reinforce', 'ReinforcePlusPlus'] || self.rollout.samples >= 2",
+        "`algorithm.estimator` compares samples of one question; set `rollout.samples` to 2 or more, or use Ppo, Reinforce or ReinforcePlusPlus",
+        Check::State(|v| ["Ppo", "Reinforce", "ReinforcePlusPlus"].contains(&text(v, "/algorithm/estimator")) || int(v, "/rollout/samples") >= 2);
+    /// A group of one never varies: everything would be filtered.
+    FILTER_SIZE: "!self.algorithm.filterZeroVariance || self.rollout.samples >= 2",
+        "`algorithm.filterZeroVariance` compares samples of one question; set `rollout.samples` to 2 or more",
+        Check::State(|v| v.pointer("/algorithm/filterZeroVariance") != Some(&Value::Bool(true)) || int(v, "/rollout/samples") >= 2);
+    /// A bound of 1 or less would cut on-policy tokens.
+    DUAL_CLIP: "self.dualClip == 0.0 || self.dualClip > 1.0",
+        "`dualClip` must be above 1, or 0 for no bound",
+        Check::State(|v| float(v, "/dualClip") == 0.0 || float(v, "/dualClip") > 1.0);
     /// No more can be selected than was found.
     MAX_SELECTED: "has(self.search.topK) || self.search.maxSelected <= self.retriever.topK",
         "`search.maxSelected` is above `retriever.topK`; lower it or raise `topK`",

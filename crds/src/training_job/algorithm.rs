@@ -16,16 +16,38 @@ pub enum Estimator {
     Grpo,
     /// Batch-mean baseline (Williams 1992).
     Reinforce,
+    /// Discounted returns over action tokens, whitened over the batch (arXiv 2501.03262).
+    ReinforcePlusPlus,
+    /// Group mean, then whitened over the batch (arXiv 2501.03262).
+    ReinforcePlusPlusBaseline,
+    /// Group mean without the standard deviation (arXiv 2503.20783).
+    DrGrpo,
+    /// Length-weighted group mean, the optimal reward baseline (arXiv 2505.23585).
+    Opo,
+}
+
+/// What the policy's loss is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Surrogate {
+    /// Clipped token ratios (arXiv 1707.06347).
+    #[default]
+    Clip,
+    /// One clipped ratio an episode, the geometric mean of its tokens' (GSPO, arXiv 2507.18071).
+    SequenceClip,
+    /// The log-probability weighted by the clipped ratio, which is not differentiated (CISPO, arXiv 2506.13585).
+    WeightClip,
 }
 
 /// How token losses become one number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Aggregation {
-    /// Mean over the action tokens of the batch.
+    /// Mean over the action tokens of the batch (DAPO, arXiv 2503.14476).
     #[default]
     TokenMean,
-    /// Mean over episodes of the episode's token mean.
+    /// Mean over episodes of the episode's token mean (GRPO, arXiv 2402.03300).
     SequenceMean,
+    /// Mean over episodes of the episode's token sum, divided by `horizon` (Dr. GRPO, arXiv 2503.20783).
+    SequenceSum,
 }
 
 /// Estimator of the KL divergence from the reference policy (Schulman 2020).
@@ -40,6 +62,16 @@ pub enum KlKind {
     K3,
 }
 
+/// Where the penalty for leaving the reference policy is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum KlPlacement {
+    /// Added to the loss.
+    #[default]
+    Loss,
+    /// Subtracted from the reward of each action token.
+    Reward,
+}
+
 /// Correction for samples of an older policy or of another numerics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ImportanceCorrection {
@@ -50,20 +82,31 @@ pub enum ImportanceCorrection {
     TokenTruncated,
     /// Ratio of the whole episode, cut at the cap.
     SequenceTruncated,
+    /// Token ratios; a token outside floor and cap weighs nothing (IcePop).
+    TokenMasked,
+    /// An episode whose tokens' geometric mean ratio is outside floor and cap leaves the batch.
+    SequenceMasked,
 }
 
 /// Policy-gradient algorithm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::DUAL_CLIP])))]
 pub struct Algorithm {
     /// Advantage estimator.
     pub estimator: Estimator,
+    /// What the policy's loss is made of.
+    pub surrogate: Surrogate,
     /// The ratio is clipped below at 1 − this.
     #[schemars(range(min = 0, max = 1))]
     pub clip_low: f64,
     /// The ratio is clipped above at 1 + this.
     #[schemars(range(min = 0, max = 10))]
     pub clip_high: f64,
+    /// Bounds the loss of tokens with a negative advantage at this times the advantage's size (arXiv 1912.09729):
+    /// above 1, or 0 for no bound.
+    #[schemars(range(min = 0, max = 1000))]
+    pub dual_clip: f64,
     /// Penalty for leaving the reference policy.
     pub kl: Kl,
     /// Coefficient of the entropy bonus.
@@ -71,7 +114,12 @@ pub struct Algorithm {
     pub entropy_coefficient: f64,
     /// How token losses become one number.
     pub aggregation: Aggregation,
-    /// Correction for samples of an older policy.
+    /// Divisor of `aggregation: SequenceSum`, tokens: the longest an episode's actions can be.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub horizon: u32,
+    /// Questions whose samples all got the same reward leave the batch (DAPO's dynamic sampling).
+    pub filter_zero_variance: bool,
+    /// Correction for samples of an older policy or of another numerics.
     pub importance: Importance,
     /// Generalised advantage estimation, for `Ppo`.
     pub gae: Gae,
@@ -86,11 +134,15 @@ impl Default for Algorithm {
     fn default() -> Self {
         Self {
             estimator: Estimator::Rloo,
+            surrogate: Surrogate::Clip,
             clip_low: 0.2,
             clip_high: 0.2,
+            dual_clip: 0.0,
             kl: Kl::default(),
             entropy_coefficient: 0.0,
             aggregation: Aggregation::TokenMean,
+            horizon: 1,
+            filter_zero_variance: false,
             importance: Importance::default(),
             gae: Gae::default(),
             critic: Critic::default(),
@@ -99,7 +151,7 @@ impl Default for Algorithm {
     }
 }
 
-/// Penalty for leaving the reference policy, in the loss.
+/// Penalty for leaving the reference policy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Kl {
@@ -108,9 +160,11 @@ pub struct Kl {
     /// Its coefficient; 0 leaves it out.
     #[schemars(range(min = 0))]
     pub coefficient: f64,
+    /// Where it is taken.
+    pub placement: KlPlacement,
 }
 
-/// Correction for samples of an older policy.
+/// Correction for samples of an older policy or of another numerics.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Importance {
@@ -119,11 +173,14 @@ pub struct Importance {
     /// Largest ratio.
     #[schemars(range(min = 1))]
     pub cap: f64,
+    /// Smallest ratio, for `TokenMasked` and `SequenceMasked`.
+    #[schemars(range(min = 0, max = 1))]
+    pub floor: f64,
 }
 
 impl Default for Importance {
     fn default() -> Self {
-        Self { correction: ImportanceCorrection::None, cap: 2.0 }
+        Self { correction: ImportanceCorrection::None, cap: 2.0, floor: 0.5 }
     }
 }
 
@@ -131,7 +188,7 @@ impl Default for Importance {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Gae {
-    /// Discount.
+    /// Discount; `ReinforcePlusPlus` takes it too.
     #[schemars(range(min = 0, max = 1))]
     pub gamma: f64,
     /// Lambda.
@@ -211,7 +268,8 @@ pub struct Rollout {
     /// Questions per step.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub questions: u32,
-    /// Episodes per question; `Rloo` and `Grpo` need two or more.
+    /// Episodes per question; estimators that compare them (all but `Ppo`, `Reinforce` and `ReinforcePlusPlus`)
+    /// need two or more.
     #[schemars(range(min = 1, max = 10_000))]
     pub samples: u32,
     /// Sampling temperature.

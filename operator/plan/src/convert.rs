@@ -13,8 +13,15 @@ same_names!(crds::UnselectedPolicy => config::UnselectedPolicy { Drop, Keep });
 same_names!(crds::RetrievalMethod => config::RetrievalMethod { Default, Lexical, Dense, Hybrid });
 same_names!(crds::Pooling => config::Pooling { Mean, Cls });
 same_names!(crds::RewardKind => config::RewardKind { GainBeyondRag, ReferenceCode, GenerationAccuracy });
-same_names!(crds::Estimator => config::Estimator { Rloo, Ppo, Grpo, Reinforce });
-same_names!(crds::Aggregation => config::Aggregation { TokenMean, SequenceMean });
+same_names!(crds::Estimator => config::Estimator {
+    Rloo, Ppo, Grpo, Reinforce, ReinforcePlusPlus, ReinforcePlusPlusBaseline, DrGrpo, Opo
+});
+same_names!(crds::Surrogate => config::Surrogate { Clip, SequenceClip, WeightClip });
+same_names!(crds::Aggregation => config::Aggregation { TokenMean, SequenceMean, SequenceSum });
+same_names!(crds::KlPlacement => config::KlPlacement { Loss, Reward });
+same_names!(crds::ImportanceCorrection => config::ImportanceCorrection {
+    None, TokenTruncated, SequenceTruncated, TokenMasked, SequenceMasked
+});
 same_names!(crds::KlKind => config::KlKind { K1, K2, K3 });
 same_names!(crds::WarmStartTask => config::SftTask { Protocol, ShortAnswer });
 
@@ -50,12 +57,22 @@ impl IntoConfig for &crds::Algorithm {
     fn into_config(self) -> config::AlgorithmConfig {
         config::AlgorithmConfig {
             estimator: self.estimator.into_config(),
+            surrogate: self.surrogate.into_config(),
             clip_low: self.clip_low,
             clip_high: self.clip_high,
+            dual_clip: self.dual_clip,
             kl_coefficient: self.kl.coefficient,
             kl: self.kl.kind.into_config(),
+            kl_placement: self.kl.placement.into_config(),
             entropy_coefficient: self.entropy_coefficient,
             aggregation: self.aggregation.into_config(),
+            horizon: self.horizon,
+            filter_zero_variance: self.filter_zero_variance,
+            importance: config::ImportanceConfig {
+                correction: self.importance.correction.into_config(),
+                cap: self.importance.cap,
+                floor: self.importance.floor,
+            },
             gamma: self.gae.gamma,
             lambda: self.gae.lambda,
             value_clip: self.critic.clip,

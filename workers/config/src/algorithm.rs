@@ -54,16 +54,45 @@ pub enum Estimator {
     Grpo,
     /// Batch-mean baseline (Williams 1992).
     Reinforce,
+    /// Discounted returns over action tokens, whitened over the batch (arXiv 2501.03262).
+    ReinforcePlusPlus,
+    /// Group mean, then whitened over the batch (arXiv 2501.03262).
+    ReinforcePlusPlusBaseline,
+    /// Group mean without the standard deviation (arXiv 2503.20783).
+    DrGrpo,
+    /// Length-weighted group mean, the optimal reward baseline (arXiv 2505.23585).
+    Opo,
+}
+
+impl Estimator {
+    /// Whether it compares the samples of a question, so that one sample alone teaches nothing useful.
+    pub const fn needs_group(self) -> bool {
+        matches!(self, Self::Rloo | Self::Grpo | Self::ReinforcePlusPlusBaseline | Self::DrGrpo | Self::Opo)
+    }
+}
+
+/// What the policy's loss is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Surrogate {
+    /// Clipped token ratios (arXiv 1707.06347).
+    #[default]
+    Clip,
+    /// One clipped ratio an episode, the geometric mean of its tokens' (GSPO, arXiv 2507.18071).
+    SequenceClip,
+    /// log π weighted by the clipped ratio, which itself is not differentiated (CISPO, arXiv 2506.13585).
+    WeightClip,
 }
 
 /// How token losses become one number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Aggregation {
-    /// Mean over the action tokens of the batch.
+    /// Mean over the action tokens of the batch (DAPO, arXiv 2503.14476).
     #[default]
     TokenMean,
-    /// Mean over episodes of the episode's token mean.
+    /// Mean over episodes of the episode's token mean (GRPO, arXiv 2402.03300).
     SequenceMean,
+    /// Mean over episodes of the episode's token sum, divided by `horizon` (Dr. GRPO, arXiv 2503.20783).
+    SequenceSum,
 }
 
 /// Estimator of the KL divergence from the reference policy (Schulman 2020).
@@ -78,25 +107,83 @@ pub enum KlKind {
     K3,
 }
 
+/// Where the penalty for leaving the reference policy is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KlPlacement {
+    /// Added to the loss, differentiated.
+    #[default]
+    Loss,
+    /// Subtracted from the reward of each action token, of the policy that sampled.
+    Reward,
+}
+
+/// Correction for rollouts whose log-probabilities are not the trainer's: of an older policy, or of another
+/// numerics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImportanceCorrection {
+    /// None: the loss takes the log-probabilities of sampling.
+    #[default]
+    None,
+    /// Token ratios, cut at the cap (truncated importance sampling).
+    TokenTruncated,
+    /// Ratio of the whole episode, cut at the cap.
+    SequenceTruncated,
+    /// Token ratios; a token outside floor…cap weighs nothing (`IcePop`).
+    TokenMasked,
+    /// An episode whose tokens' geometric mean ratio is outside floor…cap leaves the batch.
+    SequenceMasked,
+}
+
+/// See [`ImportanceCorrection`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ImportanceConfig {
+    /// See [`ImportanceCorrection`].
+    pub correction: ImportanceCorrection,
+    /// Largest ratio.
+    pub cap: f64,
+    /// Smallest ratio, for the masks.
+    pub floor: f64,
+}
+
+impl Default for ImportanceConfig {
+    fn default() -> Self {
+        Self { correction: ImportanceCorrection::None, cap: 2.0, floor: 0.5 }
+    }
+}
+
 /// Policy-gradient algorithm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AlgorithmConfig {
     /// See [`Estimator`].
     pub estimator: Estimator,
+    /// See [`Surrogate`].
+    pub surrogate: Surrogate,
     /// The ratio is clipped below at 1 − this.
     pub clip_low: f64,
     /// The ratio is clipped above at 1 + this.
     pub clip_high: f64,
-    /// Coefficient of the KL term in the loss; 0 leaves it out.
+    /// With a negative advantage the loss is at most this times the advantage's size (arXiv 1912.09729); above 1,
+    /// or 0 for no such bound.
+    pub dual_clip: f64,
+    /// Coefficient of the KL term; 0 leaves it out.
     pub kl_coefficient: f64,
     /// See [`KlKind`].
     pub kl: KlKind,
+    /// See [`KlPlacement`].
+    pub kl_placement: KlPlacement,
     /// Coefficient of the entropy bonus.
     pub entropy_coefficient: f64,
     /// See [`Aggregation`].
     pub aggregation: Aggregation,
-    /// GAE discount.
+    /// Divisor of [`Aggregation::SequenceSum`], tokens.
+    pub horizon: u32,
+    /// Whether questions whose samples all got the same reward leave the batch (DAPO's dynamic sampling).
+    pub filter_zero_variance: bool,
+    /// See [`ImportanceConfig`].
+    pub importance: ImportanceConfig,
+    /// Discount of GAE and REINFORCE++.
     pub gamma: f64,
     /// GAE lambda.
     pub lambda: f64,
@@ -112,12 +199,18 @@ impl Default for AlgorithmConfig {
     fn default() -> Self {
         Self {
             estimator: Estimator::Rloo,
+            surrogate: Surrogate::Clip,
             clip_low: 0.2,
             clip_high: 0.2,
+            dual_clip: 0.0,
             kl_coefficient: 0.0,
             kl: KlKind::K3,
+            kl_placement: KlPlacement::Loss,
             entropy_coefficient: 0.0,
             aggregation: Aggregation::TokenMean,
+            horizon: 1,
+            filter_zero_variance: false,
+            importance: ImportanceConfig::default(),
             gamma: 1.0,
             lambda: 1.0,
             value_clip: 0.5,

@@ -16,7 +16,7 @@ use crate::identity::{Identity, Peers};
 use crate::run::Run;
 use episodes::{Arena, Played, Round, results_digest};
 use s3_artifacts::{Journal, write_atomic};
-use s3_config::{Estimator, TrainerConfig};
+use s3_config::TrainerConfig;
 use s3_model::{AdamW, Decoder};
 use s3_rollout::record::{StepEntry, step_journal};
 use s3_rollout::{RolloutError, Sampling};
@@ -260,12 +260,20 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
     if config.rollout.questions == 0 || config.rollout.samples == 0 {
         return Err(Failure::input("rollout.questions and rollout.samples must be at least 1"));
     }
-    let group = matches!(config.algorithm.estimator, Estimator::Rloo | Estimator::Grpo);
-    if group && config.rollout.samples < 2 {
-        let estimator = config.algorithm.estimator;
+    let algorithm = &config.algorithm;
+    if algorithm.estimator.needs_group() && config.rollout.samples < 2 {
+        let estimator = algorithm.estimator;
         return Err(Failure::input(format!(
             "{estimator:?} compares the samples of a question; set rollout.samples to 2 or more"
         )));
+    }
+    if algorithm.filter_zero_variance && config.rollout.samples < 2 {
+        return Err(Failure::input(
+            "algorithm.filterZeroVariance compares the samples of a question; set rollout.samples to 2 or more",
+        ));
+    }
+    if algorithm.dual_clip.abs() > 0.0 && algorithm.dual_clip <= 1.0 {
+        return Err(Failure::input("algorithm.dualClip must be above 1, or 0 for no bound"));
     }
     s3_search::check(&config.search).map_err(Failure::input)
 }

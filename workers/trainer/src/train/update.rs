@@ -4,8 +4,11 @@
 //! on who computed what.
 
 use super::episodes::Played;
-use crate::learn::{EpisodeReturn, TokenBatch, advantages, mismatch_kl, policy_loss, token_weights, value_loss};
-use s3_config::{AlgorithmConfig, Estimator, TrainerConfig};
+use crate::learn::{
+    EpisodeReturn, TokenBatch, advantages, importance, kl_penalties, mismatch_kl, policy_loss, token_weights,
+    value_loss, zero_variance,
+};
+use s3_config::{AlgorithmConfig, Compatibility, Estimator, ImportanceCorrection, KlPlacement, TrainerConfig};
 use s3_model::{AdamW, Decoder, Gradients, ModelError, PolicyGrads, PolicyOutputs, TrainSequence};
 use s3_rollout::{RolloutError, question_key};
 use s3_telemetry::Shutdown;
@@ -21,15 +24,54 @@ pub struct Updater<'a> {
     pub shutdown: &'a Shutdown,
 }
 
-/// One episode ready to be learned from; all arrays are over its action tokens.
+/// One episode ready to be learned from. "Chosen" are the tokens that the sequence's positions choose: the action
+/// tokens, or all tokens of the response where the reference's critic is reproduced.
 struct Sample {
     sequence: TrainSequence,
+    /// Which of the chosen tokens are action tokens; the others never enter the policy's loss.
+    action: Vec<bool>,
     question: usize,
     reward: f64,
+    /// Per action token, at sampling.
+    rollout: Vec<f32>,
+    /// Per action token, before the update: at sampling, or the trainer's own under importance correction.
     old: Vec<f32>,
+    /// Per action token.
+    importance: Option<Vec<f32>>,
+    /// Whether importance correction left it in the batch.
+    keep: bool,
+    /// Per action token.
     advantage: Vec<f32>,
+    /// Per chosen token.
+    penalties: Option<Vec<f64>>,
+    /// Per chosen token.
     values: Option<Vec<f32>>,
+    /// Per chosen token.
     returns: Option<Vec<f32>>,
+}
+
+impl Sample {
+    /// The values of action tokens among those of chosen tokens.
+    fn of_actions<T: Copy>(&self, chosen: &[T]) -> Vec<T> {
+        chosen.iter().zip(&self.action).filter(|(_, action)| **action).map(|(value, _)| *value).collect()
+    }
+
+    /// The reverse: 0 where a chosen token is no action token.
+    fn to_chosen<T: Copy + Default>(&self, actions: &[T]) -> Vec<T> {
+        let mut values = actions.iter();
+        self.action
+            .iter()
+            .map(|action| if *action { values.next().copied() } else { None }.unwrap_or_default())
+            .collect()
+    }
+}
+
+/// A sample with its tokens' shares of the optimiser batch: in the policy's loss (per action token) and in the
+/// critic's (per chosen token).
+struct Weighted<'a> {
+    sample: &'a Sample,
+    policy: Vec<f64>,
+    critic: Vec<f64>,
 }
 
 #[derive(Default)]
@@ -56,26 +98,37 @@ impl Updater<'_> {
         played: &Played,
     ) -> Result<BTreeMap<String, f64>, RolloutError> {
         let algorithm = &self.config.algorithm;
-        let mut samples = samples(played);
-        if algorithm.estimator == Estimator::Ppo {
-            self.value(decoder, &mut samples)?;
+        let mut samples = samples(played, self.whole_response());
+        let all = samples.len();
+        if algorithm.filter_zero_variance {
+            let questions: Vec<usize> = samples.iter().map(|sample| sample.question).collect();
+            let rewards: Vec<f64> = samples.iter().map(|sample| sample.reward).collect();
+            let mut flat = zero_variance(&questions, &rewards).into_iter();
+            samples.retain(|_| !flat.next().unwrap_or_default());
         }
+        let filtered = all - samples.len();
+        self.score(decoder, &mut samples)?;
         let returns: Vec<EpisodeReturn> = samples
             .iter()
             .map(|sample| EpisodeReturn {
                 question: sample.question,
                 reward: sample.reward,
-                tokens: sample.old.len(),
+                tokens: sample.action.len(),
+                penalties: sample.penalties.clone(),
                 values: sample.values.clone(),
             })
             .collect();
         let result = advantages(algorithm, &returns);
         let mut targets = result.returns.unwrap_or_default().into_iter();
         for (sample, advantage) in samples.iter_mut().zip(result.advantage) {
-            sample.advantage = advantage;
+            sample.advantage = sample.of_actions(&advantage);
             sample.returns = targets.next();
         }
         let signal = samples.iter().filter(|sample| informative(sample)).count();
+        let rejected = samples.iter().filter(|sample| !sample.keep).count();
+        let weights: Vec<f64> =
+            samples.iter().filter_map(|s| s.importance.as_ref()).flatten().map(|w| f64::from(*w)).collect();
+        let importance = if weights.is_empty() { 1.0 } else { weights.iter().sum::<f64>() / weights.len() as f64 };
         let mut sums = Sums::default();
         let batch = match self.config.rollout.mini_batch {
             0 => samples.len(),
@@ -101,19 +154,58 @@ impl Updater<'_> {
             ("mismatchKl".to_owned(), mismatch_kl(&sums.fresh.0, &sums.fresh.1)),
             ("mismatchMax".to_owned(), largest_difference(&sums.fresh.0, &sums.fresh.1)),
             ("optimizerSteps".to_owned(), sums.steps as f64),
-            ("informative".to_owned(), signal as f64 / samples.len().max(1) as f64),
+            ("informative".to_owned(), signal as f64 / all.max(1) as f64),
+            ("filtered".to_owned(), filtered as f64),
+            ("rejected".to_owned(), rejected as f64),
+            ("importance".to_owned(), importance),
         ]))
     }
 
-    /// The critic's values before the update.
-    fn value(&self, decoder: &Decoder, samples: &mut [Sample]) -> Result<(), RolloutError> {
+    /// Whether the critic sees all tokens of the response, as the reference's does (its advantages are whitened
+    /// over them, too).
+    fn whole_response(&self) -> bool {
+        self.config.algorithm.estimator == Estimator::Ppo && self.config.search.compatibility == Compatibility::S3
+    }
+
+    /// What the models say of the episodes before the update: the critic's values, the trainer's own
+    /// log-probabilities, and those of the reference policy; each only where it is asked for.
+    fn score(&self, decoder: &Decoder, samples: &mut [Sample]) -> Result<(), RolloutError> {
+        let algorithm = &self.config.algorithm;
+        let corrected = algorithm.importance.correction != ImportanceCorrection::None;
+        let critic = needs_critic(algorithm);
+        let penalised = self.reference.filter(|_| algorithm.kl_placement == KlPlacement::Reward);
+        if !corrected && !critic && penalised.is_none() {
+            return Ok(());
+        }
         for micro in samples.chunks_mut(self.config.rollout.micro_batch.max(1)) {
             self.stop()?;
             let sequences: Vec<TrainSequence> = micro.iter().map(|sample| sample.sequence.clone()).collect();
-            let outputs = decoder.score(&sequences, self.temperature())?;
-            let mut values = outputs.value.unwrap_or_default().into_iter();
-            for sample in micro {
-                sample.values = Some(values.by_ref().take(sample.old.len()).collect());
+            if corrected || critic {
+                let outputs = decoder.score(&sequences, self.temperature())?;
+                let mut values = outputs.value.unwrap_or_default().into_iter();
+                let mut logprobs = outputs.logprob.into_iter();
+                for sample in micro.iter_mut() {
+                    let chosen = sample.action.len();
+                    if critic {
+                        sample.values = Some(values.by_ref().take(chosen).collect());
+                    }
+                    let own: Vec<f32> = logprobs.by_ref().take(chosen).collect();
+                    if corrected {
+                        sample.old = sample.of_actions(&own);
+                        let mut weights = importance(&algorithm.importance, &[&sample.old], &[&sample.rollout]);
+                        sample.importance = weights.weight.pop();
+                        sample.keep = weights.keep.pop().unwrap_or_default();
+                    }
+                }
+            }
+            if let Some(reference) = penalised {
+                let mut logprobs = reference.score(&sequences, self.temperature())?.logprob.into_iter();
+                for sample in micro {
+                    let fixed: Vec<f32> = logprobs.by_ref().take(sample.action.len()).collect();
+                    let fixed = sample.of_actions(&fixed);
+                    let penalties = kl_penalties(algorithm.kl, algorithm.kl_coefficient, &sample.old, &fixed);
+                    sample.penalties = Some(sample.to_chosen(&penalties));
+                }
             }
         }
         Ok(())
@@ -130,7 +222,12 @@ impl Updater<'_> {
         let outputs = decoder.score(&sequences, self.temperature())?;
         sums.tokens = outputs.entropy.len();
         sums.entropy = outputs.entropy.iter().map(|x| f64::from(*x)).sum();
-        sums.fresh = (micro.iter().flat_map(|sample| sample.old.iter().copied()).collect(), outputs.logprob);
+        let mut logprobs = outputs.logprob.into_iter();
+        for sample in micro {
+            let own: Vec<f32> = logprobs.by_ref().take(sample.action.len()).collect();
+            sums.fresh.0.extend_from_slice(&sample.rollout);
+            sums.fresh.1.extend(sample.of_actions(&own));
+        }
         Ok(())
     }
 
@@ -152,15 +249,22 @@ impl Updater<'_> {
         sums: &mut Sums,
     ) -> Result<(), RolloutError> {
         let algorithm = &self.config.algorithm;
-        let lengths: Vec<usize> = mini.iter().map(|sample| sample.old.len()).collect();
-        let weights = token_weights(algorithm.aggregation, &lengths);
+        let lengths = |of: &dyn Fn(&Sample) -> usize| -> Vec<usize> {
+            mini.iter().map(|sample| if sample.keep { of(sample) } else { 0 }).collect()
+        };
+        let policy = token_weights(algorithm, &lengths(&|sample| sample.old.len()));
+        let critic = token_weights(algorithm, &lengths(&|sample| sample.action.len()));
         // Without a term that moves every token, an episode whose advantages are all 0 has a gradient of
         // exactly 0: it counts in the weights, but need not be computed.
-        let everything = algorithm.estimator == Estimator::Ppo
-            || algorithm.kl_coefficient > 0.0
+        let everything = needs_critic(algorithm)
+            || (algorithm.kl_coefficient > 0.0 && algorithm.kl_placement == KlPlacement::Loss)
             || algorithm.entropy_coefficient.abs() > 0.0;
-        let learned: Vec<(&Sample, &Vec<f64>)> =
-            mini.iter().zip(&weights).filter(|(sample, _)| everything || informative(sample)).collect();
+        let learned: Vec<Weighted<'_>> = mini
+            .iter()
+            .zip(policy.into_iter().zip(critic))
+            .filter(|(sample, _)| sample.keep && (everything || informative(sample)))
+            .map(|(sample, (policy, critic))| Weighted { sample, policy, critic })
+            .collect();
         let mut gradients = Gradients::default();
         for micro in learned.chunks(self.config.rollout.micro_batch.max(1)) {
             self.stop()?;
@@ -184,49 +288,76 @@ impl Updater<'_> {
     fn micro(
         &self,
         decoder: &Decoder,
-        micro: &[(&Sample, &Vec<f64>)],
+        micro: &[Weighted<'_>],
         fresh: bool,
         sums: &mut Sums,
     ) -> Result<Gradients, RolloutError> {
         let algorithm = &self.config.algorithm;
-        let sequences: Vec<TrainSequence> = micro.iter().map(|(sample, _)| sample.sequence.clone()).collect();
+        let sequences: Vec<TrainSequence> = micro.iter().map(|of| of.sample.sequence.clone()).collect();
         let flat = |of: &dyn Fn(&Sample) -> &[f32]| -> Vec<f32> {
-            micro.iter().flat_map(|(sample, _)| of(sample).iter().copied()).collect()
+            micro.iter().flat_map(|weighted| of(weighted.sample).iter().copied()).collect()
         };
+        let actions = |chosen: &[f32]| -> Vec<f32> {
+            let mut rest = chosen;
+            let mut out = Vec::with_capacity(chosen.len());
+            for Weighted { sample, .. } in micro {
+                let (own, after) = rest.split_at(sample.action.len().min(rest.len()));
+                out.extend(sample.of_actions(own));
+                rest = after;
+            }
+            out
+        };
+        let chosen = |actions: &[f32]| -> Vec<f32> {
+            let mut rest = actions;
+            let mut out = Vec::with_capacity(actions.len());
+            for Weighted { sample, .. } in micro {
+                let (own, after) = rest.split_at(sample.old.len().min(rest.len()));
+                out.extend(sample.to_chosen(own));
+                rest = after;
+            }
+            out
+        };
+        let lengths: Vec<usize> = micro.iter().map(|of| of.sample.old.len()).collect();
         let old = flat(&|sample| &sample.old);
+        let rollout = flat(&|sample| &sample.rollout);
         let advantage = flat(&|sample| &sample.advantage);
+        let importance = flat(&|sample| sample.importance.as_deref().unwrap_or_default());
         let values = flat(&|sample| sample.values.as_deref().unwrap_or_default());
         let returns = flat(&|sample| sample.returns.as_deref().unwrap_or_default());
-        let weight: Vec<f64> = micro.iter().flat_map(|(_, weight)| weight.iter().copied()).collect();
-        let reference = match self.reference {
-            Some(reference) => Some(reference.score(&sequences, self.temperature())?.logprob),
+        let weight: Vec<f64> = micro.iter().flat_map(|of| of.policy.iter().copied()).collect();
+        let critic: Vec<f64> = micro.iter().flat_map(|of| of.critic.iter().copied()).collect();
+        let reference = match self.reference.filter(|_| algorithm.kl_placement == KlPlacement::Loss) {
+            Some(reference) => Some(actions(&reference.score(&sequences, self.temperature())?.logprob)),
             None => None,
         };
         let mut objective = |outputs: &PolicyOutputs| -> Result<PolicyGrads, ModelError> {
+            let (new, entropy) = (actions(&outputs.logprob), actions(&outputs.entropy));
             let tokens = TokenBatch {
-                new: &outputs.logprob,
+                lengths: &lengths,
+                new: &new,
                 old: &old,
                 reference: reference.as_deref(),
-                entropy: &outputs.entropy,
+                entropy: &entropy,
                 advantage: &advantage,
+                importance: Some(importance.as_slice()).filter(|weights| !weights.is_empty()),
                 weight: &weight,
             };
             let policy = policy_loss(algorithm, tokens);
             sums.tokens += old.len();
-            sums.entropy += outputs.entropy.iter().map(|x| f64::from(*x)).sum::<f64>();
+            sums.entropy += entropy.iter().map(|x| f64::from(*x)).sum::<f64>();
             sums.loss += policy.loss;
             sums.kl += policy.kl;
             sums.clipped += policy.clipped;
             if fresh {
-                sums.fresh.0.extend_from_slice(&old);
-                sums.fresh.1.extend_from_slice(&outputs.logprob);
+                sums.fresh.0.extend_from_slice(&rollout);
+                sums.fresh.1.extend_from_slice(&new);
             }
-            let value = outputs.value.as_ref().filter(|_| algorithm.estimator == Estimator::Ppo).map(|value| {
-                let loss = value_loss(algorithm, value, &values, &returns, &weight);
+            let value = outputs.value.as_ref().filter(|_| needs_critic(algorithm)).map(|value| {
+                let loss = value_loss(algorithm, value, &values, &returns, &critic);
                 sums.value_loss += loss.loss;
                 loss.d_value
             });
-            Ok(PolicyGrads { logprob: policy.d_logprob, entropy: policy.d_entropy, value })
+            Ok(PolicyGrads { logprob: chosen(&policy.d_logprob), entropy: chosen(&policy.d_entropy), value })
         };
         Ok(decoder.train_pass(&sequences, self.temperature(), &mut objective)?)
     }
@@ -252,24 +383,32 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
 }
 
-/// The episodes that have a reward and wrote something.
-fn samples(played: &Played) -> Vec<Sample> {
+/// The episodes that have a reward and wrote something; `whole`: with all tokens of the response chosen.
+fn samples(played: &Played, whole: bool) -> Vec<Sample> {
     let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
     let mut samples = Vec::with_capacity(played.episodes.len());
     for (episode, outcome) in played.episodes.iter().zip(&played.outcomes) {
         let next = numbers.len();
         let question = *numbers.entry(question_key(&episode.question)).or_insert(next);
         let Some(reward) = outcome.reward else { continue };
-        let positions = episode.action_positions();
-        if positions.is_empty() || positions.len() != episode.logprobs.len() {
+        let actions = episode.action_positions();
+        if actions.is_empty() || actions.len() != episode.logprobs.len() {
             continue;
         }
+        let positions =
+            if whole { (episode.prompt_tokens.max(1)..episode.tokens.len()).collect() } else { actions.clone() };
+        let action: Vec<bool> = positions.iter().map(|at| actions.binary_search(at).is_ok()).collect();
         samples.push(Sample {
+            action,
             sequence: TrainSequence { tokens: episode.tokens.clone(), positions },
             question,
             reward,
+            rollout: episode.logprobs.clone(),
             old: episode.logprobs.clone(),
+            importance: None,
+            keep: true,
             advantage: Vec::new(),
+            penalties: None,
             values: None,
             returns: None,
         });

@@ -1,10 +1,10 @@
 //! Warm start, reinforcement learning and evaluation in the search world.
 
 use super::play::{Policy, Rollout, play};
-use super::task::{Puzzle, Retriever, Vocabulary};
-use crate::learn::{EpisodeReturn, TokenBatch, advantages, policy_loss, token_weights};
-use s3_config::{Aggregation, AlgorithmConfig, OptimizerConfig};
-use s3_model::{AdamW, Decoder, DecoderConfig, ModelError, PolicyGrads, TrainSequence};
+use super::task::{Puzzle, Retriever, Rng, Vocabulary};
+use crate::learn::{EpisodeReturn, TokenBatch, advantages, policy_loss, token_weights, value_loss};
+use s3_config::{AlgorithmConfig, Estimator, OptimizerConfig};
+use s3_model::{AdamW, Decoder, DecoderConfig, Gradients, ModelError, PolicyGrads, TrainSequence};
 use serde::Serialize;
 
 /// Sizes and rates of the learning proof; its JSON keys the warm start's cache.
@@ -115,42 +115,58 @@ pub fn evaluate(config: &WorldConfig, decoder: &Decoder, retriever: Retriever, s
     Ok(sum / config.evaluation as f64)
 }
 
+/// What surrounds a run of reinforcement learning. Evaluations ask the same retriever and a faultless judge.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Conditions {
+    /// How queries are answered.
+    pub retriever: Retriever,
+    /// Share of samples whose verdict is lost in an outage: they are masked.
+    pub outages: f64,
+    /// Share of samples whose verdict is the opposite of the truth.
+    pub flips: f64,
+}
+
+impl Conditions {
+    /// Nothing goes wrong.
+    pub const CLEAN: Self = Self { retriever: Retriever::Working, outages: 0.0, flips: 0.0 };
+
+    /// The reward of an episode, or none when its verdict was lost.
+    fn reward(self, rollout: &Rollout, rng: &mut Rng) -> Option<f64> {
+        let (lost, flipped) = (rng.chance(self.outages), rng.chance(self.flips));
+        let right = rollout.right != flipped;
+        (!lost).then(|| f64::from(u8::from(right)) - f64::from(u8::from(rollout.baseline_right)))
+    }
+}
+
 /// Improves the decoder by policy gradients on GBR alone.
 pub fn reinforce(
     config: &WorldConfig,
     algorithm: &AlgorithmConfig,
     decoder: &mut Decoder,
-    retriever: Retriever,
+    conditions: Conditions,
     seed: u64,
     mut progress: impl FnMut(u64),
 ) -> Result<Curve, ModelError> {
+    let retriever = conditions.retriever;
     decoder.train_all()?;
+    if algorithm.estimator == Estimator::Ppo {
+        decoder.attach_value_head()?;
+    }
     let mut adam = AdamW::new(&optimizer(config.rate));
     let mut curve = Curve { gain: vec![(0, evaluate(config, decoder, retriever, seed)?)], gradient_norm: Vec::new() };
     for step in 0..config.steps {
         let puzzles = draw(seed, "training", step, config.questions);
         let policy = Policy::Model { temperature: 1.0 };
-        let rollouts = play(decoder, Vocabulary::PROOF, &puzzles, config.samples, policy, retriever, (seed, step))?;
-        let returns: Vec<EpisodeReturn> = rollouts
-            .iter()
-            .map(|r| EpisodeReturn { question: r.question, reward: r.gain(), tokens: 3, values: None })
-            .collect();
-        let advantage: Vec<f32> = advantages(algorithm, &returns).advantage.into_iter().flatten().collect();
-        let old: Vec<f32> = rollouts.iter().flat_map(|r| r.logprobs).collect();
-        let weights: Vec<f64> =
-            token_weights(Aggregation::TokenMean, &vec![3; rollouts.len()]).into_iter().flatten().collect();
-        let mut gradients = decoder.train_pass(&sequences(&rollouts), 1.0, &mut |out| {
-            let batch = TokenBatch {
-                new: &out.logprob,
-                old: &old,
-                reference: None,
-                entropy: &out.entropy,
-                advantage: &advantage,
-                weight: &weights,
-            };
-            let loss = policy_loss(algorithm, batch);
-            Ok(PolicyGrads { logprob: loss.d_logprob, entropy: loss.d_entropy, value: None })
-        })?;
+        let played = play(decoder, Vocabulary::PROOF, &puzzles, config.samples, policy, retriever, (seed, step))?;
+        let (mut rollouts, mut rewards) = (Vec::with_capacity(played.len()), Vec::with_capacity(played.len()));
+        for (row, rollout) in played.into_iter().enumerate() {
+            let mut rng = Rng::new(seed, "judge", step.wrapping_mul(1 << 20).wrapping_add(row as u64));
+            if let Some(reward) = conditions.reward(&rollout, &mut rng) {
+                rollouts.push(rollout);
+                rewards.push(reward);
+            }
+        }
+        let mut gradients = gradients(algorithm, decoder, &rollouts, &rewards)?;
         curve.gradient_norm.push(gradients.clip(1.0)?);
         adam.step(decoder, &gradients, config.rate)?;
         if (step + 1) % 10 == 0 || step + 1 == config.steps {
@@ -159,4 +175,50 @@ pub fn reinforce(
         progress(step + 1);
     }
     Ok(curve)
+}
+
+/// The gradients of one round.
+fn gradients(
+    algorithm: &AlgorithmConfig,
+    decoder: &Decoder,
+    rollouts: &[Rollout],
+    rewards: &[f64],
+) -> Result<Gradients, ModelError> {
+    let sequences = sequences(rollouts);
+    let critic = algorithm.estimator == Estimator::Ppo;
+    let values = if critic { decoder.score(&sequences, 1.0)?.value.unwrap_or_default() } else { Vec::new() };
+    let returns: Vec<EpisodeReturn> = rollouts
+        .iter()
+        .zip(rewards)
+        .enumerate()
+        .map(|(row, (rollout, reward))| EpisodeReturn {
+            question: rollout.question,
+            reward: *reward,
+            tokens: 3,
+            values: critic.then(|| values[3 * row..3 * row + 3].to_vec()),
+            ..EpisodeReturn::default()
+        })
+        .collect();
+    let result = advantages(algorithm, &returns);
+    let advantage: Vec<f32> = result.advantage.into_iter().flatten().collect();
+    let targets: Vec<f32> = result.returns.unwrap_or_default().into_iter().flatten().collect();
+    let old: Vec<f32> = rollouts.iter().flat_map(|r| r.logprobs).collect();
+    let lengths = vec![3; rollouts.len()];
+    let weights: Vec<f64> = token_weights(algorithm, &lengths).into_iter().flatten().collect();
+    decoder.train_pass(&sequences, 1.0, &mut |out| {
+        let batch = TokenBatch {
+            lengths: &lengths,
+            new: &out.logprob,
+            old: &old,
+            reference: None,
+            entropy: &out.entropy,
+            advantage: &advantage,
+            importance: None,
+            weight: &weights,
+        };
+        let loss = policy_loss(algorithm, batch);
+        let value = out.value.as_ref().filter(|_| critic);
+        let value = value.map(|value| value_loss(algorithm, value, &values, &targets, &weights).d_value);
+        Ok(PolicyGrads { logprob: loss.d_logprob, entropy: loss.d_entropy, value })
+    })
 }

@@ -10,6 +10,6 @@ mod learn;
 mod play;
 mod task;
 
-pub use learn::{Curve, WorldConfig, evaluate, reinforce, warm_start};
+pub use learn::{Conditions, Curve, WorldConfig, evaluate, reinforce, warm_start};
 pub use play::{Rollout, play};
 pub use task::{Puzzle, Retriever, Rng, Vocabulary};
