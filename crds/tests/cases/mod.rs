@@ -110,7 +110,16 @@ pub fn broken() -> Vec<(Value, &'static str)> {
         ),
         (index("/spec/serving", json!({"topK": 200})), "`topK` is above `topKLimit`"),
         (index("/spec/serving", json!({"autoscaling": {"minReplicas": 9}})), "`minReplicas` is above"),
-        (job("/spec/rollout", json!({"samples": 1, "questions": 4})), "`algorithm.estimator` Rloo and Grpo"),
+        (job("/spec/rollout", json!({"samples": 1, "questions": 4})), "`algorithm.estimator` compares samples"),
+        (
+            with(
+                job("/spec/rollout", json!({"samples": 1, "questions": 4})),
+                "/spec/algorithm",
+                json!({"estimator": "Reinforce", "filterZeroVariance": true}),
+            ),
+            "`algorithm.filterZeroVariance` compares samples",
+        ),
+        (job("/spec/algorithm", json!({"dualClip": 0.5})), "`dualClip` must be above 1"),
         (job("/spec/search", json!({"maxSelected": 9})), "`search.maxSelected` is above `retriever.topK`"),
         (job("/spec/search", json!({"topK": 2})), "`maxSelected` is above `topK`"),
         (job("/spec/search", json!({"turnTokens": 9000})), "`turnTokens` leaves no room"),
