@@ -166,7 +166,10 @@ fn component(
             secrets.insert(format!("{}/{}", secret.name, secret.key));
             Symbol::Secret { name: secret.name.clone(), key: secret.key.clone() }.to_string().into()
         });
-        let is_model = |name: &String| name.ends_with(".safetensors") || name.ends_with(".gguf");
+        let is_model = |name: &String| {
+            let extension = std::path::Path::new(name).extension();
+            extension.is_some_and(|e| e.eq_ignore_ascii_case("safetensors") || e.eq_ignore_ascii_case("gguf"))
+        };
         disk += known.keys().map(|name| if is_model(name) { MODEL } else { DATA }).max().unwrap_or(0);
         sources.push(FetchSource {
             key: key.clone(),

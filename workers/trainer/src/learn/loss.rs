@@ -101,7 +101,7 @@ fn sequence_clip(config: &AlgorithmConfig, advantage: f64, mean: f64) -> Term {
     if free < bounded { (bounded, 0.0, true) } else { (free, if mean <= 10.0 { free } else { 0.0 }, false) }
 }
 
-/// −clip(r)·A·log π, the clipped ratio a constant (MiniMax 2025, arXiv 2506.13585): no token loses its gradient.
+/// −clip(r)·A·log π, the clipped ratio a constant (`MiniMax` 2025, arXiv 2506.13585): no token loses its gradient.
 fn weight_clip(config: &AlgorithmConfig, advantage: f64, log_ratio: f64, logprob: f64) -> Term {
     let ratio = log_ratio.clamp(-20.0, 20.0).exp();
     let limited = range(config, ratio);
