@@ -10,7 +10,7 @@ use crate::{
     config::DecoderConfig,
     cpu::{self, View},
     error::Result,
-    ops::{Kernels, tensor, with_slice},
+    ops::{Kernels, tensor, with_slice, with_slices},
 };
 
 /// Queries whose scores are held at once: keeps a block in the second-level cache.
@@ -338,21 +338,18 @@ fn backward_slices(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let starts = batch.starts();
     let (qw, kw, d) = (config.heads * config.head_dim, config.kv_heads * config.head_dim, config.head_dim);
-    let all = [q, k, v, o, d_o].map(|t| with_slice(t, <[f32]>::to_vec));
-    let [q_data, k_data, v_data, o_data, g_data] = all;
-    let (q_data, k_data, v_data, o_data, g_data) = (q_data?, k_data?, v_data?, o_data?, g_data?);
-    let parts: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> = (0..batch.lens.len() * config.kv_heads)
-        .into_par_iter()
-        .map(|task| {
+    let parts = with_slices([q, k, v, o, d_o], |[q, k, v, o, g]| {
+        let run = |task: usize| {
             let (i, head) = (task / config.kv_heads, task % config.kv_heads);
             let (from, to) = (starts[i], starts[i] + batch.lens[i]);
-            let queries = gather(&q_data[from * qw..to * qw], config, head, scale(config));
-            let outputs = gather(&o_data[from * qw..to * qw], config, head, 1.0);
-            let grads = gather(&g_data[from * qw..to * qw], config, head, 1.0);
-            let (keys, values) = (&k_data[from * kw + head * d..to * kw], &v_data[from * kw + head * d..to * kw]);
+            let queries = gather(&q[from * qw..to * qw], config, head, scale(config));
+            let outputs = gather(&o[from * qw..to * qw], config, head, 1.0);
+            let grads = gather(&g[from * qw..to * qw], config, head, 1.0);
+            let (keys, values) = (&k[from * kw + head * d..to * kw], &v[from * kw + head * d..to * kw]);
             row_head_backward(config, &queries, keys, values, &outputs, &grads)
-        })
-        .collect();
+        };
+        (0..batch.lens.len() * config.kv_heads).into_par_iter().map(run).collect::<Vec<_>>()
+    })?;
     let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
     for (q, k, v) in parts {
         dq.push(q);
@@ -394,9 +391,7 @@ fn row_head_backward(
         let outputs = &o[part.clone()];
         for r in 0..rows {
             let mean = cpu::dot(&grads[r * d..(r + 1) * d], &outputs[r * d..(r + 1) * d]);
-            for (ds, p) in ds[r * keys..(r + 1) * keys].iter_mut().zip(&p[r * keys..(r + 1) * keys]) {
-                *ds = p * (*ds - mean);
-            }
+            cpu::softmax_gradient(&mut ds[r * keys..(r + 1) * keys], &p[r * keys..(r + 1) * keys], mean);
         }
         cpu::gemm(&mut dk, (keys, d, rows), View::transposed(&ds, keys), View::rows(queries, d), 1.0, true, 1);
         cpu::gemm(&mut dq[part], (rows, d, keys), View::rows(&ds, keys), View::rows(k, width), scale(config), false, 1);

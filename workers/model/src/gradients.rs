@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use crate::{error::Result, linear::accumulate};
+use crate::{cpu, error::Result, linear::accumulate, ops::with_slice};
 
 /// Gradients (f32) of the trained tensors by name.
 #[derive(Clone, Debug, Default)]
@@ -31,8 +31,8 @@ impl Gradients {
     pub fn global_norm(&self) -> Result<f64> {
         let mut sum = 0.0;
         for gradient in self.0.values() {
-            let values: Vec<f32> = gradient.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-            sum += values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+            let values = gradient.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            sum += with_slice(&values, cpu::sum_of_squares)?;
         }
         Ok(sum.sqrt())
     }

@@ -1,12 +1,11 @@
 //! From logits to log-probability and entropy of the chosen tokens, and back.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::{
-    cpu,
+    cpu::{self, SoftmaxStats},
     error::Result,
-    ops::{Kernels, tensor, with_slice},
 };
 
 /// Of each row: log-probability of its target and entropy, at the temperature.
@@ -21,36 +20,25 @@ pub(crate) struct TokenGrads<'a> {
     pub(crate) entropy: &'a [f32],
 }
 
-/// Largest logit, log of the summed exponentials (both of logits / temperature, the sum relative
-/// to the largest), and entropy of one row. Sums run in f64: a vocabulary is long.
-fn row_stats(logits: &[f32], temperature: f32) -> (f32, f64, f64) {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let (mut sum, mut weighted) = (0f64, 0f64);
-    for z in logits {
-        let z = (z - max) / temperature;
-        let e = f64::from(cpu::exp(z));
-        sum += e;
-        weighted += e * f64::from(z);
-    }
-    let log_sum = sum.ln();
-    (max, log_sum, log_sum - weighted / sum)
+/// Logits of some rows.
+pub(crate) enum Logits {
+    /// On the CPU; turned into their gradient in place. With the softmax of each row, once known.
+    Slice { data: Vec<f32>, vocab: usize, rows: Vec<SoftmaxStats> },
+    /// On any device.
+    Tensor(Tensor),
 }
 
-pub(crate) fn stats(kernels: Kernels, logits: &Tensor, targets: &[u32], temperature: f32) -> Result<TokenStats> {
-    let vocab = logits.dim(D::Minus1)?;
-    let (logprob, entropy) = match kernels {
-        Kernels::Slices => with_slice(logits, |logits| {
-            logits
-                .par_chunks(vocab)
-                .zip(targets)
-                .map(|(row, &target)| {
-                    let (max, log_sum, entropy) = row_stats(row, temperature);
-                    let z = f64::from(row[target as usize] - max) / f64::from(temperature);
-                    ((z - log_sum) as f32, entropy as f32)
-                })
-                .unzip()
-        })?,
-        Kernels::Tensors => {
+pub(crate) fn stats(logits: &mut Logits, targets: &[u32], temperature: f32) -> Result<TokenStats> {
+    let (logprob, entropy) = match logits {
+        Logits::Slice { data, vocab, rows } => {
+            *rows = data.par_chunks(*vocab).map(|row| cpu::softmax_stats(row, temperature)).collect();
+            let all = data.chunks(*vocab).zip(rows.iter()).zip(targets);
+            all.map(|((row, stats), &target)| {
+                (stats.logprob(row[target as usize], temperature), stats.entropy as f32)
+            })
+            .unzip()
+        }
+        Logits::Tensor(logits) => {
             let log_p = log_softmax(logits, temperature)?;
             let index = Tensor::from_slice(targets, (targets.len(), 1), logits.device())?;
             let logprob = log_p.gather(&index, 1)?.squeeze(1)?;
@@ -62,32 +50,22 @@ pub(crate) fn stats(kernels: Kernels, logits: &Tensor, targets: &[u32], temperat
 }
 
 /// d loss / d logits: for logprob `(onehot - p) / T`, for entropy `-p (log p + H) / T`.
-pub(crate) fn backward(
-    kernels: Kernels,
-    logits: &Tensor,
-    targets: &[u32],
-    temperature: f32,
-    by: &TokenGrads,
-) -> Result<Tensor> {
-    let vocab = logits.dim(D::Minus1)?;
-    match kernels {
-        Kernels::Slices => {
-            let mut data = with_slice(logits, <[f32]>::to_vec)?;
-            data.par_chunks_mut(vocab).enumerate().for_each(|(i, row)| {
-                let (max, log_sum, entropy) = row_stats(row, temperature);
-                let (log_sum, entropy) = (log_sum as f32, entropy as f32);
+pub(crate) fn backward(logits: Logits, targets: &[u32], temperature: f32, by: &TokenGrads) -> Result<Tensor> {
+    match logits {
+        Logits::Slice { mut data, vocab, mut rows } => {
+            if rows.len() != targets.len() {
+                rows = data.par_chunks(vocab).map(|row| cpu::softmax_stats(row, temperature)).collect();
+            }
+            data.par_chunks_mut(vocab).zip(&rows).enumerate().for_each(|(i, (row, stats))| {
                 let (by_l, by_h) = (by.logprob[i] / temperature, by.entropy[i] / temperature);
-                for z in row.iter_mut() {
-                    let log_p = (*z - max) / temperature - log_sum;
-                    *z = -cpu::exp(log_p) * (by_l + by_h * (log_p + entropy));
-                }
+                cpu::softmax_backward(row, temperature, *stats, by_l, by_h);
                 row[targets[i] as usize] += by_l;
             });
-            tensor(data, logits)
+            Ok(Tensor::from_vec(data, (targets.len(), vocab), &Device::Cpu)?)
         }
-        Kernels::Tensors => {
+        Logits::Tensor(logits) => {
             let n = targets.len();
-            let log_p = log_softmax(logits, temperature)?;
+            let log_p = log_softmax(&logits, temperature)?;
             let p = log_p.exp()?;
             let entropy = (&p * &log_p)?.sum_keepdim(D::Minus1)?.neg()?;
             let by_l = (Tensor::from_slice(by.logprob, (n, 1), logits.device())? / f64::from(temperature))?;

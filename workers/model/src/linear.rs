@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::{
     cpu::{self, View},
-    error::Result,
+    error::{ModelError, Result},
     ops::{Kernels, with_slice},
 };
 
@@ -31,10 +31,103 @@ pub(crate) struct Linear {
 }
 
 /// Gradients by tensor name; see [`crate::Gradients`].
-pub(crate) type Grads = BTreeMap<String, Tensor>;
+pub(crate) type Grads = BTreeMap<String, Gradient>;
+
+/// A gradient that is being summed.
+pub(crate) enum Gradient {
+    /// Elements and shape; further terms are added in place.
+    Slice(Vec<f32>, Vec<usize>),
+    /// On any device.
+    Tensor(Tensor),
+}
+
+impl Gradient {
+    pub(crate) fn into_tensor(self) -> Result<Tensor> {
+        match self {
+            Self::Slice(data, shape) => Ok(Tensor::from_vec(data, shape, &Device::Cpu)?),
+            Self::Tensor(tensor) => Ok(tensor),
+        }
+    }
+}
 
 /// Adds `gradient` to what is there under `name`.
-pub(crate) fn accumulate(grads: &mut Grads, name: String, gradient: Tensor) -> Result<()> {
+pub(crate) fn add_gradient(grads: &mut Grads, name: &str, gradient: Tensor) -> Result<()> {
+    match grads.get_mut(name) {
+        Some(Gradient::Slice(sum, _)) => with_slice(&gradient, |gradient| cpu::add(sum, gradient))?,
+        Some(Gradient::Tensor(sum)) => *sum = (&*sum + &gradient)?,
+        None => {
+            grads.insert(name.to_owned(), Gradient::Tensor(gradient));
+        }
+    }
+    Ok(())
+}
+
+/// Adds row `i` of `gradient` to row `ids[i]` of the gradient of the table `like`.
+pub(crate) fn add_rows(
+    grads: &mut Grads,
+    name: &str,
+    kernels: Kernels,
+    like: &Tensor,
+    ids: &[u32],
+    gradient: &Tensor,
+) -> Result<()> {
+    if kernels == Kernels::Tensors {
+        let index = Tensor::from_slice(ids, ids.len(), like.device())?;
+        return add_gradient(grads, name, like.zeros_like()?.index_add(&index, gradient, 0)?);
+    }
+    let width = like.dim(1)?;
+    let (sum, _) = slice_sum(grads, name, like.dims())?;
+    with_slice(gradient, |gradient| {
+        for (&id, row) in ids.iter().zip(gradient.chunks_exact(width)) {
+            cpu::add(&mut sum[id as usize * width..(id as usize + 1) * width], row);
+        }
+    })
+}
+
+/// The sum under `name` as a slice, and whether it is new (and zero).
+fn slice_sum<'a>(grads: &'a mut Grads, name: &str, shape: &[usize]) -> Result<(&'a mut [f32], bool)> {
+    let fresh = !grads.contains_key(name);
+    let gradient = grads
+        .entry(name.to_owned())
+        .or_insert_with(|| Gradient::Slice(vec![0f32; shape.iter().product()], shape.to_vec()));
+    if let Gradient::Tensor(sum) = gradient {
+        *gradient = Gradient::Slice(with_slice(sum, <[f32]>::to_vec)?, shape.to_vec());
+    }
+    match gradient {
+        Gradient::Slice(sum, _) => Ok((sum, fresh)),
+        Gradient::Tensor(_) => Err(ModelError::invalid(format!("the gradient of {name} is not on the CPU"))),
+    }
+}
+
+/// Adds `scale * dy^T x`, the gradient of a matrix that maps `x` to `y`, to what is there under `name`.
+pub(crate) fn add_product(
+    grads: &mut Grads,
+    name: &str,
+    kernels: Kernels,
+    dy: &Tensor,
+    x: &Tensor,
+    scale: f64,
+) -> Result<()> {
+    if kernels == Kernels::Tensors {
+        let mut gradient = dy.t()?.matmul(x)?.to_dtype(DType::F32)?;
+        if (scale - 1.0).abs() > 0.0 {
+            gradient = (gradient * scale)?;
+        }
+        return add_gradient(grads, name, gradient);
+    }
+    let ((tokens, out), (_, input)) = (dy.dims2()?, x.dims2()?);
+    let (sum, fresh) = slice_sum(grads, name, &[out, input])?;
+    let threads = candle_core::utils::get_num_threads();
+    with_slice(dy, |dy| {
+        with_slice(x, |x| {
+            let (dy, x) = (View::transposed(dy, out), View::rows(x, input));
+            cpu::gemm(sum, (out, input, tokens), dy, x, scale as f32, !fresh, threads);
+        })
+    })?
+}
+
+/// Adds `gradient` to what is there under `name`, of finished sums.
+pub(crate) fn accumulate(grads: &mut BTreeMap<String, Tensor>, name: String, gradient: Tensor) -> Result<()> {
     let sum = match grads.get(&name) {
         Some(earlier) => (earlier + &gradient)?,
         None => gradient,
@@ -43,23 +136,72 @@ pub(crate) fn accumulate(grads: &mut Grads, name: String, gradient: Tensor) -> R
     Ok(())
 }
 
-/// `lhs rhs` (`transpose_rhs`: `lhs rhs^T`) times `scale`, plus `start`, on slices.
-fn product(lhs: &Tensor, rhs: &Tensor, transpose_rhs: bool, scale: f64, start: Option<&Tensor>) -> Result<Tensor> {
+/// `lhs rhs` (`transpose_rhs`: `lhs rhs^T`) times `scale`, added to `start`, on slices.
+fn product(lhs: &Tensor, rhs: &Tensor, transpose_rhs: bool, scale: f64, start: Option<Vec<f32>>) -> Result<Vec<f32>> {
     let (m, k) = lhs.dims2()?;
     let (rows, cols) = rhs.dims2()?;
     let n = if transpose_rhs { rows } else { cols };
-    let mut dst = match start {
-        Some(start) => with_slice(start, <[f32]>::to_vec)?,
-        None => vec![0f32; m * n],
-    };
+    let accumulate = start.is_some();
+    let mut dst = start.unwrap_or_else(|| vec![0f32; m * n]);
     with_slice(lhs, |lhs| {
         with_slice(rhs, |rhs| {
             let rhs = if transpose_rhs { View::transposed(rhs, cols) } else { View::rows(rhs, cols) };
             let threads = candle_core::utils::get_num_threads();
-            cpu::gemm(&mut dst, (m, n, k), View::rows(lhs, k), rhs, scale as f32, start.is_some(), threads);
+            cpu::gemm(&mut dst, (m, n, k), View::rows(lhs, k), rhs, scale as f32, accumulate, threads);
         })
     })??;
-    Ok(Tensor::from_vec(dst, (m, n), lhs.device())?)
+    Ok(dst)
+}
+
+/// `x W^T` on slices, for an output matrix.
+pub(crate) fn product_transposed(x: &Tensor, weight: &Tensor) -> Result<Vec<f32>> {
+    product(x, weight, true, 1.0, None)
+}
+
+/// `dy W` (times `scale`, plus `start`).
+pub(crate) fn product_back(
+    kernels: Kernels,
+    dy: &Tensor,
+    weight: &Tensor,
+    scale: f64,
+    start: Option<&Tensor>,
+) -> Result<Tensor> {
+    if kernels == Kernels::Slices {
+        let start = start.map(|start| with_slice(start, <[f32]>::to_vec)).transpose()?;
+        let y = product(dy, weight, false, scale, start)?;
+        return Ok(Tensor::from_vec(y, (dy.dim(0)?, weight.dim(1)?), &Device::Cpu)?);
+    }
+    let y = dy.matmul(weight)?;
+    let y = if (scale - 1.0).abs() > 0.0 { (y * scale)? } else { y };
+    Ok(match start {
+        Some(start) => (y + start)?,
+        None => y,
+    })
+}
+
+/// What a product on slices starts from: the bias in every row, plus the residual.
+fn start(bias: Option<&Tensor>, residual: Option<&Tensor>, rows: usize) -> Result<Option<Vec<f32>>> {
+    let residual = residual.map(|residual| with_slice(residual, <[f32]>::to_vec)).transpose()?;
+    let Some(bias) = bias else { return Ok(residual) };
+    let start = with_slice(bias, |bias| match residual {
+        None => bias.repeat(rows),
+        Some(mut sum) => {
+            sum.chunks_exact_mut(bias.len()).for_each(|row| cpu::add(row, bias));
+            sum
+        }
+    })?;
+    Ok(Some(start))
+}
+
+/// Sum over the rows, in f32.
+fn column_sums(kernels: Kernels, dy: &Tensor) -> Result<Tensor> {
+    if kernels == Kernels::Tensors {
+        return Ok(dy.to_dtype(DType::F32)?.sum(0)?);
+    }
+    let mut sum = vec![0f32; dy.dim(1)?];
+    with_slice(dy, |dy| dy.chunks_exact(sum.len()).for_each(|row| cpu::add(&mut sum, row)))?;
+    let width = sum.len();
+    Ok(Tensor::from_vec(sum, width, &Device::Cpu)?)
 }
 
 impl Linear {
@@ -71,14 +213,13 @@ impl Linear {
     pub(crate) fn forward(&self, kernels: Kernels, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         match kernels {
             Kernels::Slices => {
-                let start = match (&self.bias, residual) {
-                    (None, residual) => residual.cloned(),
-                    (Some(bias), None) => Some(bias.broadcast_as((x.dim(0)?, bias.elem_count()))?.contiguous()?),
-                    (Some(bias), Some(residual)) => Some(residual.broadcast_add(bias)?),
-                };
-                let y = product(x, &self.weight, true, 1.0, start.as_ref())?;
-                let Some(lora) = &self.lora else { return Ok(y) };
-                product(&product(x, &lora.a, true, 1.0, None)?, &lora.b, true, lora.scale, Some(&y))
+                let rows = x.dim(0)?;
+                let mut y = product(x, &self.weight, true, 1.0, start(self.bias.as_ref(), residual, rows)?)?;
+                if let Some(lora) = &self.lora {
+                    let low = Tensor::from_vec(product(x, &lora.a, true, 1.0, None)?, (rows, lora.a.dim(0)?), x.device())?;
+                    y = product(&low, &lora.b, true, lora.scale, Some(y))?;
+                }
+                Ok(Tensor::from_vec(y, (rows, self.weight.dim(0)?), x.device())?)
             }
             Kernels::Tensors => {
                 let mut y = x.matmul(&self.weight.t()?)?;
@@ -110,34 +251,23 @@ impl Linear {
         full: bool,
         grads: &mut Grads,
     ) -> Result<Tensor> {
-        let matmul = |lhs: &Tensor, rhs: &Tensor, scale: f64, start: Option<&Tensor>| -> Result<Tensor> {
-            match kernels {
-                Kernels::Slices => product(lhs, rhs, false, scale, start),
-                Kernels::Tensors => {
-                    let y = lhs.matmul(rhs)?;
-                    let y = if (scale - 1.0).abs() > 0.0 { (y * scale)? } else { y };
-                    Ok(match start {
-                        Some(start) => (y + start)?,
-                        None => y,
-                    })
-                }
-            }
-        };
-        let mut dx = matmul(dy, &self.weight, 1.0, start)?;
+        let mut dx = product_back(kernels, dy, &self.weight, 1.0, start)?;
         if full {
-            accumulate(grads, format!("{name}.weight"), dy.t()?.matmul(x)?.to_dtype(DType::F32)?)?;
+            add_product(grads, &format!("{name}.weight"), kernels, dy, x, 1.0)?;
             if self.bias.is_some() {
-                accumulate(grads, format!("{name}.bias"), dy.to_dtype(DType::F32)?.sum(0)?)?;
+                add_gradient(grads, &format!("{name}.bias"), column_sums(kernels, dy)?)?;
             }
         }
         if let Some(lora) = &self.lora {
             let (a, b) = (lora.a.to_dtype(x.dtype())?, lora.b.to_dtype(x.dtype())?);
-            let low = x.matmul(&a.t()?)?;
-            let d_low = matmul(dy, &b, lora.scale, None)?;
-            accumulate(grads, format!("{name}.lora_A"), d_low.t()?.matmul(x)?.to_dtype(DType::F32)?)?;
-            let d_b = (dy.t()?.matmul(&low)?.to_dtype(DType::F32)? * lora.scale)?;
-            accumulate(grads, format!("{name}.lora_B"), d_b)?;
-            dx = matmul(&d_low, &a, 1.0, Some(&dx))?;
+            let low = match kernels {
+                Kernels::Slices => Tensor::from_vec(product(x, &a, true, 1.0, None)?, (x.dim(0)?, a.dim(0)?), x.device())?,
+                Kernels::Tensors => x.matmul(&a.t()?)?,
+            };
+            let d_low = product_back(kernels, dy, &b, lora.scale, None)?;
+            add_product(grads, &format!("{name}.lora_A"), kernels, &d_low, x, 1.0)?;
+            add_product(grads, &format!("{name}.lora_B"), kernels, dy, &low, lora.scale)?;
+            dx = product_back(kernels, &d_low, &a, 1.0, Some(&dx))?;
         }
         Ok(dx)
     }

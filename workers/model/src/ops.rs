@@ -35,6 +35,13 @@ pub(crate) fn with_slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Res
     Ok(f(&data[start..start + layout.shape().elem_count()]))
 }
 
+/// [`with_slice`] of five tensors at once.
+pub(crate) fn with_slices<R>([a, b, c, d, e]: [&Tensor; 5], f: impl FnOnce([&[f32]; 5]) -> R) -> Result<R> {
+    with_slice(a, |a| {
+        with_slice(b, |b| with_slice(c, |c| with_slice(d, |d| with_slice(e, |e| f([a, b, c, d, e])))))
+    })????
+}
+
 pub(crate) fn tensor(data: Vec<f32>, like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, like.shape(), &Device::Cpu)?)
 }

@@ -6,10 +6,12 @@ use candle_core::{Device, Tensor};
 use s3_config::OptimizerConfig;
 
 use crate::{
+    cpu::{self, AdamWStep},
     decoder::{Decoder, LINEARS, Trainable},
     error::{ModelError, Result},
     gradients::Gradients,
     lora::{load_tensors, save_tensors},
+    ops::with_slice,
 };
 
 /// Name of the step counter in the saved state.
@@ -23,7 +25,36 @@ pub struct AdamW {
     epsilon: f64,
     weight_decay: f64,
     step: u64,
-    moments: BTreeMap<String, (Tensor, Tensor)>,
+    moments: BTreeMap<String, Moments>,
+}
+
+/// First and second moment of one tensor.
+#[derive(Clone)]
+enum Moments {
+    /// On the CPU, changed in place.
+    Slices { m: Vec<f32>, v: Vec<f32>, shape: Vec<usize> },
+    /// On a GPU.
+    Tensors { m: Tensor, v: Tensor },
+}
+
+impl Moments {
+    fn zero(like: &Tensor) -> Result<Self> {
+        if !like.device().is_cpu() {
+            return Ok(Self::Tensors { m: like.zeros_like()?, v: like.zeros_like()? });
+        }
+        let n = like.elem_count();
+        Ok(Self::Slices { m: vec![0f32; n], v: vec![0f32; n], shape: like.dims().to_vec() })
+    }
+
+    fn tensors(&self) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Slices { m, v, shape } => Ok((
+                Tensor::from_slice(m, shape.as_slice(), &Device::Cpu)?,
+                Tensor::from_slice(v, shape.as_slice(), &Device::Cpu)?,
+            )),
+            Self::Tensors { m, v } => Ok((m.to_device(&Device::Cpu)?, v.to_device(&Device::Cpu)?)),
+        }
+    }
 }
 
 impl AdamW {
@@ -55,17 +86,37 @@ impl AdamW {
             let Some(parameter) = parameters.remove(name) else {
                 return Err(ModelError::invalid(format!("there is a gradient of {name}, which is not trained")));
             };
-            let (m, v) = match self.moments.get(name) {
-                Some((m, v)) => (m.clone(), v.clone()),
-                None => (gradient.zeros_like()?, gradient.zeros_like()?),
+            if !self.moments.contains_key(name) {
+                self.moments.insert(name.clone(), Moments::zero(gradient)?);
+            }
+            let Some(moments) = self.moments.get_mut(name) else {
+                return Err(ModelError::invalid(format!("{name} has no moments")));
             };
-            let m = ((m * self.beta1)? + (gradient * (1.0 - self.beta1))?)?;
-            let v = ((v * self.beta2)? + (gradient.sqr()? * (1.0 - self.beta2))?)?;
-            let denominator = ((&v / correct2)?.sqrt()? + self.epsilon)?;
-            let update = ((&m / correct1)? / denominator)?;
-            let kept = (&parameter * (1.0 - learning_rate * self.weight_decay))?;
-            decoder.set_trained(name, (kept - (update * learning_rate)?)?)?;
-            self.moments.insert(name.clone(), (m, v));
+            let keep = 1.0 - learning_rate * self.weight_decay;
+            let next = match moments {
+                Moments::Slices { m, v, .. } => {
+                    let step = AdamWStep {
+                        beta1: self.beta1 as f32,
+                        beta2: self.beta2 as f32,
+                        correct1: correct1 as f32,
+                        correct2: correct2 as f32,
+                        epsilon: self.epsilon as f32,
+                        keep: keep as f32,
+                        rate: learning_rate as f32,
+                    };
+                    let next =
+                        with_slice(&parameter, |p| with_slice(gradient, |g| cpu::adamw(p, g, m, v, step)))??;
+                    Tensor::from_vec(next, parameter.shape(), &Device::Cpu)?
+                }
+                Moments::Tensors { m, v } => {
+                    *m = ((&*m * self.beta1)? + (gradient * (1.0 - self.beta1))?)?;
+                    *v = ((&*v * self.beta2)? + (gradient.sqr()? * (1.0 - self.beta2))?)?;
+                    let denominator = ((&*v / correct2)?.sqrt()? + self.epsilon)?;
+                    let update = ((&*m / correct1)? / denominator)?;
+                    ((&parameter * keep)? - (update * learning_rate)?)?
+                }
+            };
+            decoder.set_trained(name, next)?;
         }
         Ok(())
     }
@@ -73,9 +124,10 @@ impl AdamW {
     /// The state as tensors on the CPU: `m.NAME`, `v.NAME`, `step`.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
-        for (name, (m, v)) in &self.moments {
-            out.insert(format!("m.{name}"), m.to_device(&Device::Cpu)?);
-            out.insert(format!("v.{name}"), v.to_device(&Device::Cpu)?);
+        for (name, moments) in &self.moments {
+            let (m, v) = moments.tensors()?;
+            out.insert(format!("m.{name}"), m);
+            out.insert(format!("v.{name}"), v);
         }
         out.insert(STEP.to_owned(), Tensor::from_slice(&[self.step as i64], 1, &Device::Cpu)?);
         Ok(out)
@@ -96,7 +148,13 @@ impl AdamW {
             if m.dims() != parameter.dims() || v.dims() != parameter.dims() {
                 return Err(bad(format!("{name} has another shape")));
             }
-            moments.insert(name.to_owned(), (m.to_device(decoder.device())?, v.to_device(decoder.device())?));
+            let restored = if decoder.device().is_cpu() {
+                let shape = m.dims().to_vec();
+                Moments::Slices { m: with_slice(m, <[f32]>::to_vec)?, v: with_slice(v, <[f32]>::to_vec)?, shape }
+            } else {
+                Moments::Tensors { m: m.to_device(decoder.device())?, v: v.to_device(decoder.device())? }
+            };
+            moments.insert(name.to_owned(), restored);
         }
         self.step = step.first().copied().unwrap_or(0).unsigned_abs();
         self.moments = moments;

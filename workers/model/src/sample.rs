@@ -52,8 +52,8 @@ pub fn sample(logits: &[f32], temperature: f32, top_p: f32, key: &SampleKey) -> 
         return Sampled { token, logprob: log_softmax_at(logits, 1.0, token) };
     }
     let uniform = key.uniform();
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f32> = logits.iter().map(|z| cpu::exp((z - max) / temperature)).collect();
+    let mut weights = Vec::with_capacity(logits.len());
+    cpu::softmax_weights(logits, temperature, &mut weights);
     let token = if top_p < 1.0 { nucleus(&weights, f64::from(top_p), uniform) } else { inverse(&weights, uniform) };
     Sampled { token, logprob: log_softmax_at(logits, temperature, token) }
 }
@@ -71,9 +71,7 @@ pub fn argmax(logits: &[f32]) -> u32 {
 
 /// Log-probability of `token` under the softmax of `logits / temperature`.
 pub fn log_softmax_at(logits: &[f32], temperature: f32, token: u32) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|z| f64::from(cpu::exp((z - max) / temperature))).sum();
-    ((f64::from(logits[token as usize] - max)) / f64::from(temperature) - sum.ln()) as f32
+    cpu::softmax_stats(logits, temperature).logprob(logits[token as usize], temperature)
 }
 
 fn inverse(weights: &[f32], uniform: f64) -> u32 {

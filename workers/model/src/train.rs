@@ -7,16 +7,22 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{
     attention::{Batch, attend_backward},
-    decoder::{DOWN, Decoder, GATE, K, LINEARS, O, Q, Trainable, UP, V},
+    decoder::{DOWN, Decoder, GATE, K, LINEARS, O, Q, Saved, Trainable, UP, V},
     error::{ModelError, Result},
     gradients::Gradients,
-    head::{self, TokenGrads, TokenStats},
-    linear::{Grads, accumulate},
-    ops,
+    head::{self, Logits, TokenGrads, TokenStats},
+    linear::{Grads, add_gradient, add_product, add_rows, product_back, product_transposed},
+    ops::{self, Kernels},
 };
 
 /// Chosen positions whose logits are held at once.
-const HEAD_CHUNK: usize = 256;
+const HEAD_CHUNK: usize = 512;
+
+/// Elements of layers' intermediate results that are kept for the backward pass on the CPU (256 MiB).
+const KEPT_ACTIVATIONS: usize = 1 << 26;
+
+/// Logits that are kept for the backward pass on the CPU (128 MiB).
+const KEPT_LOGITS: usize = 1 << 25;
 
 /// One sequence with the positions that count.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +77,7 @@ impl Decoder {
         }
         let last = x.index_select(&self.index(&prepared.sources)?, 0)?;
         let hidden = ops::rms_norm(self.kernels, &last, &self.norm, self.config.norm_eps)?;
-        self.outputs(&hidden, &prepared.targets, temperature)
+        self.outputs(&hidden, &prepared.targets, temperature, None)
     }
 
     /// Computes the outputs, asks `objective` for the loss's derivatives by them, and returns the
@@ -89,42 +95,50 @@ impl Decoder {
         let prepared = self.prepare(batch, temperature)?;
         let mut grads = Grads::new();
         if prepared.sources.is_empty() {
-            return Ok(Gradients(grads));
+            return finished(grads);
         }
+        let kept_from = self.layers.len() - self.layers_kept(prepared.tokens.len());
+        let mut kept = Vec::new();
         let mut inputs = vec![self.embed_tokens(&prepared.tokens)?];
         for index in 0..self.layers.len() {
-            let next = self.layer(index, &inputs[index], &prepared.batch, None)?;
-            inputs.push(next);
+            let saved = self.layer_parts(index, &inputs[index], &prepared.batch, None)?;
+            inputs.push(self.layers[index].linears[DOWN].forward(self.kernels, &saved.act, Some(&saved.h))?);
+            if index >= kept_from {
+                kept.push(saved);
+            }
         }
         let full = self.trainable == Trainable::Full;
         let Some(top) = inputs.pop() else { return Err(ModelError::invalid("a decoder without layers")) };
         let sources = self.index(&prepared.sources)?;
         let last = top.index_select(&sources, 0)?;
         let hidden = ops::rms_norm(self.kernels, &last, &self.norm, self.config.norm_eps)?;
-        let outputs = self.outputs(&hidden, &prepared.targets, temperature)?;
+        let mut logits = self.logits_kept(prepared.targets.len()).then(Vec::new);
+        let outputs = self.outputs(&hidden, &prepared.targets, temperature, logits.as_mut())?;
         let wanted = objective(&outputs)?;
         check_lengths(&wanted, &outputs)?;
-        let d_hidden = self.head_backward(&hidden, &prepared.targets, temperature, &wanted, &mut grads)?;
+        let d_hidden = self.head_backward(&hidden, &prepared.targets, temperature, &wanted, logits, &mut grads)?;
         let (d_last, d_norm) =
             ops::rms_norm_backward(self.kernels, &last, &self.norm, self.config.norm_eps, &d_hidden, full)?;
         if let Some(d_norm) = d_norm {
-            accumulate(&mut grads, "model.norm.weight".into(), d_norm)?;
+            add_gradient(&mut grads, "model.norm.weight", d_norm)?;
         }
         if self.trainable == Trainable::None {
-            return Ok(Gradients(grads));
+            return finished(grads);
         }
         let mut dx = top.zeros_like()?.index_add(&sources, &d_last, 0)?;
         drop(top);
         for index in (0..self.layers.len()).rev() {
             let Some(x) = inputs.pop() else { return Err(ModelError::invalid("a layer input is missing")) };
-            dx = self.layer_backward(index, &x, &dx, &prepared.batch, &mut grads)?;
+            let saved = match kept.pop() {
+                Some(saved) => saved,
+                None => self.layer_parts(index, &x, &prepared.batch, None)?,
+            };
+            dx = self.layer_backward(index, &x, &saved, &dx, &prepared.batch, &mut grads)?;
         }
         if full {
-            let ids = self.index(&prepared.tokens)?;
-            let rows = self.embed.zeros_like()?.index_add(&ids, &dx, 0)?;
-            accumulate(&mut grads, "model.embed_tokens.weight".into(), rows)?;
+            add_rows(&mut grads, "model.embed_tokens.weight", self.kernels, &self.embed, &prepared.tokens, &dx)?;
         }
-        Ok(Gradients(grads))
+        finished(grads)
     }
 
     fn index(&self, values: &[u32]) -> Result<Tensor> {
@@ -169,13 +183,48 @@ impl Decoder {
         Ok(Prepared { batch, tokens, sources, targets })
     }
 
-    fn outputs(&self, hidden: &Tensor, targets: &[u32], temperature: f32) -> Result<PolicyOutputs> {
+    /// Layers whose intermediate results are kept for the backward pass; the others compute them again,
+    /// to the same bits. On a GPU memory is scarcer than time.
+    fn layers_kept(&self, tokens: usize) -> usize {
+        if self.kernels == Kernels::Tensors {
+            return 0;
+        }
+        let c = &self.config;
+        let token = 4 * c.hidden + 2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.ffn;
+        self.layers.len().min(KEPT_ACTIVATIONS / (token * tokens.max(1)))
+    }
+
+    /// Whether all logits are kept between the head's passes.
+    fn logits_kept(&self, targets: usize) -> bool {
+        self.kernels == Kernels::Slices && targets * self.config.vocab <= KEPT_LOGITS
+    }
+
+    fn head_logits(&self, hidden: &Tensor) -> Result<Logits> {
+        match self.kernels {
+            Kernels::Slices => {
+                let data = product_transposed(hidden, self.output())?;
+                Ok(Logits::Slice { data, vocab: self.config.vocab, rows: Vec::new() })
+            }
+            Kernels::Tensors => Ok(Logits::Tensor(self.logits(hidden)?)),
+        }
+    }
+
+    fn outputs(
+        &self,
+        hidden: &Tensor,
+        targets: &[u32],
+        temperature: f32,
+        mut keep: Option<&mut Vec<Logits>>,
+    ) -> Result<PolicyOutputs> {
         let (mut logprob, mut entropy) = (Vec::new(), Vec::new());
         for (start, chunk) in targets.chunks(HEAD_CHUNK).enumerate() {
-            let logits = self.logits(&hidden.narrow(0, start * HEAD_CHUNK, chunk.len())?)?;
-            let TokenStats { logprob: l, entropy: h } = head::stats(self.kernels, &logits, chunk, temperature)?;
+            let mut logits = self.head_logits(&hidden.narrow(0, start * HEAD_CHUNK, chunk.len())?)?;
+            let TokenStats { logprob: l, entropy: h } = head::stats(&mut logits, chunk, temperature)?;
             logprob.extend(l);
             entropy.extend(h);
+            if let Some(keep) = keep.as_deref_mut() {
+                keep.push(logits);
+            }
         }
         let value = match &self.value {
             Some(value) => {
@@ -194,27 +243,32 @@ impl Decoder {
         targets: &[u32],
         temperature: f32,
         wanted: &PolicyGrads,
+        kept: Option<Vec<Logits>>,
         grads: &mut Grads,
     ) -> Result<Tensor> {
         let full = self.trainable == Trainable::Full;
         let name = if self.head.is_some() { "lm_head.weight" } else { "model.embed_tokens.weight" };
         let mut parts = Vec::new();
+        let mut kept = kept.into_iter().flatten();
         let active = wanted.logprob.iter().chain(&wanted.entropy).any(|g| g.abs() > 0.0);
         if active && self.trainable != Trainable::None {
             for (i, chunk) in targets.chunks(HEAD_CHUNK).enumerate() {
                 let at = i * HEAD_CHUNK..i * HEAD_CHUNK + chunk.len();
                 let x = hidden.narrow(0, at.start, chunk.len())?;
-                let logits = self.logits(&x)?;
+                let logits = match kept.next() {
+                    Some(logits) => logits,
+                    None => self.head_logits(&x)?,
+                };
                 let by = TokenGrads { logprob: &wanted.logprob[at.clone()], entropy: &wanted.entropy[at] };
-                let d_logits = head::backward(self.kernels, &logits, chunk, temperature, &by)?.to_dtype(self.dtype)?;
+                let d_logits = head::backward(logits, chunk, temperature, &by)?.to_dtype(self.dtype)?;
                 if full {
-                    accumulate(grads, name.into(), d_logits.t()?.matmul(&x)?)?;
+                    add_product(grads, name, self.kernels, &d_logits, &x, 1.0)?;
                 }
-                parts.push(d_logits.matmul(self.output())?);
+                parts.push(product_back(self.kernels, &d_logits, self.output(), 1.0, None)?);
             }
         } else {
             if full {
-                accumulate(grads, name.into(), self.output().zeros_like()?)?;
+                add_gradient(grads, name, self.output().zeros_like()?)?;
             }
             parts.push(hidden.zeros_like()?);
         }
@@ -224,8 +278,8 @@ impl Decoder {
                 Some(by) => Tensor::from_slice(by, (by.len(), 1), &self.device)?,
                 None => Tensor::zeros((targets.len(), 1), DType::F32, &self.device)?,
             };
-            accumulate(grads, "value_head.weight".into(), by.t()?.matmul(&hidden.to_dtype(DType::F32)?)?)?;
-            accumulate(grads, "value_head.bias".into(), by.sum(0)?)?;
+            add_gradient(grads, "value_head.weight", by.t()?.matmul(&hidden.to_dtype(DType::F32)?)?)?;
+            add_gradient(grads, "value_head.bias", by.sum(0)?)?;
             d_hidden = (d_hidden + by.matmul(&head.weight)?.to_dtype(self.dtype)?)?;
         }
         Ok(d_hidden)
@@ -236,11 +290,11 @@ impl Decoder {
         &self,
         index: usize,
         x: &Tensor,
+        s: &Saved,
         dy: &Tensor,
         batch: &Batch,
         grads: &mut Grads,
     ) -> Result<Tensor> {
-        let s = self.layer_parts(index, x, batch, None)?;
         let (layer, kernels, eps) = (&self.layers[index], self.kernels, self.config.norm_eps);
         let full = self.trainable == Trainable::Full;
         let prefix = format!("model.layers.{index}");
@@ -253,7 +307,7 @@ impl Decoder {
         let d_n2 = back(UP, &s.n2, &d_up, Some(&d_n2), grads)?;
         let (d_h, d_norm) = ops::rms_norm_backward(kernels, &s.h, &layer.post_norm, eps, &d_n2, full)?;
         if let Some(d_norm) = d_norm {
-            accumulate(grads, format!("{prefix}.post_attention_layernorm.weight"), d_norm)?;
+            add_gradient(grads, &format!("{prefix}.post_attention_layernorm.weight"), d_norm)?;
         }
         let d_h = (dy + d_h)?;
         let d_o = back(O, &s.o, &d_h, None, grads)?;
@@ -264,10 +318,15 @@ impl Decoder {
         let d_n1 = back(V, &s.n1, &d_v, Some(&d_n1), grads)?;
         let (d_x, d_norm) = ops::rms_norm_backward(kernels, x, &layer.input_norm, eps, &d_n1, full)?;
         if let Some(d_norm) = d_norm {
-            accumulate(grads, format!("{prefix}.input_layernorm.weight"), d_norm)?;
+            add_gradient(grads, &format!("{prefix}.input_layernorm.weight"), d_norm)?;
         }
         Ok((d_h + d_x)?)
     }
+}
+
+fn finished(grads: Grads) -> Result<Gradients> {
+    let grads = grads.into_iter().map(|(name, gradient)| Ok((name, gradient.into_tensor()?)));
+    Ok(Gradients(grads.collect::<Result<_>>()?))
 }
 
 fn check_lengths(wanted: &PolicyGrads, outputs: &PolicyOutputs) -> Result<()> {
