@@ -60,7 +60,7 @@ test-cluster: deps ## the tests against a real Kubernetes API server, started fo
 
 lint: deps ## formatting, clippy without warnings, generated files and lists up to date
 	@cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features s3-tests/cluster -- -D warnings
 	tests/lint/all.sh
 
 bench: deps ## NAME=…: one benchmark beside its peer; without NAME: their names

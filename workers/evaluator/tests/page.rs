@@ -20,7 +20,7 @@ use support::{World, run};
 /// Questions of the evaluation, and so episodes of its searcher.
 const QUESTIONS: u64 = 12;
 
-/// A WebDriver server with a port of its own, ended with the test.
+/// A `WebDriver` server with a port of its own, ended with the test.
 struct Driver {
     process: Child,
     address: String,

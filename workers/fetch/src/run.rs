@@ -38,18 +38,17 @@ pub async fn run(config: &FetchConfig, progress: &Progress, shutdown: &Shutdown)
         for file in &source.files {
             let what = format!("{}/{}", title(&source.location), file.path);
             let known = record.get(&file.name).filter(|known| kept(&folder, file, known)).cloned();
-            let entry = match known {
-                Some(known) => known,
-                None => {
-                    progress.phase(format!("fetch {what}"), 0);
-                    let entry = fetch(config, source, file, &what, progress, shutdown).await?;
-                    record.insert(file.name.clone(), entry.clone());
-                    let text = serde_json::to_vec_pretty(&record).map_err(s3_artifacts::ArtifactError::from)?;
-                    write_atomic(&folder.join(RECORD), &text)?;
-                    fetched += 1;
-                    tracing::info!(what, sha256 = entry.sha256, bytes = entry.size, "fetched");
-                    entry
-                }
+            let entry = if let Some(known) = known {
+                known
+            } else {
+                progress.phase(format!("fetch {what}"), 0);
+                let entry = fetch(config, source, file, &what, progress, shutdown).await?;
+                record.insert(file.name.clone(), entry.clone());
+                let text = serde_json::to_vec_pretty(&record).map_err(s3_artifacts::ArtifactError::from)?;
+                write_atomic(&folder.join(RECORD), &text)?;
+                fetched += 1;
+                tracing::info!(what, sha256 = entry.sha256, bytes = entry.size, "fetched");
+                entry
             };
             bytes += entry.size;
             contents.insert(format!("{}/{}", source.key, file.name), entry.sha256);

@@ -33,10 +33,8 @@ pub(crate) fn stats(logits: &mut Logits, targets: &[u32], temperature: f32) -> R
         Logits::Slice { data, vocab, rows } => {
             *rows = data.par_chunks(*vocab).map(|row| cpu::softmax_stats(row, temperature)).collect();
             let all = data.chunks(*vocab).zip(rows.iter()).zip(targets);
-            all.map(|((row, stats), &target)| {
-                (stats.logprob(row[target as usize], temperature), stats.entropy as f32)
-            })
-            .unzip()
+            all.map(|((row, stats), &target)| (stats.logprob(row[target as usize], temperature), stats.entropy as f32))
+                .unzip()
         }
         Logits::Tensor(logits) => {
             let log_p = log_softmax(logits, temperature)?;

@@ -216,7 +216,8 @@ impl Linear {
                 let rows = x.dim(0)?;
                 let mut y = product(x, &self.weight, true, 1.0, start(self.bias.as_ref(), residual, rows)?)?;
                 if let Some(lora) = &self.lora {
-                    let low = Tensor::from_vec(product(x, &lora.a, true, 1.0, None)?, (rows, lora.a.dim(0)?), x.device())?;
+                    let low =
+                        Tensor::from_vec(product(x, &lora.a, true, 1.0, None)?, (rows, lora.a.dim(0)?), x.device())?;
                     y = product(&low, &lora.b, true, lora.scale, Some(y))?;
                 }
                 Ok(Tensor::from_vec(y, (rows, self.weight.dim(0)?), x.device())?)
@@ -261,7 +262,9 @@ impl Linear {
         if let Some(lora) = &self.lora {
             let (a, b) = (lora.a.to_dtype(x.dtype())?, lora.b.to_dtype(x.dtype())?);
             let low = match kernels {
-                Kernels::Slices => Tensor::from_vec(product(x, &a, true, 1.0, None)?, (x.dim(0)?, a.dim(0)?), x.device())?,
+                Kernels::Slices => {
+                    Tensor::from_vec(product(x, &a, true, 1.0, None)?, (x.dim(0)?, a.dim(0)?), x.device())?
+                }
                 Kernels::Tensors => x.matmul(&a.t()?)?,
             };
             let d_low = product_back(kernels, dy, &b, lora.scale, None)?;

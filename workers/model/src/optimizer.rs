@@ -104,8 +104,7 @@ impl AdamW {
                         keep: keep as f32,
                         rate: learning_rate as f32,
                     };
-                    let next =
-                        with_slice(&parameter, |p| with_slice(gradient, |g| cpu::adamw(p, g, m, v, step)))??;
+                    let next = with_slice(&parameter, |p| with_slice(gradient, |g| cpu::adamw(p, g, m, v, step)))??;
                     Tensor::from_vec(next, parameter.shape(), &Device::Cpu)?
                 }
                 Moments::Tensors { m, v } => {

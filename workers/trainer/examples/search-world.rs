@@ -142,7 +142,7 @@ fn run(config: &WorldConfig, arm: Arm, conditions: Conditions, seed: u64) -> any
         eprint!("\r{estimator:?}, seed {seed}: step {step}/{}   ", config.steps);
     })?;
     let spent = cpu_seconds() - started;
-    eprintln!("{}", curve.gain.iter().map(|(step, gain)| format!("{step}: {gain:.3}  ")).collect::<String>());
+    eprintln!("{}", curve.gain.iter().map(|(step, gain)| format!("{step}: {gain:.3}")).collect::<Vec<_>>().join("  "));
     let (first, last) = (curve.gain[0].1, curve.gain[curve.gain.len() - 1].1);
     let gain = last - first;
     let name = format!("{estimator:?}");
