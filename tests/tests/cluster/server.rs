@@ -62,7 +62,7 @@ impl Server {
             kubectl(&["wait", "--for=condition=Established", "--timeout=120s", &format!("crd/{name}")], "");
         }
         // an aggregated group is served some seconds after its CRDs are established
-        let end = Instant::now() + Duration::from_mins(2);
+        let end = Instant::now() + Duration::from_secs(120);
         for kind in Kind::ALL {
             while self.send(Method::GET, &self.path(kind, ""), None).await.0 != 200 {
                 assert!(Instant::now() < end, "{} is not served", kind.name());
