@@ -11,7 +11,7 @@ use crate::{
     error::{ModelError, Result},
     gradients::Gradients,
     head::{self, Logits, TokenGrads, TokenStats},
-    linear::{Grads, add_gradient, add_product, add_rows, product_back, product_transposed},
+    linear::{Grads, add_gradient, add_product, add_rows, product_back},
     ops::{self, Kernels},
 };
 
@@ -136,7 +136,7 @@ impl Decoder {
             dx = self.layer_backward(index, &x, &saved, &dx, &prepared.batch, &mut grads)?;
         }
         if full {
-            add_rows(&mut grads, "model.embed_tokens.weight", self.kernels, &self.embed, &prepared.tokens, &dx)?;
+            add_rows(&mut grads, "model.embed_tokens.weight", self.kernels, self.embed.dense()?, &prepared.tokens, &dx)?;
         }
         finished(grads)
     }
@@ -202,7 +202,7 @@ impl Decoder {
     fn head_logits(&self, hidden: &Tensor) -> Result<Logits> {
         match self.kernels {
             Kernels::Slices => {
-                let data = product_transposed(hidden, self.output())?;
+                let data = self.output().product(hidden, None)?;
                 Ok(Logits::Slice { data, vocab: self.config.vocab, rows: Vec::new() })
             }
             Kernels::Tensors => Ok(Logits::Tensor(self.logits(hidden)?)),
@@ -264,11 +264,11 @@ impl Decoder {
                 if full {
                     add_product(grads, name, self.kernels, &d_logits, &x, 1.0)?;
                 }
-                parts.push(product_back(self.kernels, &d_logits, self.output(), 1.0, None)?);
+                parts.push(product_back(self.kernels, &d_logits, self.output().dense()?, 1.0, None)?);
             }
         } else {
             if full {
-                add_gradient(grads, name, self.output().zeros_like()?)?;
+                add_gradient(grads, name, self.output().dense()?.zeros_like()?)?;
             }
             parts.push(hidden.zeros_like()?);
         }
