@@ -62,17 +62,31 @@ fn logits(decoder: &Decoder, prompt: &[u32]) -> Tensor {
     Tensor::cat(&rows, 0).unwrap()
 }
 
+/// Shares of equal greedy answers to the first `most` prompts.
+fn equal_answers(most: usize) -> f64 {
+    let (dense, tokenizer) = Decoder::load(&spec()).unwrap();
+    let (packed, _) = Decoder::load_packed(&spec()).unwrap();
+    let prompts = &prompts(&tokenizer)[..most];
+    let (a, b) = (answers(&dense, prompts), answers(&packed, prompts));
+    a.iter().zip(&b).filter(|(a, b)| a == b).count() as f64 / most as f64
+}
+
+#[test]
+#[ignore = "half a minute; the short form runs always"]
+fn a_hundred_greedy_answers_are_equal() {
+    let share = equal_answers(100);
+    assert!(share >= 0.99, "{share} of the answers are equal");
+}
+
 #[test]
 fn packed_weights_answer_as_dequantised_ones() {
+    let share = equal_answers(20);
+    assert!(share >= 0.95, "{share} of the answers are equal");
     let (mut dense, tokenizer) = Decoder::load(&spec()).unwrap();
     let (mut packed, _) = Decoder::load_packed(&spec()).unwrap();
     assert!(packed.is_packed() && !dense.is_packed());
     let prompts = prompts(&tokenizer);
-    let (a, b) = (answers(&dense, &prompts), answers(&packed, &prompts));
-    let equal = a.iter().zip(&b).filter(|(a, b)| a == b).count();
-    assert!(prompts.len() == 100 && equal >= 99, "{equal} of {} greedy answers are equal", prompts.len());
     let gap = worst(&logits(&dense, &prompts[0]), &logits(&packed, &prompts[0]));
-    println!("{equal} equal answers, logits differ by at most {gap:e}");
     assert!(gap <= 2e-3, "logits differ by {gap}");
     // An adapter works beside packed weights; what needs the numbers says so.
     for decoder in [&mut dense, &mut packed] {
