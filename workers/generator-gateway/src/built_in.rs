@@ -76,11 +76,12 @@ pub struct BuiltIn {
 }
 
 impl BuiltIn {
-    /// Loads the model, checks its digests, merges the adapter and starts the model's thread.
+    /// Loads the model, checks its digests, merges the adapter and starts the model's thread. Quantised weights
+    /// stay packed where they can; an adapter then stays beside them.
     pub fn load(name: &str, spec: &ModelSpec, batch: usize, context_tokens: usize) -> Result<Self, BuiltInError> {
         let failed = |source| BuiltInError::Model { name: name.to_owned(), source };
-        let (mut decoder, tokenizer) = Decoder::load(spec).map_err(failed)?;
-        if spec.adapter.is_some() {
+        let (mut decoder, tokenizer) = Decoder::load_packed(spec).map_err(failed)?;
+        if spec.adapter.is_some() && !decoder.is_packed() {
             decoder.merge_adapter().map_err(failed)?;
         }
         let digest = identity(spec).map_err(|source| BuiltInError::Files { name: name.to_owned(), source })?;
@@ -134,7 +135,8 @@ fn identity(spec: &ModelSpec) -> Result<String, ArtifactError> {
         DTypeKind::F32 => "f32",
         DTypeKind::Bf16 => "bf16",
     };
-    digest_json(&("builtIn", 1, weights, adapter, precision, "greedy"))
+    // 2: quantised weights are multiplied as they are stored
+    digest_json(&("builtIn", 2, weights, adapter, precision, "greedy"))
 }
 
 fn folder_digest(folder: &Path) -> Result<String, ArtifactError> {

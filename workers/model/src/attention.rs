@@ -24,6 +24,9 @@ pub(crate) struct Batch {
     pub(crate) past: Vec<usize>,
     /// Each row's place in the cache.
     pub(crate) rows: Vec<usize>,
+    /// Without a cache: an earlier row whose tokens come before this row's, so that what several rows begin
+    /// with is computed once. That row itself continues none.
+    parents: Vec<Option<usize>>,
     /// Position of every new token.
     pub(crate) positions: Vec<u32>,
     /// Position of every new token, on the device.
@@ -74,12 +77,33 @@ impl Batch {
         let past: Vec<usize> = rows.iter().map(|&row| cache.map_or(0, |c| c.lens[row])).collect();
         let positions: Vec<u32> =
             lens.iter().zip(&past).flat_map(|(&len, &past)| (past..past + len).map(|p| p as u32)).collect();
-        let mut batch = Self { lens, past, rows, positions, position_index: None, padding: None };
+        let parents = vec![None; lens.len()];
+        let mut batch = Self { lens, past, rows, parents, positions, position_index: None, padding: None };
         if kernels == Kernels::Tensors {
             batch.position_index = Some(Tensor::from_slice(&batch.positions, batch.positions.len(), device)?);
             batch.padding = Some(batch.pad(config, cache, device)?);
         }
         Ok(batch)
+    }
+
+    /// Rows of which some continue others, for the slice kernels.
+    pub(crate) fn continuing(lens: Vec<usize>, parents: Vec<Option<usize>>) -> Self {
+        let past: Vec<usize> = parents.iter().map(|parent| parent.map_or(0, |row| lens[row])).collect();
+        let positions: Vec<u32> =
+            lens.iter().zip(&past).flat_map(|(&len, &past)| (past..past + len).map(|p| p as u32)).collect();
+        let rows = (0..lens.len()).collect();
+        Self { lens, past, rows, parents, positions, position_index: None, padding: None }
+    }
+
+    /// Keys or values (`width` a token) of every row that continues another: that row's, then its own.
+    fn continued(&self, data: &[f32], width: usize) -> Vec<Vec<f32>> {
+        let starts = self.starts();
+        let of = |row: usize| &data[starts[row] * width..(starts[row] + self.lens[row]) * width];
+        let joined = |(row, parent): (usize, &Option<usize>)| match parent {
+            Some(parent) => [of(*parent), of(row)].concat(),
+            None => Vec::new(),
+        };
+        self.parents.par_iter().enumerate().map(joined).collect()
     }
 
     fn pad(&self, config: &DecoderConfig, cache: Option<&KvCache>, device: &Device) -> Result<Padding> {
@@ -315,13 +339,19 @@ fn attend_slices(
                             })
                             .collect::<Vec<_>>()
                     }
-                    _ => tasks
-                        .map(|task| {
-                            let (i, head) = at(task);
-                            let (from, to) = span(k, i, kw);
-                            run(i, head, &k[from..to], &v[from..to])
-                        })
-                        .collect(),
+                    _ => {
+                        let (long_k, long_v) = (batch.continued(k, kw), batch.continued(v, kw));
+                        tasks
+                            .map(|task| {
+                                let (i, head) = at(task);
+                                if batch.parents[i].is_some() {
+                                    return run(i, head, &long_k[i], &long_v[i]);
+                                }
+                                let (from, to) = span(k, i, kw);
+                                run(i, head, &k[from..to], &v[from..to])
+                            })
+                            .collect()
+                    }
                 }
             })
         })
@@ -339,24 +369,37 @@ fn backward_slices(
     let starts = batch.starts();
     let (qw, kw, d) = (config.heads * config.head_dim, config.kv_heads * config.head_dim, config.head_dim);
     let parts = with_slices([q, k, v, o, d_o], |[q, k, v, o, g]| {
+        let (long_k, long_v) = (batch.continued(k, kw), batch.continued(v, kw));
         let run = |task: usize| {
             let (i, head) = (task / config.kv_heads, task % config.kv_heads);
             let (from, to) = (starts[i], starts[i] + batch.lens[i]);
             let queries = gather(&q[from * qw..to * qw], config, head, scale(config));
             let outputs = gather(&o[from * qw..to * qw], config, head, 1.0);
             let grads = gather(&g[from * qw..to * qw], config, head, 1.0);
-            let (keys, values) = (&k[from * kw + head * d..to * kw], &v[from * kw + head * d..to * kw]);
-            row_head_backward(config, &queries, keys, values, &outputs, &grads)
+            let (keys, values) = match batch.parents[i] {
+                Some(_) => (&long_k[i][head * d..], &long_v[i][head * d..]),
+                None => (&k[from * kw + head * d..to * kw], &v[from * kw + head * d..to * kw]),
+            };
+            row_head_backward(config, &queries, keys, values, batch.past[i], &outputs, &grads)
         };
         (0..batch.lens.len() * config.kv_heads).into_par_iter().map(run).collect::<Vec<_>>()
     })?;
-    let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
-    for (q, k, v) in parts {
+    let heads = config.kv_heads;
+    let (mut dq, mut dk, mut dv): (Vec<Vec<f32>>, Vec<Vec<f32>>, Vec<Vec<f32>>) = (Vec::new(), Vec::new(), Vec::new());
+    for (task, (q, mut k, mut v)) in parts.into_iter().enumerate() {
+        if let Some(parent) = batch.parents[task / heads] {
+            // what the row's queries ask of the keys before it; in the order of rows, so always the same sum
+            let (at, before) = (parent * heads + task % heads, batch.past[task / heads] * d);
+            for (sum, part) in [(&mut dk, &mut k), (&mut dv, &mut v)] {
+                let own = part.split_off(before);
+                cpu::add(&mut sum[at], part);
+                *part = own;
+            }
+        }
         dq.push(q);
         dk.push(k);
         dv.push(v);
     }
-    let heads = config.kv_heads;
     Ok((
         tensor(scatter(&dq, &batch.lens, heads, config.group() * d), q)?,
         tensor(scatter(&dk, &batch.lens, heads, d), k)?,
@@ -364,27 +407,28 @@ fn backward_slices(
     ))
 }
 
-/// Gradients `(dq, dk, dv)` of one row and key head; `q` is already scaled. Probabilities are
-/// computed again block by block, so nothing of size tokens squared is kept.
+/// Gradients `(dq, dk, dv)` of one row and key head after `past` tokens of another; `q` is already scaled.
+/// Probabilities are computed again block by block, so nothing of size tokens squared is kept.
 fn row_head_backward(
     config: &DecoderConfig,
     q: &[f32],
     k: &[f32],
     v: &[f32],
+    past: usize,
     o: &[f32],
     g: &[f32],
 ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let (d, group, width) = (config.head_dim, config.group(), config.kv_heads * config.head_dim);
     let tokens = q.len() / (group * d);
-    let (mut dq, mut dk, mut dv) = (vec![0f32; q.len()], vec![0f32; tokens * d], vec![0f32; tokens * d]);
+    let (mut dq, mut dk, mut dv) = (vec![0f32; q.len()], vec![0f32; (past + tokens) * d], vec![0f32; (past + tokens) * d]);
     for from in (0..tokens).step_by(BLOCK) {
         let to = (from + BLOCK).min(tokens);
-        let (rows, keys) = ((to - from) * group, to);
+        let (rows, keys) = ((to - from) * group, past + to);
         let part = from * group * d..to * group * d;
         let (queries, grads) = (&q[part.clone()], &g[part.clone()]);
         let mut p = vec![0f32; rows * keys];
         cpu::gemm(&mut p, (rows, keys, d), View::rows(queries, d), View::transposed(k, width), 1.0, false, 1);
-        causal_softmax(&mut p, keys, group, from);
+        causal_softmax(&mut p, keys, group, past + from);
         cpu::gemm(&mut dv, (keys, d, rows), View::transposed(&p, keys), View::rows(grads, d), 1.0, true, 1);
         let mut ds = vec![0f32; rows * keys];
         cpu::gemm(&mut ds, (rows, keys, d), View::rows(grads, d), View::transposed(v, width), 1.0, false, 1);

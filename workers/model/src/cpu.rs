@@ -44,6 +44,7 @@ macro_rules! widest {
         }
     )*};
 }
+pub(crate) use widest;
 
 /// A matrix inside a slice: `data[r * row + c * col]`.
 #[derive(Clone, Copy)]

@@ -16,6 +16,7 @@ use candle_core::{
 use crate::{
     config::{Architecture, DecoderConfig, SUPPORTED},
     error::{ModelError, Result},
+    packed::Packed,
 };
 
 /// An opened GGUF file: header parsed, tensors still on disk.
@@ -133,16 +134,18 @@ impl Gguf {
         Ok(config)
     }
 
-    /// All tensors by Hugging Face name, dequantised, in `dtype` on `device`.
-    pub fn tensors(
+    /// All tensors by Hugging Face name, in `dtype` on `device`: dequantised, but with `pack` those matrices
+    /// as they are that multiply so.
+    pub(crate) fn tensors(
         &mut self,
         config: &DecoderConfig,
         device: &Device,
         dtype: DType,
-    ) -> Result<BTreeMap<String, Tensor>> {
+        pack: bool,
+    ) -> Result<(BTreeMap<String, Tensor>, BTreeMap<String, Packed>)> {
         let mut names: Vec<String> = self.content.tensor_infos.keys().cloned().collect();
         names.sort();
-        let mut out = BTreeMap::new();
+        let (mut out, mut all_packed) = (BTreeMap::new(), BTreeMap::new());
         for name in names {
             let Some(target) = hugging_face_name(&name) else {
                 return Err(self.bad(format!("unexpected tensor {name}")));
@@ -152,22 +155,31 @@ impl Gguf {
                 .content
                 .tensor(&mut self.file, &name, &Device::Cpu)
                 .map_err(|e| ModelError::format(&self.path, format!("tensor {name}: {e}")))?;
-            let mut tensor = raw.dequantize(&Device::Cpu)?;
-            if config.architecture == Architecture::Llama {
-                let heads = if name.contains("attn_q.") {
-                    Some(config.heads)
-                } else if name.contains("attn_k.") {
-                    Some(config.kv_heads)
-                } else {
-                    None
+            let heads = match config.architecture {
+                Architecture::Llama if name.contains("attn_q.") => Some(config.heads),
+                Architecture::Llama if name.contains("attn_k.") => Some(config.kv_heads),
+                _ => None,
+            };
+            if let Some(packed) = if pack { Packed::new(&raw)? } else { None } {
+                let packed = match heads {
+                    Some(heads) => {
+                        let order = rotary_order(packed.dims()[0], heads);
+                        packed.reorder(&order)
+                    }
+                    None => packed,
                 };
-                if let Some(heads) = heads {
-                    tensor = undo_rotary_permutation(&tensor, heads)?;
-                }
+                all_packed.insert(target, packed);
+                continue;
+            }
+            let mut tensor = raw.dequantize(&Device::Cpu)?;
+            if let Some(heads) = heads {
+                tensor = undo_rotary_permutation(&tensor, heads)?;
             }
             out.insert(target, tensor.to_dtype(dtype)?.to_device(device)?);
         }
-        Ok(out)
+        let bytes: usize = all_packed.values().map(Packed::bytes).sum();
+        tracing::debug!(matrices = all_packed.len(), bytes, "weights stay packed");
+        Ok((out, all_packed))
     }
 }
 
@@ -177,6 +189,13 @@ fn undo_rotary_permutation(weight: &Tensor, heads: usize) -> Result<Tensor> {
     let dims = weight.dims().to_vec();
     let rest: usize = dims[1..].iter().product();
     Ok(weight.reshape((heads, dims[0] / heads / 2, 2, rest))?.transpose(1, 2)?.contiguous()?.reshape(dims)?)
+}
+
+/// The same for rows by number: row `i` of the result was row `order[i]`.
+fn rotary_order(rows: usize, heads: usize) -> Vec<usize> {
+    let width = rows / heads;
+    let half = width / 2;
+    (0..rows).map(|row| row / width * width + row % width % half * 2 + row % width / half).collect()
 }
 
 fn hugging_face_name(gguf: &str) -> Option<String> {
@@ -214,5 +233,6 @@ mod tests {
         let stored = Tensor::from_vec(vec![0f32, 10., 1., 11.], (4, 1), &Device::Cpu).unwrap();
         let undone = undo_rotary_permutation(&stored, 1).unwrap();
         assert_eq!(undone.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0., 1., 10., 11.]);
+        assert_eq!(rotary_order(8, 2), [0, 2, 1, 3, 4, 6, 5, 7]);
     }
 }

@@ -1,6 +1,6 @@
 //! A linear layer with an optional low-rank update that stays beside the frozen weight.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -8,6 +8,7 @@ use crate::{
     cpu::{self, View},
     error::{ModelError, Result},
     ops::{Kernels, with_slice},
+    packed::Packed,
 };
 
 /// `scale * B A`, added to a weight. Kept in f32 whatever the model's precision, because its
@@ -21,11 +22,73 @@ pub(crate) struct LoraPair {
     pub(crate) scale: f64,
 }
 
+/// A weight `[out, in]`.
+#[derive(Clone)]
+pub(crate) enum Matrix {
+    /// As numbers.
+    Dense(Tensor),
+    /// In the blocks of a GGUF file, for inference on the CPU.
+    Packed(Arc<Packed>),
+}
+
+impl Matrix {
+    /// The numbers; refused for packed weights, which can be neither trained nor changed.
+    pub(crate) fn dense(&self) -> Result<&Tensor> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor),
+            Self::Packed(_) => Err(ModelError::invalid(
+                "the weights are packed as their file stores them, for inference only; load the model unpacked to train, merge or export it",
+            )),
+        }
+    }
+
+    pub(crate) fn dense_mut(&mut self) -> Option<&mut Tensor> {
+        match self {
+            Self::Dense(tensor) => Some(tensor),
+            Self::Packed(_) => None,
+        }
+    }
+
+    pub(crate) fn is_packed(&self) -> bool {
+        matches!(self, Self::Packed(_))
+    }
+
+    fn out(&self) -> Result<usize> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor.dim(0)?),
+            Self::Packed(packed) => Ok(packed.dims()[0]),
+        }
+    }
+
+    /// Rows by index, `[ids, in]`.
+    pub(crate) fn select(&self, ids: &[u32], device: &Device) -> Result<Tensor> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor.index_select(&Tensor::from_slice(ids, ids.len(), device)?, 0)?),
+            Self::Packed(packed) => {
+                let width = packed.dims()[1];
+                let mut rows = vec![0f32; ids.len() * width];
+                for (row, &id) in rows.chunks_exact_mut(width).zip(ids) {
+                    packed.row(id as usize, row);
+                }
+                Ok(Tensor::from_vec(rows, (ids.len(), width), device)?)
+            }
+        }
+    }
+
+    /// `start + x W^T` on slices.
+    pub(crate) fn product(&self, x: &Tensor, start: Option<Vec<f32>>) -> Result<Vec<f32>> {
+        match self {
+            Self::Dense(weight) => product(x, weight, true, 1.0, start),
+            Self::Packed(packed) => with_slice(x, |x| packed.product(x, start)),
+        }
+    }
+}
+
 /// `y = x W^T + bias + scale * (x A^T) B^T`.
 #[derive(Clone)]
 pub(crate) struct Linear {
     /// `[out, in]`.
-    pub(crate) weight: Tensor,
+    pub(crate) weight: Matrix,
     pub(crate) bias: Option<Tensor>,
     pub(crate) lora: Option<LoraPair>,
 }
@@ -153,11 +216,6 @@ fn product(lhs: &Tensor, rhs: &Tensor, transpose_rhs: bool, scale: f64, start: O
     Ok(dst)
 }
 
-/// `x W^T` on slices, for an output matrix.
-pub(crate) fn product_transposed(x: &Tensor, weight: &Tensor) -> Result<Vec<f32>> {
-    product(x, weight, true, 1.0, None)
-}
-
 /// `dy W` (times `scale`, plus `start`).
 pub(crate) fn product_back(
     kernels: Kernels,
@@ -205,7 +263,7 @@ fn column_sums(kernels: Kernels, dy: &Tensor) -> Result<Tensor> {
 }
 
 impl Linear {
-    pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+    pub(crate) fn new(weight: Matrix, bias: Option<Tensor>) -> Self {
         Self { weight, bias, lora: None }
     }
 
@@ -214,16 +272,16 @@ impl Linear {
         match kernels {
             Kernels::Slices => {
                 let rows = x.dim(0)?;
-                let mut y = product(x, &self.weight, true, 1.0, start(self.bias.as_ref(), residual, rows)?)?;
+                let mut y = self.weight.product(x, start(self.bias.as_ref(), residual, rows)?)?;
                 if let Some(lora) = &self.lora {
                     let low =
                         Tensor::from_vec(product(x, &lora.a, true, 1.0, None)?, (rows, lora.a.dim(0)?), x.device())?;
                     y = product(&low, &lora.b, true, lora.scale, Some(y))?;
                 }
-                Ok(Tensor::from_vec(y, (rows, self.weight.dim(0)?), x.device())?)
+                Ok(Tensor::from_vec(y, (rows, self.weight.out()?), x.device())?)
             }
             Kernels::Tensors => {
-                let mut y = x.matmul(&self.weight.t()?)?;
+                let mut y = x.matmul(&self.weight.dense()?.t()?)?;
                 if let Some(bias) = &self.bias {
                     y = y.broadcast_add(bias)?;
                 }
@@ -252,7 +310,7 @@ impl Linear {
         full: bool,
         grads: &mut Grads,
     ) -> Result<Tensor> {
-        let mut dx = product_back(kernels, dy, &self.weight, 1.0, start)?;
+        let mut dx = product_back(kernels, dy, self.weight.dense()?, 1.0, start)?;
         if full {
             add_product(grads, &format!("{name}.weight"), kernels, dy, x, 1.0)?;
             if self.bias.is_some() {
@@ -277,9 +335,11 @@ impl Linear {
 
     /// Adds the low-rank update into the weight and drops it.
     pub(crate) fn merge(&mut self) -> Result<()> {
-        let Some(lora) = self.lora.take() else { return Ok(()) };
+        let Some(lora) = &self.lora else { return Ok(()) };
+        let weight = self.weight.dense()?;
         let update = (lora.b.matmul(&lora.a)? * lora.scale)?;
-        self.weight = (self.weight.to_dtype(DType::F32)? + update)?.to_dtype(self.weight.dtype())?;
+        self.weight = Matrix::Dense((weight.to_dtype(DType::F32)? + update)?.to_dtype(weight.dtype())?);
+        self.lora = None;
         Ok(())
     }
 }

@@ -58,6 +58,7 @@ impl Decoder {
         if self.lora.is_some() {
             return Err(ModelError::invalid("training every weight with an adapter attached; merge it first"));
         }
+        self.embed.dense()?;
         self.trainable = Trainable::Full;
         Ok(())
     }

@@ -10,6 +10,7 @@ use crate::{
     decoder::{Decoder, LINEARS, Trainable},
     error::{ModelError, Result},
     gradients::Gradients,
+    linear::Matrix,
     lora::{load_tensors, save_tensors},
     ops::with_slice,
 };
@@ -181,10 +182,12 @@ impl Decoder {
         }
         let full = self.trainable == Trainable::Full;
         if full {
-            out.insert("model.embed_tokens.weight".to_owned(), self.embed.clone());
             out.insert("model.norm.weight".to_owned(), self.norm.clone());
-            if let Some(head) = &self.head {
-                out.insert("lm_head.weight".to_owned(), head.clone());
+            let head = self.head.as_ref();
+            for (name, matrix) in [("model.embed_tokens.weight", Some(&self.embed)), ("lm_head.weight", head)] {
+                if let Some(Matrix::Dense(weight)) = matrix {
+                    out.insert(name.to_owned(), weight.clone());
+                }
             }
         }
         for (index, layer) in self.layers.iter().enumerate() {
@@ -198,8 +201,8 @@ impl Decoder {
                     out.insert(format!("{prefix}.{name}.lora_A"), lora.a.clone());
                     out.insert(format!("{prefix}.{name}.lora_B"), lora.b.clone());
                 }
-                if full {
-                    out.insert(format!("{prefix}.{name}.weight"), linear.weight.clone());
+                if let (true, Matrix::Dense(weight)) = (full, &linear.weight) {
+                    out.insert(format!("{prefix}.{name}.weight"), weight.clone());
                     if let Some(bias) = &linear.bias {
                         out.insert(format!("{prefix}.{name}.bias"), bias.clone());
                     }
@@ -232,9 +235,9 @@ impl Decoder {
         }
         let (full, lora) = (self.trainable == Trainable::Full, self.trainable == Trainable::Lora);
         match name {
-            "model.embed_tokens.weight" if full => return Some(&mut self.embed),
+            "model.embed_tokens.weight" if full => return self.embed.dense_mut(),
             "model.norm.weight" if full => return Some(&mut self.norm),
-            "lm_head.weight" if full => return self.head.as_mut(),
+            "lm_head.weight" if full => return self.head.as_mut().and_then(Matrix::dense_mut),
             _ => {}
         }
         let (index, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
@@ -249,7 +252,7 @@ impl Decoder {
         match part {
             "lora_A" if lora => linear.lora.as_mut().map(|pair| &mut pair.a),
             "lora_B" if lora => linear.lora.as_mut().map(|pair| &mut pair.b),
-            "weight" if full => Some(&mut linear.weight),
+            "weight" if full => linear.weight.dense_mut(),
             "bias" if full => linear.bias.as_mut(),
             _ => None,
         }

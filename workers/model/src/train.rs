@@ -1,7 +1,8 @@
 //! The teacher-forced pass: log-probability, entropy and value of chosen tokens, and the gradient
-//! of any objective of them. Only layer inputs are kept; each layer is computed again when its
-//! gradient is due, so memory is that of one layer. Nothing is padded on the CPU, and the
-//! vocabulary is touched only at the chosen positions.
+//! of any objective of them. Layer inputs are kept; a layer whose results do not fit into a fixed
+//! budget is computed again when its gradient is due, so memory is bounded. Nothing is padded on the
+//! CPU, what neighbouring sequences begin with is computed once there, and the vocabulary is touched
+//! only at the chosen positions.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -11,7 +12,7 @@ use crate::{
     error::{ModelError, Result},
     gradients::Gradients,
     head::{self, Logits, TokenGrads, TokenStats},
-    linear::{Grads, add_gradient, add_product, add_rows, product_back, product_transposed},
+    linear::{Grads, add_gradient, add_product, add_rows, product_back},
     ops::{self, Kernels},
 };
 
@@ -20,6 +21,9 @@ const HEAD_CHUNK: usize = 512;
 
 /// Elements of layers' intermediate results that are kept for the backward pass on the CPU (256 MiB).
 const KEPT_ACTIVATIONS: usize = 1 << 26;
+
+/// Fewest tokens at the beginning of two sequences that are worth computing once.
+const SHARED_TOKENS: usize = 8;
 
 /// Logits that are kept for the backward pass on the CPU (128 MiB).
 const KEPT_LOGITS: usize = 1 << 25;
@@ -136,7 +140,7 @@ impl Decoder {
             dx = self.layer_backward(index, &x, &saved, &dx, &prepared.batch, &mut grads)?;
         }
         if full {
-            add_rows(&mut grads, "model.embed_tokens.weight", self.kernels, &self.embed, &prepared.tokens, &dx)?;
+            add_rows(&mut grads, "model.embed_tokens.weight", self.kernels, self.embed.dense()?, &prepared.tokens, &dx)?;
         }
         finished(grads)
     }
@@ -155,9 +159,9 @@ impl Decoder {
                 "log-probabilities need a temperature above 0, got {temperature}"
             )));
         }
-        let (mut tokens, mut sources, mut targets, mut lens) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        // Nothing after the last chosen token's predecessor can matter.
+        let mut asked: Vec<(&TrainSequence, &[u32])> = Vec::new();
         for sequence in batch {
-            // Nothing after the last chosen token's predecessor can matter.
             let Some(&last) = sequence.positions.last() else { continue };
             let increasing = sequence.positions.windows(2).all(|pair| pair[0] < pair[1]);
             if !increasing || sequence.positions[0] == 0 || last >= sequence.tokens.len() {
@@ -168,17 +172,40 @@ impl Decoder {
                 )));
             }
             self.check_tokens(&sequence.tokens, 0)?;
-            let start = tokens.len();
-            sources.extend(sequence.positions.iter().map(|t| (start + t - 1) as u32));
-            targets.extend(sequence.positions.iter().map(|&t| sequence.tokens[t]));
-            tokens.extend_from_slice(&sequence.tokens[..last]);
-            lens.push(last);
+            asked.push((sequence, &sequence.tokens[..last]));
         }
-        let rows = (0..lens.len()).collect();
-        let batch = if lens.is_empty() {
-            Batch::new(&self.config, vec![1], vec![0], None, self.kernels, &self.device)?
-        } else {
-            Batch::new(&self.config, lens, rows, None, self.kernels, &self.device)?
+        let (mut tokens, mut sources, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut lens, mut parents) = (Vec::new(), Vec::new());
+        let mut rest = asked.as_slice();
+        while !rest.is_empty() {
+            let (count, shared) = if self.kernels == Kernels::Slices { sharing(rest) } else { (1, 0) };
+            let (group, after) = rest.split_at(count);
+            rest = after;
+            let (parent, start) = (lens.len(), tokens.len());
+            if shared > 0 {
+                tokens.extend_from_slice(&group[0].1[..shared]);
+                lens.push(shared);
+                parents.push(None);
+            }
+            for (sequence, used) in group {
+                let own = tokens.len();
+                let place = |t: &usize| if *t <= shared { start + t - 1 } else { own + t - 1 - shared };
+                sources.extend(sequence.positions.iter().map(|t| place(t) as u32));
+                targets.extend(sequence.positions.iter().map(|&t| sequence.tokens[t]));
+                if used.len() > shared {
+                    tokens.extend_from_slice(&used[shared..]);
+                    lens.push(used.len() - shared);
+                    parents.push((shared > 0).then_some(parent));
+                }
+            }
+        }
+        let batch = match (self.kernels, lens.is_empty()) {
+            (_, true) => Batch::new(&self.config, vec![1], vec![0], None, self.kernels, &self.device)?,
+            (Kernels::Slices, false) => Batch::continuing(lens, parents),
+            (Kernels::Tensors, false) => {
+                let rows = (0..lens.len()).collect();
+                Batch::new(&self.config, lens, rows, None, self.kernels, &self.device)?
+            }
         };
         Ok(Prepared { batch, tokens, sources, targets })
     }
@@ -202,7 +229,7 @@ impl Decoder {
     fn head_logits(&self, hidden: &Tensor) -> Result<Logits> {
         match self.kernels {
             Kernels::Slices => {
-                let data = product_transposed(hidden, self.output())?;
+                let data = self.output().product(hidden, None)?;
                 Ok(Logits::Slice { data, vocab: self.config.vocab, rows: Vec::new() })
             }
             Kernels::Tensors => Ok(Logits::Tensor(self.logits(hidden)?)),
@@ -264,11 +291,11 @@ impl Decoder {
                 if full {
                     add_product(grads, name, self.kernels, &d_logits, &x, 1.0)?;
                 }
-                parts.push(product_back(self.kernels, &d_logits, self.output(), 1.0, None)?);
+                parts.push(product_back(self.kernels, &d_logits, self.output().dense()?, 1.0, None)?);
             }
         } else {
             if full {
-                add_gradient(grads, name, self.output().zeros_like()?)?;
+                add_gradient(grads, name, self.output().dense()?.zeros_like()?)?;
             }
             parts.push(hidden.zeros_like()?);
         }
@@ -322,6 +349,23 @@ impl Decoder {
         }
         Ok((d_h + d_x)?)
     }
+}
+
+/// How many of the first sequences begin alike, and for how many tokens: samples of one question share its
+/// prompt, which is then computed once. A sequence that shares much less than those before it stays out.
+fn sharing(sequences: &[(&TrainSequence, &[u32])]) -> (usize, usize) {
+    let Some(((_, first), others)) = sequences.split_first() else { return (0, 0) };
+    let (mut count, mut shared) = (1, 0);
+    for (_, other) in others {
+        let most = if count == 1 { first.len() } else { shared };
+        let common = first[..most].iter().zip(*other).take_while(|(a, b)| a == b).count();
+        if common < SHARED_TOKENS || (count > 1 && common * 4 < shared * 3) {
+            break;
+        }
+        shared = common;
+        count += 1;
+    }
+    (count, shared)
 }
 
 fn finished(grads: Grads) -> Result<Gradients> {

@@ -14,6 +14,11 @@ fn batch() -> Vec<TrainSequence> {
         TrainSequence { tokens: tokens(2, 3), positions: vec![] },
         TrainSequence { tokens: tokens(3, 7), positions: vec![1, 6] },
         TrainSequence { tokens: tokens(4, 75), positions: vec![3, 70, 73] },
+        // A group: they begin alike, one shares more, one ends within what they share, one is its like.
+        TrainSequence { tokens: [tokens(5, 20), tokens(6, 9)].concat(), positions: vec![7, 20, 28] },
+        TrainSequence { tokens: [tokens(5, 20), tokens(7, 70)].concat(), positions: vec![7, 19, 20, 21, 85] },
+        TrainSequence { tokens: tokens(5, 18), positions: vec![2, 17] },
+        TrainSequence { tokens: [tokens(5, 20), tokens(6, 9)].concat(), positions: vec![7, 20, 28] },
     ]
 }
 
@@ -138,6 +143,25 @@ fn micro_batches_add_up_and_masked_objectives_give_zero() {
         })
         .unwrap();
     assert!(none.global_norm().unwrap() <= 0.0);
+}
+
+#[test]
+fn outputs_of_a_group_equal_those_of_its_members_alone() {
+    for config in shapes() {
+        let model = model(true, config);
+        let together = model.score(&batch(), 0.7).unwrap();
+        let mut alone = PolicyOutputs::default();
+        for sequence in batch() {
+            let out = model.score(&[sequence], 0.7).unwrap();
+            alone.logprob.extend(out.logprob);
+            alone.entropy.extend(out.entropy);
+        }
+        let pairs = together.logprob.iter().zip(&alone.logprob).chain(together.entropy.iter().zip(&alone.entropy));
+        assert_eq!(together.logprob.len(), alone.logprob.len());
+        for (a, b) in pairs {
+            assert!((a - b).abs() < 1e-5, "{a} against {b}");
+        }
+    }
 }
 
 fn bytes(model: &Decoder) -> Vec<Vec<u32>> {
