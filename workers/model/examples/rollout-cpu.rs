@@ -9,9 +9,7 @@ use std::{io::BufRead, path::PathBuf, time::Instant};
 
 use candle_core::{DType, Device};
 use s3_config::{LoraConfig, OptimizerConfig};
-use s3_model::{
-    AdamW, Decoder, DecoderConfig, Gradients, PolicyGrads, SampleKey, TrainSequence, sample, save_tensors,
-};
+use s3_model::{AdamW, Decoder, DecoderConfig, Gradients, PolicyGrads, SampleKey, TrainSequence, sample, save_tensors};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 

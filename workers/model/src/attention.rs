@@ -322,36 +322,33 @@ fn attend_slices(
                 };
                 let tasks = (0..batch.lens.len() * config.kv_heads).into_par_iter();
                 let at = |task: usize| (task / config.kv_heads, task % config.kv_heads);
-                match cache {
-                    Some((KvCache { store: Store::Rows(layers), .. }, layer)) => {
-                        let cached = &mut layers[layer];
-                        for (i, &row) in batch.rows.iter().enumerate() {
+                if let Some((KvCache { store: Store::Rows(layers), .. }, layer)) = cache {
+                    let cached = &mut layers[layer];
+                    for (i, &row) in batch.rows.iter().enumerate() {
+                        let (from, to) = span(k, i, kw);
+                        cached[row].k.extend_from_slice(&k[from..to]);
+                        cached[row].v.extend_from_slice(&v[from..to]);
+                    }
+                    let cached = &*cached;
+                    tasks
+                        .map(|task| {
+                            let (i, head) = at(task);
+                            let kv = &cached[batch.rows[i]];
+                            run(i, head, &kv.k, &kv.v)
+                        })
+                        .collect::<Vec<_>>()
+                } else {
+                    let (long_k, long_v) = (batch.continued(k, kw), batch.continued(v, kw));
+                    tasks
+                        .map(|task| {
+                            let (i, head) = at(task);
+                            if batch.parents[i].is_some() {
+                                return run(i, head, &long_k[i], &long_v[i]);
+                            }
                             let (from, to) = span(k, i, kw);
-                            cached[row].k.extend_from_slice(&k[from..to]);
-                            cached[row].v.extend_from_slice(&v[from..to]);
-                        }
-                        let cached = &*cached;
-                        tasks
-                            .map(|task| {
-                                let (i, head) = at(task);
-                                let kv = &cached[batch.rows[i]];
-                                run(i, head, &kv.k, &kv.v)
-                            })
-                            .collect::<Vec<_>>()
-                    }
-                    _ => {
-                        let (long_k, long_v) = (batch.continued(k, kw), batch.continued(v, kw));
-                        tasks
-                            .map(|task| {
-                                let (i, head) = at(task);
-                                if batch.parents[i].is_some() {
-                                    return run(i, head, &long_k[i], &long_v[i]);
-                                }
-                                let (from, to) = span(k, i, kw);
-                                run(i, head, &k[from..to], &v[from..to])
-                            })
-                            .collect()
-                    }
+                            run(i, head, &k[from..to], &v[from..to])
+                        })
+                        .collect()
                 }
             })
         })
@@ -385,7 +382,7 @@ fn backward_slices(
         (0..batch.lens.len() * config.kv_heads).into_par_iter().map(run).collect::<Vec<_>>()
     })?;
     let heads = config.kv_heads;
-    let (mut dq, mut dk, mut dv): (Vec<Vec<f32>>, Vec<Vec<f32>>, Vec<Vec<f32>>) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut dq, mut dk, mut dv]: [Vec<Vec<f32>>; 3] = Default::default();
     for (task, (q, mut k, mut v)) in parts.into_iter().enumerate() {
         if let Some(parent) = batch.parents[task / heads] {
             // what the row's queries ask of the keys before it; in the order of rows, so always the same sum
@@ -420,7 +417,8 @@ fn row_head_backward(
 ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let (d, group, width) = (config.head_dim, config.group(), config.kv_heads * config.head_dim);
     let tokens = q.len() / (group * d);
-    let (mut dq, mut dk, mut dv) = (vec![0f32; q.len()], vec![0f32; (past + tokens) * d], vec![0f32; (past + tokens) * d]);
+    let (mut dq, mut dk, mut dv) =
+        (vec![0f32; q.len()], vec![0f32; (past + tokens) * d], vec![0f32; (past + tokens) * d]);
     for from in (0..tokens).step_by(BLOCK) {
         let to = (from + BLOCK).min(tokens);
         let (rows, keys) = ((to - from) * group, past + to);

@@ -229,13 +229,14 @@ impl Decoder {
             }
             Ok(tensor.contiguous()?)
         };
-        let mut matrix = |name: &str, shape: [usize; 2], take: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>| {
-            match packed.remove(name) {
+        let mut matrix =
+            |name: &str, shape: [usize; 2], take: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>| match packed
+                .remove(name)
+            {
                 Some(packed) if packed.dims() == shape => Ok(Matrix::Packed(Arc::new(packed))),
                 Some(packed) => Err(wrong(name, &packed.dims(), &shape)),
                 None => take(name, &shape).map(Matrix::Dense),
-            }
-        };
+            };
         let c = &config;
         let embed = matrix("model.embed_tokens.weight", [c.vocab, c.hidden], &mut take)?;
         let head = if c.tied { None } else { Some(matrix("lm_head.weight", [c.vocab, c.hidden], &mut take)?) };

@@ -181,7 +181,15 @@ impl Packed {
         let mut y = start.unwrap_or_else(|| vec![0f32; tokens * self.rows]);
         let threads = candle_core::utils::get_num_threads();
         let shape = (tokens, self.rows, self.cols);
-        cpu::gemm(&mut y, shape, View::rows(x, self.cols), View::transposed(&weight, self.cols), 1.0, accumulate, threads);
+        cpu::gemm(
+            &mut y,
+            shape,
+            View::rows(x, self.cols),
+            View::transposed(&weight, self.cols),
+            1.0,
+            accumulate,
+            threads,
+        );
         y
     }
 }
@@ -269,14 +277,7 @@ fn multiply(kind: Kind, together: usize, out: &mut [f32], part: Part<'_>, x: &[f
 
 #[inline(always)]
 #[allow(clippy::inline_always)]
-fn multiply_with<L: Lanes>(
-    kind: Kind,
-    together: usize,
-    out: &mut [f32],
-    part: Part<'_>,
-    x: &[f32],
-    sums: &[f32],
-) {
+fn multiply_with<L: Lanes>(kind: Kind, together: usize, out: &mut [f32], part: Part<'_>, x: &[f32], sums: &[f32]) {
     match (kind, together) {
         (Kind::Nibbles, 1) => nibbles::<L, 1>(out, part, x, sums),
         (Kind::Nibbles, _) => nibbles::<L, TOGETHER>(out, part, x, sums),
@@ -333,8 +334,7 @@ mod tests {
         let weight = Tensor::from_vec(wave(rows * cols, 0.37), (rows, cols), &Device::Cpu).unwrap();
         for dtype in [GgmlDType::Q4_0, GgmlDType::Q4_1, GgmlDType::Q8_0] {
             let stored = QTensor::quantize(&weight, dtype).unwrap();
-            let dense: Vec<f32> =
-                stored.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let dense: Vec<f32> = stored.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             let packed = Packed::new(&stored).unwrap().unwrap();
             let mut row = vec![0f32; cols];
             packed.row(13, &mut row);

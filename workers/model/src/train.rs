@@ -140,7 +140,14 @@ impl Decoder {
             dx = self.layer_backward(index, &x, &saved, &dx, &prepared.batch, &mut grads)?;
         }
         if full {
-            add_rows(&mut grads, "model.embed_tokens.weight", self.kernels, self.embed.dense()?, &prepared.tokens, &dx)?;
+            add_rows(
+                &mut grads,
+                "model.embed_tokens.weight",
+                self.kernels,
+                self.embed.dense()?,
+                &prepared.tokens,
+                &dx,
+            )?;
         }
         finished(grads)
     }

@@ -82,12 +82,17 @@ fn advantages_are_those_of_verl() {
                 // a group of one: verl keeps its reward; without a baseline there is nothing to learn from, so ours is 0
                 for (at, question) in case.questions.iter().enumerate() {
                     let alone = case.questions.iter().filter(|other| *other == question).count() == 1;
-                    let theirs: Rows = vec![case.advantages[name][at].iter().map(|a| if alone { 0.0 } else { *a }).collect()];
+                    let theirs: Rows =
+                        vec![case.advantages[name][at].iter().map(|a| if alone { 0.0 } else { *a }).collect()];
                     same_rows(&format!("{name} of case {number}"), ours.advantage[at].clone(), &theirs);
                 }
                 continue;
             }
-            same_rows(&format!("{name} of case {number}"), ours.advantage.into_iter().flatten(), &case.advantages[name]);
+            same_rows(
+                &format!("{name} of case {number}"),
+                ours.advantage.into_iter().flatten(),
+                &case.advantages[name],
+            );
             if let Some(returns) = ours.returns {
                 same_rows("returns", returns.into_iter().flatten(), &case.advantages["gaeReturns"]);
             }
