@@ -1,0 +1,74 @@
+//! Carrying out the moves of a job component.
+
+use crate::key::Key;
+use crate::ledger;
+use crate::operator::Shared;
+use crate::scene::Scene;
+use crate::write::Trouble;
+use s3_plan::lifecycle::{Move, Stage, Verdict, class_word};
+use s3_plan::{Component, PlanError};
+use s3_telemetry::metrics;
+
+/// A stage of a component, without stop and supplies.
+pub fn stage<'a>(
+    scene: &'a Scene,
+    component: &'a Component,
+    print: Option<&'a str>,
+    attempts: &'a [s3_plan::lifecycle::Attempted],
+    policy: &'a s3_crds::FailurePolicy,
+    seed: &'a str,
+) -> Stage<'a> {
+    Stage { component: &component.name, print, attempts, policy, stop: None, may_start: true, now: scene.now, seed }
+}
+
+/// Does what was decided.
+pub async fn carry_out(
+    shared: &Shared,
+    key: &Key,
+    scene: &Scene,
+    component: &Component,
+    step: &Move,
+) -> Result<(), Trouble> {
+    let entries = scene.entries_of(&component.name);
+    let entry = |number: u32| entries.iter().find(|entry| entry.attempt.number == number);
+    match step {
+        Move::Record { attempt, record } => {
+            let Some(entry) = entry(*attempt) else { return Ok(()) };
+            let annotation =
+                ledger::record_annotation(record).map_err(|error| PlanError::Defect(error.to_string()))?;
+            shared.writer.annotate(key, &entry.config_map.metadata, "ConfigMap", annotation).await?;
+            let verdict = match &record.verdict {
+                Verdict::Done { .. } => "Done",
+                Verdict::Failed { class, .. } => class_word(*class),
+                Verdict::Stopped { .. } => "Stopped",
+            };
+            metrics().operator_attempts.with_label_values(&[key.word(), verdict]).inc();
+            tracing::info!(%key, component = component.name, attempt, verdict, "attempt ended");
+        }
+        Move::Remove { attempt } => {
+            let Some(entry) = entry(*attempt) else { return Ok(()) };
+            for job in &entry.jobs {
+                shared.writer.delete(key, "Job", &job.metadata).await?;
+            }
+        }
+        Move::Start { attempt } | Move::Run { attempt } => {
+            let owner = [scene.owner()];
+            let mut written = false;
+            for object in scene.render(component, *attempt, &owner)? {
+                written |= shared.writer.hold(key, &object, &owner).await?;
+            }
+            // Jobs of failed attempts stay for their logs until the next one is under way.
+            for old in entries.iter().filter(|entry| entry.attempt.number < *attempt) {
+                let done = old.attempt.record.as_ref().is_some_and(|r| matches!(r.verdict, Verdict::Done { .. }));
+                for job in old.jobs.iter().filter(|_| !done) {
+                    shared.writer.delete(key, "Job", &job.metadata).await?;
+                }
+            }
+            if written && matches!(step, Move::Start { .. }) {
+                tracing::info!(%key, component = component.name, attempt, "attempt started");
+            }
+        }
+        Move::Done { .. } | Move::Wait(_) | Move::Fail(_) | Move::Stopped(_) => {}
+    }
+    Ok(())
+}
