@@ -34,6 +34,7 @@ pub struct KvCache {
     pub(crate) store: Store,
     width: usize,
     kv_heads: usize,
+    pub(crate) computed: u64,
 }
 
 /// Slots that a padded cache grows by.
@@ -62,7 +63,8 @@ impl KvCache {
                 Store::Padded { layers, capacity: GROWTH }
             }
         };
-        Ok(Self { lens: vec![0; rows], store, width: config.kv_heads * config.head_dim, kv_heads: config.kv_heads })
+        let (width, kv_heads) = (config.kv_heads * config.head_dim, config.kv_heads);
+        Ok(Self { lens: vec![0; rows], store, width, kv_heads, computed: 0 })
     }
 
     /// Number of rows.
@@ -73,6 +75,11 @@ impl KvCache {
     /// Tokens that `row` holds.
     pub fn len(&self, row: usize) -> usize {
         self.lens[row]
+    }
+
+    /// Tokens that went through the model for this cache, or for the one it was forked from before that.
+    pub fn computed(&self) -> u64 {
+        self.computed
     }
 
     /// Whether no row holds a token.
@@ -116,6 +123,7 @@ impl KvCache {
             store,
             width: self.width,
             kv_heads: self.kv_heads,
+            computed: self.computed,
         })
     }
 

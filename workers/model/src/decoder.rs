@@ -396,6 +396,7 @@ impl Decoder {
         }
         for &(row, tokens) in items {
             cache.lens[row] += tokens.len();
+            cache.computed += tokens.len() as u64;
         }
         Ok(x)
     }

@@ -86,6 +86,11 @@ impl Player<'_> {
     /// A search that cannot be had masks the episodes that wait for it; when that leaves no episode of the
     /// batch, the call fails instead.
     pub fn play(&self, requests: &[EpisodeRequest]) -> Result<Vec<Trajectory>, RolloutError> {
+        self.play_counted(requests).map(|(played, _)| played)
+    }
+
+    /// As [`Self::play`], with the number of tokens that went through the model.
+    pub fn play_counted(&self, requests: &[EpisodeRequest]) -> Result<(Vec<Trajectory>, u64), RolloutError> {
         let mut rows = Vec::with_capacity(requests.len());
         for request in requests {
             let episode =
@@ -94,7 +99,7 @@ impl Player<'_> {
             rows.push(Row { episode, key, sample: request.sample, turn: 0, cached: 0 });
         }
         if rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), 0));
         }
         let mut cache = self.prompts(&mut rows)?;
         loop {
@@ -115,11 +120,12 @@ impl Player<'_> {
                 let reason = failures.first().copied().unwrap_or_default().to_owned();
                 Err(RolloutError::AllFailed { reason, outage: true })
             }
-            None => Ok(played),
+            None => Ok((played, cache.computed())),
         }
     }
 
-    /// Computes every distinct prompt once, all but its last token, and copies it to the rows that share it.
+    /// Computes what all prompts begin with once, then the rest of every distinct prompt once, all but its last
+    /// token, and copies it to the rows that share it.
     fn prompts(&self, rows: &mut [Row]) -> Result<KvCache, RolloutError> {
         let mut distinct: BTreeMap<&[u32], usize> = BTreeMap::new();
         let mut first: Vec<usize> = Vec::new();
@@ -130,14 +136,30 @@ impl Player<'_> {
                 first.len() - 1
             }));
         }
+        // sorted, so that what the first and the last begin with all do
+        let common = match (distinct.keys().next(), distinct.keys().next_back()) {
+            (Some(least), Some(most)) => least.iter().zip(most.iter()).take_while(|(a, b)| a == b).count(),
+            _ => 0,
+        };
         let items: Vec<(usize, &[u32])> = first
             .iter()
             .enumerate()
             .filter_map(|(at, &row)| Some((at, rows[row].episode.context().split_last()?.1)))
             .filter(|(_, tokens)| !tokens.is_empty())
             .collect();
+        let shared = items.iter().map(|(_, tokens)| tokens.len()).min().unwrap_or(0).min(common);
         let mut cache = self.decoder.cache(first.len())?;
-        self.decoder.prefill(&mut cache, &items)?;
+        if first.len() > 1 && items.len() == first.len() && shared > 0 {
+            let mut one = self.decoder.cache(1)?;
+            self.decoder.prefill(&mut one, &[(0, &items[0].1[..shared])])?;
+            cache = one.fork(&vec![0; first.len()])?;
+        }
+        let rest: Vec<(usize, &[u32])> = items
+            .into_iter()
+            .map(|(at, tokens)| (at, &tokens[cache.len(at)..]))
+            .filter(|(_, tokens)| !tokens.is_empty())
+            .collect();
+        self.decoder.prefill(&mut cache, &rest)?;
         let cache = if first.len() == rows.len() { cache } else { cache.fork(&of)? };
         for (at, row) in rows.iter_mut().enumerate() {
             row.cached = cache.len(at);
