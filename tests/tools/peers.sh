@@ -10,7 +10,6 @@ declare -A pins=(
     [vllm-router]='vllm-router==0.1.17'
     [sglang-router]='sglang-router==0.3.2'
     [litellm]='litellm[proxy]==1.106.2'
-    [xllamacpp]='xllamacpp'
 )
 
 python_peer() {

@@ -1,13 +1,16 @@
 //! The real program over real sockets: resumed after SIGKILL, stopped by outages, refused inputs.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../../tests/support/full_disk.rs"]
+mod full_disk;
 mod support;
 
+use full_disk::full_disk;
 use s3_evaluator::results::Results;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use support::{QUESTIONS, World, run, run_limited, spawn};
+use support::{QUESTIONS, World, program, run, spawn};
 
 /// All but the one that is in the training file.
 const ASKED: usize = QUESTIONS - 1;
@@ -114,11 +117,12 @@ fn a_full_disk_ends_in_one_line_and_loses_nothing() {
     let mut ends = 0;
     // journals, then results, then the page do not fit; each run goes on from what the one before left
     for kib in [1, 4, 8, 16, 32, 64, 128, 256] {
-        let (code, stderr) = run_limited(&config, kib);
-        if code == 0 {
+        let output = full_disk(&program(&["run"], &config), kib).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        if output.status.success() {
             break;
         }
-        assert_eq!(code, 74, "{kib} KiB: {stderr}");
+        assert_eq!(output.status.code(), Some(74), "{kib} KiB: {stderr}");
         assert_eq!(stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{kib} KiB: {stderr}");
         ends += 1;
     }

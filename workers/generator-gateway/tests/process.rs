@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
+#[path = "../../../tests/support/full_disk.rs"]
+mod full_disk;
 
 use common::{Act, Upstream, World, answer, end_of, failure, free_port, page, request, serve_command};
 use s3_config::{AdapterSpec, DTypeKind, DeviceKind, ModelSpec, ProviderConfig};
@@ -298,11 +300,7 @@ async fn a_full_disk_loses_nothing_that_was_acknowledged() {
     upstream.always(Act::Say(long.clone()));
     let world = World::new(&upstream.url());
     world.start().kill();
-    // a file size limit without its signal: writing fails as on a full disk
-    let plain = world.command();
-    let mut limited = std::process::Command::new("bash");
-    limited.args(["-c", "trap '' XFSZ; ulimit -f 6000; exec \"$@\"", "limited"]).arg(plain.get_program());
-    limited.args(plain.get_args());
+    let limited = full_disk::full_disk(&world.command(), 6000);
     let process = world.start_with(limited);
     let client = world.client();
     let batch = |i: usize| request((0..4).map(|j| format!("question {i}.{j}")));

@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
+#[path = "../../../tests/support/full_disk.rs"]
+mod full_disk;
 
-use common::{World, command, limited, read_json, refused, run};
+use common::{World, command, read_json, refused, run};
+use full_disk::full_disk;
 use s3_retriever::index::Index;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -109,7 +112,7 @@ fn a_full_disk_ends_in_one_line_and_loses_nothing() {
     std::fs::remove_dir_all(world.path("index")).unwrap();
     // each goes on from what the one before left
     for kib in [1, largest / 8, largest / 2, largest - 1] {
-        let output = limited(&arguments, kib).stderr(Stdio::piped()).output().unwrap();
+        let output = full_disk(&command(&arguments), kib).stdin(Stdio::null()).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(74), "{kib} KiB: {error}");
         assert_eq!(error.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{kib} KiB: {error}");

@@ -1,12 +1,15 @@
 //! The real `s3-trainer` process against services over real sockets: killed anywhere, slow, failing.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../../tests/support/full_disk.rs"]
+mod full_disk;
 mod support;
 
+use full_disk::full_disk;
 use s3_rollout::record::read_training;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use support::{World, run, run_limited, spawn};
+use support::{World, program, run, spawn};
 
 const TRAIN: &str = "steps: 5\nrollout: {questions: 4, samples: 4, batch: 8, microBatch: 4, miniBatch: 8}\n\
     probe: {every: 2, limit: 4, datasets: [{name: d, path: ROOT/questions.jsonl}]}";
@@ -116,11 +119,12 @@ fn a_full_disk_ends_in_one_line_and_loses_nothing() {
     let mut ends = 0;
     // journals, then checkpoints, then the export do not fit; each run goes on from what the one before left
     for kib in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
-        let (code, stderr) = run_limited("train", &config, kib);
-        if code == 0 {
+        let output = full_disk(&program("train", &config), kib).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        if output.status.success() {
             break;
         }
-        assert_eq!(code, 74, "{kib} KiB: {stderr}");
+        assert_eq!(output.status.code(), Some(74), "{kib} KiB: {stderr}");
         assert_eq!(stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{kib} KiB: {stderr}");
         ends += 1;
     }

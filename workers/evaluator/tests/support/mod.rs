@@ -168,30 +168,16 @@ impl World {
     }
 }
 
-/// Starts the real program.
-pub fn spawn(arguments: &[&str], config: &Path) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_s3-evaluator"))
-        .arg(arguments[0])
-        .arg("--config")
-        .arg(config)
-        .args(&arguments[1..])
-        .env("RUST_LOG", "info")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+/// The real program.
+pub fn program(arguments: &[&str], config: &Path) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_s3-evaluator"));
+    program.arg(arguments[0]).arg("--config").arg(config).args(&arguments[1..]).env("RUST_LOG", "info");
+    program
 }
 
-/// Runs it under a limit of the size of files: writing past it fails as on a full disk.
-pub fn run_limited(config: &Path, kib: u64) -> (i32, String) {
-    let output = Command::new("bash")
-        .args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\""), "limited"])
-        .args([env!("CARGO_BIN_EXE_s3-evaluator"), "run", "--config"])
-        .arg(config)
-        .env("RUST_LOG", "info")
-        .output()
-        .unwrap();
-    (output.status.code().unwrap_or(-1), String::from_utf8(output.stderr).unwrap())
+/// Starts the real program.
+pub fn spawn(arguments: &[&str], config: &Path) -> Child {
+    program(arguments, config).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Runs it to its end: exit code, standard output, standard error.

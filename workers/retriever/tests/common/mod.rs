@@ -160,16 +160,6 @@ pub fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// The same under a limit of the size of files: writing past it fails as on a full disk.
-pub fn limited(arguments: &[&str], kib: u64) -> Command {
-    let whole = command(arguments);
-    let mut command = Command::new("bash");
-    command.args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\""), "limited"]);
-    command.arg(whole.get_program()).args(arguments);
-    command.env("RUST_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::null());
-    command
-}
-
 /// Exit code and what standard error holds.
 pub fn run(arguments: &[&str]) -> (i32, String) {
     let output = command(arguments).stderr(Stdio::piped()).output().unwrap();

@@ -204,28 +204,16 @@ impl World {
     }
 }
 
-/// Starts the real program.
-pub fn spawn(command: &str, config: &Path) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_s3-trainer"))
-        .args([command, "--config"])
-        .arg(config)
-        .env("RUST_LOG", "warn")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+/// The real program.
+pub fn program(command: &str, config: &Path) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_s3-trainer"));
+    program.args([command, "--config"]).arg(config).env("RUST_LOG", "warn");
+    program
 }
 
-/// Runs it under a limit of the size of files: writing past it fails as on a full disk.
-pub fn run_limited(command: &str, config: &Path, kib: u64) -> (i32, String) {
-    let output = Command::new("bash")
-        .args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\""), "limited"])
-        .args([env!("CARGO_BIN_EXE_s3-trainer"), command, "--config"])
-        .arg(config)
-        .env("RUST_LOG", "warn")
-        .output()
-        .unwrap();
-    (output.status.code().unwrap_or(-1), String::from_utf8(output.stderr).unwrap())
+/// Starts the real program.
+pub fn spawn(command: &str, config: &Path) -> Child {
+    program(command, config).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Runs it to its end: exit code, standard output, standard error.
