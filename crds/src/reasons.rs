@@ -86,6 +86,9 @@ catalogue! {
     INDEX_INVALID: RetrieverIndex "Ready" "False" "InvalidSpec",
         "The spec asks for something that cannot be done; the message names the field.",
         "Change the field that the message names.";
+    INDEX_NAME_TAKEN: RetrieverIndex "Ready" "False" "NameTaken",
+        "An object that the index needs has the name of one that the operator did not make; it is left alone.",
+        "Rename or delete the object that the message names, or rename the index.";
     INDEX_UNSUPPORTED: RetrieverIndex "Ready" "False" "UnsupportedField",
         "The spec sets a field that this version does not honour yet.",
         "Remove the field that the message names, or upgrade.";
@@ -137,6 +140,12 @@ catalogue! {
     TRAINING_UNSCHEDULABLE: S3TrainingJob "Training" "False" "Unschedulable",
         "No node takes the trainer pods.",
         "Compare requested GPUs, memory and node selector with the nodes.";
+    TRAINING_STARTING: S3TrainingJob "Training" "False" "Starting",
+        "Pods of an attempt are being started.",
+        "Wait; if it lasts, see the message and the events of the pods (image, volume, secret).";
+    TRAINING_STOPPING: S3TrainingJob "Training" "False" "Stopping",
+        "Nothing new starts; older pods save and leave, or have left.",
+        "Nothing; it goes on by itself. A pod on a lost node is fenced and no longer waited for.";
     TRAINING_WARM_START: S3TrainingJob "Training" "True" "WarmStart",
         "Supervised training before the first policy update step.",
         "Nothing; it goes on by itself.";
@@ -191,6 +200,9 @@ catalogue! {
     JOB_INVALID: S3TrainingJob "Succeeded" "False" "InvalidSpec",
         "The spec asks for something that cannot be done; the message names the field.",
         "Change the field that the message names.";
+    JOB_NAME_TAKEN: S3TrainingJob "Succeeded" "Unknown" "NameTaken",
+        "An object that the job needs has the name of one that the operator did not make; it is left alone.",
+        "Rename or delete the object that the message names, or rename the job.";
     JOB_UNSUPPORTED: S3TrainingJob "Succeeded" "False" "UnsupportedField",
         "The spec sets a field that this version does not honour yet.",
         "Remove the field that the message names, or upgrade.";
@@ -230,6 +242,12 @@ catalogue! {
     EVAL_QUEUED: EvalRun "Evaluating" "False" "Queued",
         "The run waits for admission to its queue.",
         "See the Workload; the queue may be out of quota.";
+    EVAL_STARTING: EvalRun "Evaluating" "False" "Starting",
+        "Pods of an attempt are being started.",
+        "Wait; if it lasts, see the message and the events of the pods (node, image, volume, secret).";
+    EVAL_STOPPING: EvalRun "Evaluating" "False" "Stopping",
+        "Nothing new starts; older pods save and leave, or have left.",
+        "Nothing; it goes on by itself.";
     EVAL_RUNNING: EvalRun "Evaluating" "True" "Answering",
         "Questions are being answered; `status.done` says how many.",
         "Nothing; it goes on by itself.";
@@ -254,6 +272,9 @@ catalogue! {
     EVAL_INVALID: EvalRun "Succeeded" "False" "InvalidSpec",
         "The spec asks for something that cannot be done; the message names the field.",
         "Change the field that the message names.";
+    EVAL_NAME_TAKEN: EvalRun "Succeeded" "Unknown" "NameTaken",
+        "An object that the run needs has the name of one that the operator did not make; it is left alone.",
+        "Rename or delete the object that the message names, or rename the run.";
     EVAL_UNSUPPORTED: EvalRun "Succeeded" "False" "UnsupportedField",
         "The spec sets a field that this version does not honour yet.",
         "Remove the field that the message names, or upgrade.";

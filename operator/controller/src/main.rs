@@ -1,4 +1,4 @@
-//! `s3-operator`: makes the CRD manifests and the reference of condition reasons from the types.
+//! `s3-operator`: runs the operator, and makes the CRD manifests and references from the types.
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -16,6 +16,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run the operator until it is asked to stop.
+    Run(Box<s3_operator::options::Options>),
     /// Write the CRD manifests, for `kubectl apply -f`.
     Crds {
         /// Folder for one file a kind; without it all go to the output.
@@ -35,9 +37,21 @@ enum Command {
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
+        Command::Run(options) => run(*options),
         Command::Crds { output, without_cel } => crds(output.as_deref(), without_cel),
         Command::ExplainReasons { output } => write(output.as_deref(), &s3_crds::reasons_markdown()),
     }
+}
+
+fn run(options: s3_operator::options::Options) -> Result<()> {
+    s3_telemetry::init_logging();
+    // A second provider in the process would be an error here; there is none, and the first stays.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
+    runtime.block_on(async {
+        let shutdown = s3_telemetry::Shutdown::listen().context("signals")?;
+        s3_operator::operator::run(options, shutdown).await.context("the operator ended")
+    })
 }
 
 fn crds(output: Option<&Path>, without_cel: bool) -> Result<()> {

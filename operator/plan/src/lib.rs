@@ -14,6 +14,7 @@ mod evaluation;
 mod fetch;
 mod gateway;
 mod index;
+pub mod lifecycle;
 mod names;
 pub mod objects;
 mod placement;

@@ -95,6 +95,13 @@ catalogue! {
     training_masked: Counter "s3_training_masked_episodes_total" ["reason"] "Episodes left out because of an infrastructure failure.";
     training_tokens: Counter "s3_training_tokens_total" ["kind"] "Tokens sampled (action) and trained on (context).";
     training_phase_seconds: Histogram "s3_training_phase_seconds" ["phase"] "Duration of a step's phase (rollout, reward, update, checkpoint).";
+    operator_reconciles: Counter "s3_operator_reconciles_total" ["kind", "result"] "Reconciles, by result (done, waiting, changed, refused, error).";
+    operator_reconcile_seconds: Histogram "s3_operator_reconcile_seconds" ["kind"] "Duration of a reconcile.";
+    operator_writes: Counter "s3_operator_writes_total" ["kind", "verb", "outcome"] "Writes to the API server, by outcome (ok, conflict, error).";
+    operator_reports: Counter "s3_operator_progress_reports_total" ["result"] "Progress reports, by result (taken, fenced, refused).";
+    operator_leader: Gauge "s3_operator_leader" [] "Whether this process leads (1) or stands by (0).";
+    operator_queue_depth: Gauge "s3_operator_queue_depth" [] "Resources that are due and wait for a worker.";
+    operator_attempts: Counter "s3_operator_attempts_total" ["kind", "verdict"] "Attempts that ended, by verdict (Done, Stopped or the class of the failure).";
     eval_questions: Counter "s3_eval_questions_total" ["arm", "outcome"] "Questions evaluated, by outcome (right, wrong, failed).";
 }
 

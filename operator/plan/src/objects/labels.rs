@@ -39,7 +39,7 @@ pub fn label_value(name: &str) -> String {
 }
 
 /// The resource (`Kind`, name) that a component belongs to; a gateway belongs to all its users alike.
-pub(crate) fn belongs_to(component: &Component) -> Option<(&str, &str)> {
+pub fn belongs_to(component: &Component) -> Option<(&str, &str)> {
     let kind = match component.kind {
         ComponentKind::Gateway | ComponentKind::GatewayFetch => return None,
         ComponentKind::Fetch => return component.owners.iter().find_map(|owner| owner.split_once('/')),

@@ -20,10 +20,9 @@ mod surroundings;
 mod workload;
 
 pub use binder::ClusterBinder;
-pub(crate) use labels::belongs_to;
 pub use labels::{
     ATTEMPT_LABEL, CLIENT_LABEL_PREFIX, COMPONENT_LABEL, FINGERPRINT_ANNOTATION, KIND_LABEL, MANAGER, NAME_LABEL,
-    STEPS_ANNOTATION, WORK_ANNOTATION, component_selector, identity_of, label_value,
+    STEPS_ANNOTATION, WORK_ANNOTATION, belongs_to, component_selector, identity_of, label_value,
 };
 pub use object::{Object, Writing};
 pub use queue::workload;

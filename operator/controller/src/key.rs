@@ -1,0 +1,59 @@
+//! What is reconciled, one at a time per key.
+
+use s3_crds::Kind;
+use std::fmt;
+
+/// One unit of work.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// One resource.
+    Resource {
+        /// Its kind.
+        kind: Kind,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// The gateways that the resources of a namespace share.
+    Gateways {
+        /// The namespace.
+        namespace: String,
+    },
+}
+
+impl Key {
+    /// A resource's key.
+    pub fn resource(kind: Kind, namespace: &str, name: &str) -> Self {
+        Self::Resource { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    /// A namespace's gateways.
+    pub fn gateways(namespace: &str) -> Self {
+        Self::Gateways { namespace: namespace.to_owned() }
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        match self {
+            Self::Resource { namespace, .. } | Self::Gateways { namespace } => namespace,
+        }
+    }
+
+    /// The kind as a label of metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Resource { kind, .. } => kind.name(),
+            Self::Gateways { .. } => "Gateways",
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resource { kind, namespace, name } => write!(f, "{}/{namespace}/{name}", kind.name()),
+            Self::Gateways { namespace } => write!(f, "Gateways/{namespace}"),
+        }
+    }
+}

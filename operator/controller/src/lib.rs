@@ -1,0 +1,15 @@
+//! The operator: watches the three kinds, plans them, applies what the plan says, and writes what it sees.
+
+pub mod cache;
+pub mod clock;
+pub mod key;
+pub mod lease;
+pub mod ledger;
+pub mod operator;
+pub mod options;
+pub mod progress;
+pub mod queue;
+pub mod reconcile;
+pub mod scene;
+pub mod world;
+pub mod write;

@@ -1,0 +1,227 @@
+//! `RetrieverIndex`.
+
+use super::{Again, sooner, stage, status, until};
+use crate::key::Key;
+use crate::ledger;
+use crate::operator::Shared;
+use crate::scene::{Scene, conditions_of, value_of};
+use crate::world::references;
+use crate::write::Trouble;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
+use s3_crds::{FailurePolicy, Kind, RetrieverIndexStatus, condition_type, is_true, reason};
+use s3_plan::lifecycle::{IndexView, Move, Serving, Verdict, decide_index, fill_index, holds};
+use s3_plan::objects::service_name;
+use s3_plan::{ComponentKind, PlanError};
+use serde::de::DeserializeOwned;
+
+/// Keeps an index from going while it is used.
+pub const FINALIZER: &str = "searchagent.dev/in-use";
+
+/// Reconciles one.
+pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) -> Result<Again, Trouble> {
+    let Some(scene) = Scene::read(shared, Kind::RetrieverIndex, namespace, name) else { return Ok(None) };
+    let meta = &scene.object.metadata;
+    let users = users(shared, namespace, name);
+    let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+    let held = finalizers.iter().any(|finalizer| finalizer == FINALIZER);
+    let terminating = meta.deletion_timestamp.is_some();
+    if terminating && users.is_empty() {
+        if held {
+            finalizers.retain(|finalizer| finalizer != FINALIZER);
+            shared.writer.finalizers(key, scene.kind, meta, &finalizers).await?;
+        }
+        shared.reports.forget(&scene.object.uid().unwrap_or_default());
+        return Ok(None);
+    }
+    if !terminating && !held {
+        finalizers.push(FINALIZER.to_owned());
+        shared.writer.finalizers(key, scene.kind, meta, &finalizers).await?;
+        // Decided from again with the version that this made.
+        return Ok(None);
+    }
+    let mut now_status: RetrieverIndexStatus = status_of(&scene);
+    let fresh = now_status.clone();
+    now_status.observed_generation = meta.generation;
+    if let Some(errors) = scene.refused.get(&scene.title()) {
+        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
+        let reason = if unsupported { reason::INDEX_UNSUPPORTED } else { reason::INDEX_INVALID };
+        status::say(&mut now_status.conditions, &[(reason, lines(errors))], &scene.object);
+        return status::write(shared, key, scene.kind, &scene.object, &now_status).await;
+    }
+    let plan = match &scene.plan {
+        Ok(plan) => plan,
+        Err(error) => {
+            status::say(&mut now_status.conditions, &[(reason::INDEX_INVALID, error.to_string())], &scene.object);
+            return status::write(shared, key, scene.kind, &scene.object, &now_status).await;
+        }
+    };
+    let fetch = scene.own_jobs().into_iter().find(|component| component.kind == ComponentKind::Fetch);
+    let build = plan.components.iter().find(|component| component.kind == ComponentKind::IndexBuild);
+    let server = plan.components.iter().find(|component| component.kind == ComponentKind::Retriever);
+    let (Some(build), Some(server)) = (build, server) else {
+        return Err(PlanError::Defect(format!("{} has no build or no server", scene.title())).into());
+    };
+
+    let print = scene.print(build);
+    let attempts = scene.attempts_of(&build.name);
+    let fetch_print = fetch.and_then(|fetch| scene.print(fetch));
+    let fetched = fetch.map(|fetch| scene.attempts_of(&fetch.name)).unwrap_or_default();
+    let policy = FailurePolicy::default();
+    let uid = scene.object.uid().unwrap_or_default();
+    let wanted = plan.placements.of(server).replicas;
+    let deployment = shared.world.deployments.get(namespace, &server.name);
+    let view = IndexView {
+        fetch: fetch.map(|fetch| stage::stage(scene.now, fetch, fetch_print.as_deref(), &fetched, &policy, &uid)),
+        build: stage::stage(scene.now, build, print.as_deref(), &attempts, &policy, &uid),
+        serving: serving(shared, &scene, deployment.as_deref(), server, wanted, &fresh),
+        terminating,
+        users: &users,
+        served_before: fresh.digest.is_some() && deployment.is_some(),
+    };
+    let decision = decide_index(&view);
+
+    let acted = async {
+        if let Some((fetch, step)) = fetch.zip(decision.fetch.as_ref()) {
+            stage::of_resource(shared, key, &scene, fetch, step).await?;
+        }
+        stage::of_resource(shared, key, &scene, build, &decision.build).await?;
+        if decision.serve {
+            serve(shared, key, &scene, server, deployment.as_deref()).await?;
+        }
+        Ok::<(), Trouble>(())
+    }
+    .await;
+    let mut said = decision.said;
+    match acted {
+        Ok(()) => {}
+        Err(Trouble::NameTaken(what)) => said.push((reason::INDEX_NAME_TAKEN, what)),
+        Err(Trouble::Plan(error @ PlanError::VolumeShape { .. })) => said.push((reason::INDEX_VOLUME_SHAPE, error.to_string())),
+        Err(Trouble::Plan(error)) => said.push((reason::INDEX_INVALID, error.to_string())),
+        Err(trouble) => return Err(trouble),
+    }
+
+    status::say(&mut now_status.conditions, &said, &scene.object);
+    if let Move::Done { attempt, digest } = &decision.build {
+        let entry = attempts.iter().find(|entry| entry.number == *attempt);
+        if let Some(Verdict::Done { summary, .. }) = entry.and_then(|entry| entry.record.as_ref()).map(|r| &r.verdict) {
+            fill_index(&mut now_status, digest, summary);
+        }
+        now_status.progress = Some("100%".into());
+    } else {
+        let open = attempts.iter().rev().find(|attempt| attempt.open());
+        let report = open.and_then(|open| shared.reports.of(&uid, &build.name, open.number));
+        let share = report.filter(|report| report.total > 0).map(|r| r.done.min(r.total) * 100 / r.total);
+        now_status.progress = share.map(|share| format!("{share}%")).or(now_status.progress.filter(|p| p != "100%"));
+    }
+    now_status.ready_replicas = Some(view.serving.ready);
+    if is_true(&now_status.conditions, condition_type::SERVING) {
+        now_status.endpoint = Some(format!("http://{}.{namespace}.svc:8080", service_name(&server.name)));
+    }
+    let again = status::write(shared, key, scene.kind, &scene.object, &now_status).await?;
+    let fenced = scene.entries.values().flatten().filter_map(|entry| entry.fenced_at).min();
+    let times = decision.again.into_iter().chain(fenced).map(|at| until(at, scene.now)).min();
+    Ok(sooner(again, times))
+}
+
+fn serving(
+    shared: &Shared,
+    scene: &Scene,
+    deployment: Option<&Deployment>,
+    server: &s3_plan::Component,
+    wanted: u32,
+    old: &RetrieverIndexStatus,
+) -> Serving {
+    let was_up = is_true(&old.conditions, condition_type::SERVING)
+        || s3_crds::condition(&old.conditions, condition_type::SERVING).is_some_and(|c| c.reason == "Unavailable");
+    let Some(deployment) = deployment else { return Serving { wanted, was_up, ..Serving::default() } };
+    let status = deployment.status.clone().unwrap_or_default();
+    let count = |value: Option<i32>| u32::try_from(value.unwrap_or(0)).unwrap_or(0);
+    let print = scene.print(server);
+    let annotations = deployment.metadata.annotations.clone().unwrap_or_default();
+    let applied = annotations.get(s3_plan::objects::FINGERPRINT_ANNOTATION).cloned();
+    let ready = count(status.available_replicas);
+    let current = applied.is_some()
+        && applied == print
+        && status.observed_generation >= deployment.metadata.generation
+        && count(status.updated_replicas) == count(status.replicas)
+        && ready == count(status.replicas);
+    Serving {
+        present: true,
+        wanted,
+        ready,
+        current,
+        was_up,
+        trouble: ledger::trouble(&shared.world, &scene.namespace(), &server.name),
+    }
+}
+
+async fn serve(
+    shared: &Shared,
+    key: &Key,
+    scene: &Scene,
+    server: &s3_plan::Component,
+    deployment: Option<&Deployment>,
+) -> Result<(), Trouble> {
+    let owner = [scene.owner()];
+    let objects = scene.render(server, 1, &owner)?;
+    for object in &objects {
+        shared.writer.hold(key, object, &owner).await?;
+    }
+    drop_old_configurations(shared, key, &scene.namespace(), server, &objects, deployment).await
+}
+
+/// Configurations that no server reads any more.
+pub async fn drop_old_configurations(
+    shared: &Shared,
+    key: &Key,
+    namespace: &str,
+    server: &s3_plan::Component,
+    objects: &[s3_plan::objects::Object],
+    deployment: Option<&Deployment>,
+) -> Result<(), Trouble> {
+    let Some(deployment) = deployment else { return Ok(()) };
+    let status = deployment.status.clone().unwrap_or_default();
+    let spec = deployment.spec.clone().unwrap_or_default();
+    let reads = serde_json::to_string(&spec.template).unwrap_or_default();
+    let settled = status.observed_generation >= deployment.metadata.generation
+        && status.replicas == status.updated_replicas
+        && status.available_replicas == status.replicas;
+    if !settled {
+        return Ok(());
+    }
+    for (name, config_map) in shared.world.config_maps.group_of(namespace, &server.name) {
+        if objects.iter().all(|object| object.name() != name) && !reads.contains(&format!("\"{name}\"")) {
+            shared.writer.delete(key, "ConfigMap", &config_map.metadata).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The jobs and evaluations that hold an index.
+fn users(shared: &Shared, namespace: &str, index: &str) -> Vec<String> {
+    let wanted = (Kind::RetrieverIndex, index.to_owned());
+    let mut users = Vec::new();
+    for kind in [Kind::S3TrainingJob, Kind::EvalRun] {
+        for object in shared.world.resources(kind).in_namespace(namespace) {
+            let begun = object.data.pointer("/status/startTime").is_some_and(|time| !time.is_null());
+            if begun && references(&object).contains(&wanted) && holds(&conditions_of(&object)) {
+                users.push(format!("{}/{}", kind.name(), object.name_any()));
+            }
+        }
+    }
+    users.sort();
+    users
+}
+
+/// The status as the resource has it.
+pub fn status_of<S: DeserializeOwned + Default>(scene: &Scene) -> S {
+    let status = scene.object.data.get("status").cloned();
+    // A status can always be made anew.
+    status.and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default()
+}
+
+/// Several errors as one text.
+pub fn lines(errors: &[PlanError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

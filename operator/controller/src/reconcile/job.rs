@@ -1,0 +1,218 @@
+//! `S3TrainingJob`.
+
+use super::index::{lines, status_of};
+use super::{Again, sooner, stage, status, until};
+use crate::clock;
+use crate::key::Key;
+use crate::operator::Shared;
+use crate::scene::{Scene, value_of};
+use crate::write::Trouble;
+use kube::ResourceExt;
+use s3_crds::{Artifact, Kind, S3TrainingJobStatus, condition, condition_type, is_true, reason};
+use s3_plan::lifecycle::{
+    Attempted, JobView, Move, Supplies, Supply, Verdict, decide_job, fill_job, gpu_seconds,
+};
+use s3_plan::{Binder, ComponentKind, PlanError, objects::ClusterBinder};
+use std::time::Duration;
+
+/// Secrets are not watched, so what is missing is looked for again.
+pub const SECRET_PERIOD: Duration = Duration::from_secs(10);
+
+/// Reconciles one.
+pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) -> Result<Again, Trouble> {
+    let Some(scene) = Scene::read(shared, Kind::S3TrainingJob, namespace, name) else { return Ok(None) };
+    let meta = &scene.object.metadata;
+    let uid = scene.object.uid().unwrap_or_default();
+    if meta.deletion_timestamp.is_some() {
+        // Everything that it owns goes with it.
+        shared.reports.forget(&uid);
+        return Ok(None);
+    }
+    let old: S3TrainingJobStatus = status_of(&scene);
+    let mut new = old.clone();
+    new.observed_generation = meta.generation;
+    let finished = is_true(&old.conditions, condition_type::SUCCEEDED);
+    if let Some(errors) = scene.refused.get(&scene.title()) {
+        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
+        let reason = if unsupported { reason::JOB_UNSUPPORTED } else { reason::JOB_INVALID };
+        status::say(&mut new.conditions, &[(reason, lines(errors))], &scene.object);
+        return status::write(shared, key, scene.kind, &scene.object, &new).await;
+    }
+    let Some(job) = scene.resources.jobs.get(name).map(|sourced| sourced.object.clone()) else {
+        return Err(PlanError::Defect(format!("{} is neither planned nor refused", scene.title())).into());
+    };
+    let spec = &job.spec;
+    let begun = old.start_time.is_some();
+    let index = scene.index_supply(shared, begun);
+    let plan = match &scene.plan {
+        Ok(plan) => plan,
+        // What it was made from may have gone; it stays what it is.
+        Err(_) if finished => return expire(shared, key, &scene, &old).await,
+        Err(PlanError::Missing { .. }) => {
+            let what = index.missing().unwrap_or_default().to_owned();
+            let said = [
+                (reason::TRAINING_WAITING_INDEX, what),
+                (reason::JOB_PROGRESSING, String::new()),
+                (reason::JOB_NOT_SUSPENDED, String::new()),
+            ];
+            status::say(&mut new.conditions, &said, &scene.object);
+            return status::write(shared, key, scene.kind, &scene.object, &new).await;
+        }
+        Err(error) => {
+            status::say(&mut new.conditions, &[(reason::JOB_INVALID, error.to_string())], &scene.object);
+            return status::write(shared, key, scene.kind, &scene.object, &new).await;
+        }
+    };
+
+    let components = scene.own_jobs();
+    let prints: Vec<Option<String>> = components.iter().map(|component| scene.print(component)).collect();
+    let attempts: Vec<Vec<Attempted>> = components
+        .iter()
+        .map(|component| scene.attempts_of(&component.name))
+        .collect();
+    let running = attempts.iter().flatten().any(Attempted::open);
+    let supplies = supplies(shared, &scene, index, Supply::Ready, running || finished || spec.suspend).await?;
+    let stages = components
+        .iter()
+        .zip(&prints)
+        .zip(&attempts)
+        .map(|((component, print), attempts)| {
+            (component.kind, stage::stage(scene.now, component, print.as_deref(), attempts, &spec.failure_policy, &uid))
+        })
+        .collect();
+    let view = JobView {
+        stages,
+        supplies,
+        suspend: spec.suspend,
+        deadline: spec.active_deadline_seconds,
+        gpu_budget: spec.gpu_second_budget,
+        now: scene.now,
+    };
+    let decision = decide_job(&view);
+
+    // Written before anything runs, so that nobody takes away what it uses.
+    let starts = decision.moves.iter().any(|(.., step)| matches!(step, Move::Start { .. }));
+    if starts && new.start_time.is_none() {
+        new.start_time = Some(clock::now());
+        status::say(&mut new.conditions, &decision.said, &scene.object);
+        return status::write(shared, key, scene.kind, &scene.object, &new).await;
+    }
+    let mut said = decision.said.clone();
+    for (_, name, step) in &decision.moves {
+        let Some(component) = components.iter().find(|component| component.name == *name) else { continue };
+        match stage::of_resource(shared, key, &scene, component, step).await {
+            Ok(()) => {}
+            Err(Trouble::NameTaken(what)) => said.push((reason::JOB_NAME_TAKEN, what)),
+            Err(Trouble::Plan(error)) => said.push((reason::JOB_INVALID, error.to_string())),
+            Err(trouble) => return Err(trouble),
+        }
+    }
+
+    status::say(&mut new.conditions, &said, &scene.object);
+    let all = || attempts.iter().flatten();
+    let gpus = gpu_seconds(all(), scene.now);
+    new.gpu_seconds = (gpus > 0).then_some(gpus).or(new.gpu_seconds);
+    let starting = decision.moves.iter().filter(|(.., step)| matches!(step, Move::Start { .. })).count();
+    let count = u32::try_from(all().count() + starting).unwrap_or(u32::MAX);
+    new.attempts = (count > 0).then_some(count);
+    new.last_checkpoint =
+        all().filter_map(Attempted::checkpoint).max_by_key(|checkpoint| checkpoint.step).cloned().or(new.last_checkpoint);
+    for (component, attempts) in components.iter().zip(&attempts) {
+        fill(shared, &scene, plan, component, attempts, &uid, &mut new);
+    }
+    let over = condition(&new.conditions, condition_type::SUCCEEDED).is_some_and(|c| c.status != "Unknown");
+    if decision.finished && over {
+        new.completion_time.get_or_insert_with(clock::now);
+    } else {
+        new.completion_time = None;
+    }
+    let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
+    let fenced = scene.entries.values().flatten().filter_map(|entry| entry.fenced_at).min();
+    let times = decision.again.into_iter().chain(fenced).map(|at| until(at, scene.now)).min();
+    let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
+    let expiry = if decision.finished { expire(shared, key, &scene, &new).await? } else { None };
+    Ok(sooner(sooner(again, times), sooner(secrets, expiry)))
+}
+
+/// What is needed, asked for in order: secrets only once the index is there, the gateway only after them.
+pub async fn supplies(
+    shared: &Shared,
+    scene: &Scene,
+    index: Supply,
+    job: Supply,
+    no_start: bool,
+) -> Result<Supplies, Trouble> {
+    let mut supplies = Supplies { index, job, ..Supplies::default() };
+    if no_start || supplies.index != Supply::Ready || supplies.job != Supply::Ready {
+        // Nothing new starts now, or something else is missing first.
+        supplies.gateway = if no_start { scene.gateway_supply(shared) } else { Supply::Ready };
+        return Ok(supplies);
+    }
+    supplies.secret = scene.secret_supply(shared).await.map_err(|source| Trouble::Api {
+        what: format!("get secrets of {}", scene.title()),
+        source: Box::new(source),
+    })?;
+    supplies.gateway = scene.gateway_supply(shared);
+    Ok(supplies)
+}
+
+/// Figures of a component's newest attempt.
+fn fill(
+    shared: &Shared,
+    scene: &Scene,
+    plan: &s3_plan::Plan,
+    component: &s3_plan::Component,
+    attempts: &[Attempted],
+    uid: &str,
+    status: &mut S3TrainingJobStatus,
+) {
+    let Some(newest) = attempts.last() else { return };
+    let done = attempts.iter().rev().find_map(|attempt| match &attempt.record.as_ref()?.verdict {
+        Verdict::Done { digest, summary } => Some((digest, summary)),
+        _ => None,
+    });
+    match (component.kind, done) {
+        (ComponentKind::Baseline, Some((_, summary))) => {
+            let figure = |name: &str| summary.get(name).and_then(serde_json::Value::as_f64);
+            if let (Some(right), Some(all)) = (figure("right"), figure("questions")) {
+                status.baseline_gen_acc = (all > 0.0).then(|| right / all);
+            }
+        }
+        (ComponentKind::Training | ComponentKind::WarmStart, done) => {
+            if let Some(report) = shared.reports.of(uid, &component.name, newest.number) {
+                let figure = |name: &str| report.figures.get(name).copied();
+                status.step = figure("step").map(|step| step as u32).or(status.step);
+                status.gbr = figure("gain").or(status.gbr);
+                status.gen_acc = figure("accuracy").or(status.gen_acc);
+                status.searches_per_question = figure("searches").or(status.searches_per_question);
+            }
+            let last = component.kind == ComponentKind::Training
+                || !plan.components.iter().any(|c| c.kind == ComponentKind::Training && c.owners.contains(&scene.title()));
+            if let (true, Some((digest, summary))) = (last, done) {
+                fill_job(status, summary);
+                status.digest = Some(digest.clone());
+                let binder = ClusterBinder::new(plan, &scene.observed, &scene.surroundings, component);
+                let uri = binder.work(&component.name, "export").map(|path| crate::ledger::claim_uri(&path.display().to_string()));
+                status.export = uri.ok().map(|uri| Artifact { uri, digest: digest.clone() });
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Deletes a finished job when its time is over, never one whose last checkpoint is not verified.
+async fn expire(shared: &Shared, key: &Key, scene: &Scene, status: &S3TrainingJobStatus) -> Result<Again, Trouble> {
+    let ttl = scene.object.data.pointer("/spec/ttlSecondsAfterFinished").and_then(serde_json::Value::as_i64);
+    let (Some(ttl), Some(end)) = (ttl, &status.completion_time) else { return Ok(None) };
+    let checkpointed = condition(&status.conditions, condition_type::CHECKPOINTED);
+    // Without any checkpoint there is nothing to lose.
+    if !checkpointed.is_none_or(|condition| condition.status == "True" || condition.reason == "NoCheckpoint") {
+        return Ok(None);
+    }
+    let at = clock::seconds(end) + ttl;
+    if at > scene.now {
+        return Ok(Some(until(at, scene.now)));
+    }
+    shared.writer.delete(key, scene.kind.name(), &scene.object.metadata).await?;
+    Ok(None)
+}

@@ -1,0 +1,162 @@
+//! `EvalRun`.
+
+use super::index::{lines, status_of};
+use super::job::{SECRET_PERIOD, supplies};
+use super::{Again, sooner, stage, status, until};
+use crate::clock;
+use crate::key::Key;
+use crate::operator::Shared;
+use crate::scene::{Scene, conditions_of, value_of};
+use crate::world::references;
+use crate::write::Trouble;
+use kube::ResourceExt;
+use s3_crds::{Artifact, EvalRunStatus, FailurePolicy, Kind, condition, condition_type, is_true, reason};
+use s3_plan::lifecycle::{Attempted, Move, RunView, Supply, Verdict, decide_run, fill_run};
+use s3_plan::{Binder, ComponentKind, PlanError, objects::ClusterBinder};
+
+/// Reconciles one.
+pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) -> Result<Again, Trouble> {
+    let Some(scene) = Scene::read(shared, Kind::EvalRun, namespace, name) else { return Ok(None) };
+    let meta = &scene.object.metadata;
+    let uid = scene.object.uid().unwrap_or_default();
+    if meta.deletion_timestamp.is_some() {
+        shared.reports.forget(&uid);
+        return Ok(None);
+    }
+    let old: EvalRunStatus = status_of(&scene);
+    let mut new = old.clone();
+    new.observed_generation = meta.generation;
+    let finished = is_true(&old.conditions, condition_type::SUCCEEDED);
+    if let Some(errors) = scene.refused.get(&scene.title()) {
+        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
+        let reason = if unsupported { reason::EVAL_UNSUPPORTED } else { reason::EVAL_INVALID };
+        status::say(&mut new.conditions, &[(reason, lines(errors))], &scene.object);
+        return status::write(shared, key, scene.kind, &scene.object, &new).await;
+    }
+    let Some(run) = scene.resources.runs.get(name).map(|sourced| sourced.object.clone()) else {
+        return Err(PlanError::Defect(format!("{} is neither planned nor refused", scene.title())).into());
+    };
+    let spec = &run.spec;
+    let index = scene.index_supply(shared, old.start_time.is_some());
+    let job = job_supply(shared, &scene);
+    let plan = match &scene.plan {
+        Ok(plan) => plan,
+        Err(_) if finished => return expire(shared, key, &scene, &old).await,
+        Err(PlanError::Missing { .. }) => {
+            let waiting = match (index.missing(), job.missing()) {
+                (Some(what), _) => (reason::EVAL_WAITING_INDEX, what.to_owned()),
+                (None, what) => (reason::EVAL_WAITING_JOB, what.unwrap_or_default().to_owned()),
+            };
+            let said = [waiting, (reason::EVAL_PROGRESSING, String::new()), (reason::EVAL_NOT_SUSPENDED, String::new())];
+            status::say(&mut new.conditions, &said, &scene.object);
+            return status::write(shared, key, scene.kind, &scene.object, &new).await;
+        }
+        Err(error) => {
+            status::say(&mut new.conditions, &[(reason::EVAL_INVALID, error.to_string())], &scene.object);
+            return status::write(shared, key, scene.kind, &scene.object, &new).await;
+        }
+    };
+    let own = scene.own_jobs();
+    let of = |kind: ComponentKind| own.iter().copied().find(|component| component.kind == kind);
+    let fetch = of(ComponentKind::Fetch);
+    let Some(component) = of(ComponentKind::Evaluation) else {
+        return Err(PlanError::Defect(format!("{} has no component", scene.title())).into());
+    };
+    let print = scene.print(component);
+    let attempts = scene.attempts_of(&component.name);
+    let fetch_print = fetch.and_then(|fetch| scene.print(fetch));
+    let fetched = fetch.map(|fetch| scene.attempts_of(&fetch.name)).unwrap_or_default();
+    let running = attempts.iter().chain(&fetched).any(Attempted::open);
+    let supplies = supplies(shared, &scene, index, job, running || finished || spec.suspend).await?;
+    let policy = FailurePolicy::default();
+    let view = RunView {
+        fetch: fetch.map(|fetch| stage::stage(scene.now, fetch, fetch_print.as_deref(), &fetched, &policy, &uid)),
+        stage: stage::stage(scene.now, component, print.as_deref(), &attempts, &policy, &uid),
+        supplies,
+        suspend: spec.suspend,
+        deadline: spec.active_deadline_seconds,
+    };
+    let decision = decide_run(&view);
+    let steps = || fetch.zip(decision.fetch.as_ref()).into_iter().chain([(component, &decision.step)]);
+    if steps().any(|(_, step)| matches!(step, Move::Start { .. })) && new.start_time.is_none() {
+        new.start_time = Some(clock::now());
+        status::say(&mut new.conditions, &decision.said, &scene.object);
+        return status::write(shared, key, scene.kind, &scene.object, &new).await;
+    }
+    let mut said = decision.said.clone();
+    for (component, step) in steps() {
+        match stage::of_resource(shared, key, &scene, component, step).await {
+            Ok(()) => {}
+            Err(Trouble::NameTaken(what)) => said.push((reason::EVAL_NAME_TAKEN, what)),
+            Err(Trouble::Plan(error)) => said.push((reason::EVAL_INVALID, error.to_string())),
+            Err(trouble) => return Err(trouble),
+        }
+    }
+    status::say(&mut new.conditions, &said, &scene.object);
+    let count = attempts.len() + usize::from(matches!(decision.step, Move::Start { .. }));
+    new.attempts = (count > 0).then_some(u32::try_from(count).unwrap_or(u32::MAX));
+    if let Some(newest) = attempts.last()
+        && let Some(report) = shared.reports.of(&uid, &component.name, newest.number).filter(|report| report.total > 0)
+    {
+        (new.done, new.total) = (Some(report.done), Some(report.total));
+    }
+    if let Move::Done { attempt, digest } = &decision.step {
+        let record = attempts.iter().find(|entry| entry.number == *attempt).and_then(|entry| entry.record.as_ref());
+        if let Some(Verdict::Done { summary, .. }) = record.map(|record| &record.verdict) {
+            fill_run(&mut new, digest, summary);
+        }
+        let binder = ClusterBinder::new(plan, &scene.observed, &scene.surroundings, component);
+        let folder = binder.work(&component.name, "").map(|path| crate::ledger::claim_uri(&path.display().to_string()));
+        new.artifact = folder.ok().map(|uri| Artifact { uri, digest: digest.clone() });
+        new.done = new.total.or(new.done);
+    }
+    let over = condition(&new.conditions, condition_type::SUCCEEDED).is_some_and(|c| c.status != "Unknown");
+    if decision.finished && over {
+        new.completion_time.get_or_insert_with(clock::now);
+    } else {
+        new.completion_time = None;
+    }
+    let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
+    let fenced = scene.entries.values().flatten().filter_map(|entry| entry.fenced_at).min();
+    let times = decision.again.into_iter().chain(fenced).map(|at| until(at, scene.now)).min();
+    let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
+    let expiry = if decision.finished { expire(shared, key, &scene, &new).await? } else { None };
+    Ok(sooner(sooner(again, times), sooner(secrets, expiry)))
+}
+
+/// Whether the jobs are done whose searchers are evaluated.
+fn job_supply(shared: &Shared, scene: &Scene) -> Supply {
+    let arms = scene.object.data.pointer("/spec/arms").and_then(serde_json::Value::as_array);
+    let evaluated = arms.into_iter().flatten().filter_map(|arm| arm.pointer("/searcher/jobRef/name")?.as_str());
+    let evaluated: Vec<&str> = evaluated.collect();
+    for (kind, name) in references(&scene.object) {
+        if kind != Kind::S3TrainingJob {
+            continue;
+        }
+        let Some(job) = shared.world.jobs.get(&scene.namespace(), &name) else {
+            return Supply::Missing(format!("S3TrainingJob/{name} does not exist"));
+        };
+        if scene.refused.contains_key(&format!("S3TrainingJob/{name}")) {
+            return Supply::Missing(format!("S3TrainingJob/{name} is not valid"));
+        }
+        // Of one whose questions are left out only the spec is read.
+        if evaluated.contains(&name.as_str()) && !is_true(&conditions_of(&job), condition_type::SUCCEEDED) {
+            let conditions = conditions_of(&job);
+            let state = condition(&conditions, condition_type::SUCCEEDED).map_or("Progressing", |c| c.reason.as_str());
+            return Supply::Missing(format!("S3TrainingJob/{name} has not succeeded ({state})"));
+        }
+    }
+    Supply::Ready
+}
+
+/// Deletes a finished run when its time is over.
+async fn expire(shared: &Shared, key: &Key, scene: &Scene, status: &EvalRunStatus) -> Result<Again, Trouble> {
+    let ttl = scene.object.data.pointer("/spec/ttlSecondsAfterFinished").and_then(serde_json::Value::as_i64);
+    let (Some(ttl), Some(end)) = (ttl, &status.completion_time) else { return Ok(None) };
+    let at = clock::seconds(end) + ttl;
+    if at > scene.now {
+        return Ok(Some(until(at, scene.now)));
+    }
+    shared.writer.delete(key, scene.kind.name(), &scene.object.metadata).await?;
+    Ok(None)
+}

@@ -1,0 +1,134 @@
+//! Writing a status only where it differs, and telling people of what changed.
+
+use super::Again;
+use crate::clock;
+use crate::key::Key;
+use crate::operator::Shared;
+use crate::progress::STATUS_PERIOD;
+use crate::scene::conditions_of;
+use crate::write::Trouble;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+use kube::runtime::events::{Event, EventType};
+use s3_crds::{Kind, set_condition};
+use s3_plan::lifecycle::Said;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use tokio::time::Instant;
+
+/// When each status was written last.
+#[derive(Default)]
+pub struct StatusClock(Mutex<HashMap<Key, Instant>>);
+
+/// Fields that move by progress alone.
+const PROGRESS: [&str; 8] =
+    ["step", "gbr", "genAcc", "searchesPerQuestion", "progress", "done", "total", "gpuSeconds"];
+
+/// Sets conditions; the generation is the one that was decided from.
+pub fn say(conditions: &mut Vec<Condition>, said: &[Said], object: &DynamicObject) {
+    let now = clock::now();
+    for (reason, message) in said {
+        // The server takes messages of 32,768 characters; nobody reads so many.
+        let message: String = message.chars().take(1024).collect();
+        set_condition(conditions, reason, message, object.metadata.generation, &now);
+    }
+}
+
+/// Writes the status when it differs. Progress alone waits for its period.
+pub async fn write(
+    shared: &Shared,
+    key: &Key,
+    kind: Kind,
+    object: &DynamicObject,
+    status: &impl serde::Serialize,
+) -> Result<Again, Trouble> {
+    let status = serde_json::to_value(status).map_err(|error| s3_plan::PlanError::Defect(error.to_string()))?;
+    let old = object.data.get("status").cloned().unwrap_or(Value::Null);
+    if status == old {
+        return Ok(None);
+    }
+    if quiet(&status) == quiet(&old) {
+        let last = shared.statuses.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
+        if let Some(left) = last.and_then(|last| STATUS_PERIOD.checked_sub(last.elapsed())).filter(|left| !left.is_zero()) {
+            return Ok(Some(left));
+        }
+    }
+    let echo = shared.writer.status(key, kind, &object.metadata, status).await?;
+    shared.statuses.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), Instant::now());
+    tell(shared, kind, object, &conditions_of(&echo)).await;
+    Ok(None)
+}
+
+/// Without what moves by progress alone: figures, and messages of conditions.
+fn quiet(status: &Value) -> Value {
+    let mut status = status.clone();
+    if let Value::Object(fields) = &mut status {
+        PROGRESS.iter().for_each(|field| drop(fields.remove(*field)));
+        let conditions = fields.get_mut("conditions").and_then(Value::as_array_mut);
+        for condition in conditions.into_iter().flatten() {
+            if let Value::Object(fields) = condition {
+                fields.remove("message");
+            }
+        }
+    }
+    status
+}
+
+/// An event for each condition whose reason changed.
+async fn tell(shared: &Shared, kind: Kind, object: &DynamicObject, conditions: &[Condition]) {
+    let old = conditions_of(object);
+    let reference = ObjectReference {
+        api_version: Some(s3_crds::API_VERSION.to_owned()),
+        kind: Some(kind.name().to_owned()),
+        name: Some(object.name_any()),
+        namespace: object.namespace(),
+        uid: object.uid(),
+        ..ObjectReference::default()
+    };
+    for condition in conditions {
+        let before = s3_crds::condition(&old, &condition.type_);
+        if before.is_some_and(|before| before.reason == condition.reason) {
+            continue;
+        }
+        let known = s3_crds::REASONS
+            .iter()
+            .find(|reason| reason.kind == kind && reason.condition == condition.type_ && reason.name == condition.reason);
+        let calm = known.is_none_or(|reason| reason.action.starts_with("Nothing"));
+        let note = match condition.message.as_str() {
+            "" => known.map(|reason| reason.meaning.to_owned()),
+            message => Some(message.to_owned()),
+        };
+        let event = Event {
+            type_: if calm { EventType::Normal } else { EventType::Warning },
+            reason: condition.reason.clone(),
+            note,
+            action: condition.type_.clone(),
+            secondary: None,
+        };
+        if !shared.writer.leads() {
+            return;
+        }
+        // An event that is lost loses nothing: the condition says the same.
+        if let Err(error) = shared.recorder.publish(&event, &reference).await {
+            tracing::warn!(%error, reason = condition.reason, "event not published");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn progress_is_told_from_transitions() {
+        let status = |step: u32, reason: &str, message: &str| {
+            json!({"step": step, "attempts": 1, "conditions": [{"type": "Training", "reason": reason, "message": message}]})
+        };
+        assert_eq!(quiet(&status(1, "Stepping", "a")), quiet(&status(2, "Stepping", "b")));
+        assert_ne!(quiet(&status(1, "Stepping", "a")), quiet(&status(1, "Backoff", "a")));
+    }
+}

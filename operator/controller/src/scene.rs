@@ -1,0 +1,346 @@
+//! Everything that one resource's decisions are made from, read from the caches.
+
+use crate::ledger::{self, Entry};
+use crate::operator::Shared;
+use crate::world::{api_resource, references};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::DynamicObject;
+use kube::{Api, ResourceExt};
+use s3_crds::{AccessMode, Kind, condition_type, is_true};
+use s3_plan::lifecycle::{Attempted, Supply, Verdict};
+use s3_plan::objects::{Attempt, Object, Surroundings, belongs_to, render};
+use s3_plan::{Component, ComponentKind, Finished, Observed, Plan, PlanError, Refused, Resources, Role, fingerprint, plan};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Resources of one namespace by kind and name.
+pub type Objects = BTreeMap<(Kind, String), Arc<DynamicObject>>;
+
+/// One resource and what belongs to it.
+pub struct Scene {
+    /// Its kind.
+    pub kind: Kind,
+    /// It.
+    pub object: Arc<DynamicObject>,
+    /// It and everything that it refers to, as far as they are valid.
+    pub resources: Resources,
+    /// What is not valid.
+    pub refused: Refused,
+    /// Their plan; an error where it cannot be made.
+    pub plan: Result<Plan, PlanError>,
+    /// Finished jobs.
+    pub observed: Observed,
+    /// Attempts by component.
+    pub entries: BTreeMap<String, Vec<Entry>>,
+    /// What surrounds its objects.
+    pub surroundings: Surroundings,
+    /// Now.
+    pub now: i64,
+}
+
+/// What an index was when an attempt started that works with it: changed serving settings and rebuilds change
+/// neither the identity of work that has begun nor of what it has made.
+fn pins_of(plan: &Plan, observed: &Observed, component: &Component) -> Value {
+    let mut pins = serde_json::Map::new();
+    for need in s3_plan::all_needs(plan, component) {
+        let Some(need) = plan.component(need) else { continue };
+        let pin = match need.kind {
+            ComponentKind::IndexBuild => observed.finished.get(&need.name).map(|finished| json!(finished.digest)),
+            ComponentKind::Retriever => Some(need.config.value.clone()),
+            _ => None,
+        };
+        pins.extend(pin.map(|pin| (need.name.clone(), pin)));
+    }
+    Value::Object(pins)
+}
+
+impl Scene {
+    /// Reads a resource; none when it is gone.
+    pub fn read(shared: &Shared, kind: Kind, namespace: &str, name: &str) -> Option<Self> {
+        let now = crate::clock::seconds(&crate::clock::now());
+        let object = shared.world.resources(kind).get(namespace, name)?;
+        let mut objects = Objects::new();
+        with_references(shared, kind, object.clone(), &mut objects);
+        let values = objects.iter().map(|((kind, _), object)| (*kind, value_of(object, *kind)));
+        let (resources, refused) = Resources::from_cluster(values);
+        let plan = plan(&resources);
+        let surroundings = shared.surroundings_of(namespace);
+        let mut scene = Self {
+            kind,
+            object,
+            resources,
+            refused,
+            plan,
+            observed: Observed::default(),
+            entries: BTreeMap::new(),
+            surroundings,
+            now,
+        };
+        scene.observe(shared, namespace, &objects);
+        Some(scene)
+    }
+
+    fn observe(
+        &mut self,
+        shared: &Shared,
+        namespace: &str,
+        objects: &Objects,
+    ) {
+        let Ok(plan) = &mut self.plan else { return };
+        for component in plan.components.iter().filter(|component| component.role == Role::Job) {
+            // What is fetched for a gateway belongs to nobody alone.
+            let owner = match owner_key(component) {
+                None => None,
+                Some(key) => match objects.get(&key) {
+                    Some(owner) => owner.uid(),
+                    None => continue,
+                },
+            };
+            let entries = ledger::read(shared, namespace, &component.name, owner.as_deref(), self.now);
+            self.entries.insert(component.name.clone(), entries);
+        }
+        // What the resource itself, or a job that it evaluates, began with.
+        let begun = |kinds: &[ComponentKind]| {
+            let mut found: Vec<&Entry> = plan
+                .components
+                .iter()
+                .filter(|component| kinds.contains(&component.kind))
+                .filter_map(|component| self.entries.get(&component.name))
+                .flatten()
+                .collect();
+            found.sort_by_key(|entry| entry.attempt.started);
+            found.first().and_then(|entry| entry.pins())
+        };
+        let pins = begun(&[ComponentKind::Baseline, ComponentKind::WarmStart, ComponentKind::Training])
+            .or_else(|| begun(&[ComponentKind::Evaluation]))
+            .filter(|_| self.kind != Kind::RetrieverIndex)
+            .unwrap_or(Value::Null);
+        for component in &mut plan.components {
+            if let (ComponentKind::Retriever, Some(config)) = (component.kind, pins.get(&component.name)) {
+                component.config.value = config.clone();
+            }
+        }
+        for component in plan.components.iter().filter(|component| component.role == Role::Job) {
+            let Ok(print) = fingerprint(plan, component, &self.observed) else { continue };
+            let pinned = pins.get(&component.name).and_then(Value::as_str);
+            let done = |entry: &Entry| match &entry.attempt.record.as_ref()?.verdict {
+                Verdict::Done { digest, .. } => Some((entry.attempt.print.clone(), digest.clone())),
+                _ => None,
+            };
+            let all: Vec<(String, String)> =
+                self.entries.get(&component.name).into_iter().flatten().filter_map(done).collect();
+            let finished = match pinned {
+                Some(digest) => Some((print.clone(), digest.to_owned())),
+                None => all.iter().rev().find(|(of, _)| *of == print).or(all.last()).cloned(),
+            };
+            if let Some((fingerprint, digest)) = finished {
+                self.observed.finished.insert(component.name.clone(), Finished { fingerprint, digest });
+            }
+        }
+    }
+
+    /// `Kind/name`.
+    pub fn title(&self) -> String {
+        format!("{}/{}", self.kind.name(), self.object.name_any())
+    }
+
+    /// Its namespace.
+    pub fn namespace(&self) -> String {
+        self.object.namespace().unwrap_or_default()
+    }
+
+    /// Its job components, in order.
+    pub fn own_jobs(&self) -> Vec<&Component> {
+        let Ok(plan) = &self.plan else { return Vec::new() };
+        let title = self.title();
+        plan.components
+            .iter()
+            .filter(|c| c.role == Role::Job && c.kind != ComponentKind::GatewayFetch && c.owners.contains(&title))
+            .collect()
+    }
+
+    /// Its attempts of a component.
+    pub fn entries_of(&self, component: &str) -> &[Entry] {
+        self.entries.get(component).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The same without the objects that they were read from.
+    pub fn attempts_of(&self, component: &str) -> Vec<Attempted> {
+        self.entries_of(component).iter().map(|entry| entry.attempt.clone()).collect()
+    }
+
+    /// The fingerprint of a component; none while something it needs has no outcome.
+    pub fn print(&self, component: &Component) -> Option<String> {
+        fingerprint(self.plan.as_ref().ok()?, component, &self.observed).ok()
+    }
+
+    /// The reference of this resource as owner.
+    pub fn owner(&self) -> OwnerReference {
+        crate::write::owner_of(&self.object, self.kind, true)
+    }
+
+    /// The objects of an attempt, or of a service.
+    pub fn render(&self, component: &Component, number: u32, owners: &[OwnerReference]) -> Result<Vec<Object>, PlanError> {
+        let plan = self.plan.as_ref().map_err(Clone::clone)?;
+        render_attempt(plan, &self.observed, &self.surroundings, component, number, owners)
+    }
+
+    /// Whether the indices that it refers to may be searched.
+    pub fn index_supply(&self, shared: &Shared, begun: bool) -> Supply {
+        let namespace = self.namespace();
+        for (kind, name) in references(&self.object) {
+            if kind != Kind::RetrieverIndex {
+                continue;
+            }
+            let Some(index) = shared.world.indices.get(&namespace, &name) else {
+                return Supply::Missing(format!("RetrieverIndex/{name} does not exist"));
+            };
+            if self.refused.contains_key(&format!("RetrieverIndex/{name}")) {
+                return Supply::Missing(format!("RetrieverIndex/{name} is not valid"));
+            }
+            if index.metadata.deletion_timestamp.is_some() && !begun {
+                return Supply::Missing(format!("RetrieverIndex/{name} is being deleted and takes no new users"));
+            }
+            let conditions = conditions_of(&index);
+            if !is_true(&conditions, condition_type::SERVING) || !is_true(&conditions, condition_type::BUILT) {
+                let why = s3_crds::condition(&conditions, condition_type::SERVING)
+                    .map(|c| format!("{}: {}", c.reason, c.message))
+                    .unwrap_or_default();
+                return Supply::Missing(format!("RetrieverIndex/{name} is not served yet ({})", why.trim_end_matches(": ")));
+            }
+        }
+        Supply::Ready
+    }
+
+    /// Whether the gateways of the plan answer for this resource.
+    pub fn gateway_supply(&self, shared: &Shared) -> Supply {
+        let Ok(plan) = &self.plan else { return Supply::Missing(String::new()) };
+        let (title, namespace) = (self.title(), self.namespace());
+        let uid = self.object.uid().unwrap_or_default();
+        let gateways = plan.components.iter().filter(|c| c.kind == ComponentKind::Gateway && c.owners.contains(&title));
+        for gateway in gateways {
+            let Some(deployment) = shared.world.deployments.get(&namespace, &gateway.name) else {
+                return Supply::Missing(format!("gateway {} is not there yet", gateway.name));
+            };
+            let owners = deployment.metadata.owner_references.as_deref().unwrap_or_default();
+            if !owners.iter().any(|owner| owner.uid == uid) {
+                return Supply::Missing(format!("gateway {} does not serve this resource yet", gateway.name));
+            }
+            let status = deployment.status.clone().unwrap_or_default();
+            let current = status.observed_generation >= deployment.metadata.generation;
+            if !current || status.updated_replicas.unwrap_or(0) < 1 || status.available_replicas.unwrap_or(0) < 1 {
+                let why = ledger::trouble(&shared.world, &namespace, &gateway.name);
+                let why = why.unwrap_or_else(|| "no server has answered yet".into());
+                return Supply::Missing(format!("gateway {}: {why}", gateway.name));
+            }
+        }
+        Supply::Ready
+    }
+
+    /// Whether every secret that its components read is there. Asked of the server: secrets are not watched.
+    pub async fn secret_supply(&self, shared: &Shared) -> Result<Supply, kube::Error> {
+        let Ok(plan) = &self.plan else { return Ok(Supply::Ready) };
+        let (title, namespace) = (self.title(), self.namespace());
+        let mine = plan.components.iter().filter(|component| component.owners.contains(&title));
+        let wanted: BTreeSet<&String> = mine.flat_map(|component| &component.secrets).collect();
+        let api: Api<Secret> = Api::namespaced(shared.writer.client().clone(), &namespace);
+        for secret in wanted {
+            let (name, key) = secret.split_once('/').unwrap_or((secret, ""));
+            let Some(found) = api.get_opt(name).await? else {
+                return Ok(Supply::Missing(format!("Secret {name} does not exist")));
+            };
+            if !found.data.is_some_and(|data| data.contains_key(key)) {
+                return Ok(Supply::Missing(format!("Secret {name} has no key {key}")));
+            }
+        }
+        Ok(Supply::Ready)
+    }
+}
+
+/// The objects of an attempt, records' annotations included; of a service, its objects.
+pub fn render_attempt(
+    plan: &Plan,
+    observed: &Observed,
+    surroundings: &Surroundings,
+    component: &Component,
+    number: u32,
+    owners: &[OwnerReference],
+) -> Result<Vec<Object>, PlanError> {
+    let attempt = Attempt::of(plan, component, number);
+    let mut objects = render(plan, observed, component, &attempt, surroundings, owners)?;
+    if component.role == Role::Service {
+        return Ok(objects);
+    }
+    let identity = objects.iter().find(|object| object.kind() == "Job").and_then(|job| job.metadata().annotations.clone());
+    for object in &mut objects {
+        let Object::ConfigMap(config_map) = object else { continue };
+        let mut annotations = identity.clone().unwrap_or_default();
+        let gpus = component.resources.gpus.saturating_mul(attempt.replicas);
+        annotations.insert(ledger::GPUS.into(), gpus.to_string());
+        annotations.insert(ledger::PINS.into(), pins_of(plan, observed, component).to_string());
+        config_map.metadata.annotations = Some(annotations);
+    }
+    Ok(objects)
+}
+
+/// A resource and everything that it refers to, directly or through others.
+pub fn with_references(shared: &Shared, kind: Kind, object: Arc<DynamicObject>, objects: &mut Objects) {
+    let namespace = object.namespace().unwrap_or_default();
+    let mut open = vec![(kind, object)];
+    while let Some((kind, object)) = open.pop() {
+        for (kind, name) in references(&object) {
+            if !objects.contains_key(&(kind, name.clone()))
+                && let Some(object) = shared.world.resources(kind).get(&namespace, &name)
+            {
+                open.push((kind, object));
+            }
+        }
+        objects.insert((kind, object.name_any()), object);
+    }
+}
+
+/// The resource that a job component belongs to.
+fn owner_key(component: &Component) -> Option<(Kind, String)> {
+    let (kind, name) = belongs_to(component)?;
+    Some((Kind::ALL.into_iter().find(|of| of.name() == kind)?, name.to_owned()))
+}
+
+/// A resource as JSON, with its type.
+pub fn value_of(object: &DynamicObject, kind: Kind) -> Value {
+    let mut value = object.data.clone();
+    value["apiVersion"] = json!(s3_crds::API_VERSION);
+    value["kind"] = json!(api_resource(kind).kind);
+    value["metadata"] = json!({
+        "name": object.name_any(),
+        "namespace": object.namespace(),
+        "uid": object.uid(),
+        "generation": object.metadata.generation,
+        "creationTimestamp": object.metadata.creation_timestamp,
+        "deletionTimestamp": object.metadata.deletion_timestamp,
+    });
+    value
+}
+
+/// The conditions of a resource.
+pub fn conditions_of(object: &DynamicObject) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
+    let conditions = object.data.pointer("/status/conditions").cloned();
+    conditions.and_then(|conditions| serde_json::from_value(conditions).ok()).unwrap_or_default()
+}
+
+/// Access modes of the claims of a namespace.
+pub fn claims_of(shared: &Shared, namespace: &str) -> BTreeMap<String, BTreeSet<AccessMode>> {
+    let mode = |text: &String| match text.as_str() {
+        "ReadWriteMany" => Some(AccessMode::ReadWriteMany),
+        "ReadOnlyMany" => Some(AccessMode::ReadOnlyMany),
+        "ReadWriteOnce" | "ReadWriteOncePod" => Some(AccessMode::ReadWriteOnce),
+        _ => None,
+    };
+    let claims = shared.world.claims.in_namespace(namespace);
+    let entry = |claim: &Arc<k8s_openapi::api::core::v1::PersistentVolumeClaim>| {
+        let modes = claim.spec.as_ref()?.access_modes.as_ref()?.iter().filter_map(mode).collect();
+        Some((claim.metadata.name.clone()?, modes))
+    };
+    claims.iter().filter_map(entry).collect()
+}

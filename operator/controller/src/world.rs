@@ -1,0 +1,308 @@
+//! All watched objects, and which keys a change concerns.
+
+use crate::cache::Cache;
+use crate::key::Key;
+use crate::queue::Queue;
+use futures_util::{StreamExt, pin_mut};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ApiResource, DynamicObject};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource};
+use s3_crds::{EvalRun, Kind, RetrieverIndex, S3TrainingJob};
+use s3_plan::objects::{COMPONENT_LABEL, KIND_LABEL, MANAGER, NAME_LABEL};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// The caches.
+pub struct World {
+    /// Resources of the three kinds, as the server gives them: one that is malformed disturbs no other.
+    pub indices: Cache<DynamicObject>,
+    /// See `indices`.
+    pub jobs: Cache<DynamicObject>,
+    /// See `indices`.
+    pub runs: Cache<DynamicObject>,
+    /// Jobs of attempts, by component.
+    pub batch: Cache<Job>,
+    /// Pods, by component.
+    pub pods: Cache<Pod>,
+    /// Servers, by component.
+    pub deployments: Cache<Deployment>,
+    /// By component.
+    pub services: Cache<Service>,
+    /// Configurations and records, by component.
+    pub config_maps: Cache<ConfigMap>,
+    /// All claims: those of others too, for their access modes.
+    pub claims: Cache<PersistentVolumeClaim>,
+    /// By component.
+    pub policies: Cache<NetworkPolicy>,
+    scopes: usize,
+}
+
+/// The API resource of one of the kinds.
+pub fn api_resource(kind: Kind) -> ApiResource {
+    match kind {
+        Kind::RetrieverIndex => ApiResource::erase::<RetrieverIndex>(&()),
+        Kind::S3TrainingJob => ApiResource::erase::<S3TrainingJob>(&()),
+        Kind::EvalRun => ApiResource::erase::<EvalRun>(&()),
+    }
+}
+
+impl World {
+    /// Empty, for so many scopes.
+    pub fn new(scopes: usize) -> Self {
+        let by = Some(COMPONENT_LABEL);
+        Self {
+            indices: Cache::new(None),
+            jobs: Cache::new(None),
+            runs: Cache::new(None),
+            batch: Cache::new(by),
+            pods: Cache::new(by),
+            deployments: Cache::new(by),
+            services: Cache::new(by),
+            config_maps: Cache::new(by),
+            claims: Cache::new(by),
+            policies: Cache::new(by),
+            scopes,
+        }
+    }
+
+    /// Whether every watch has listed everything once.
+    pub fn warm(&self) -> bool {
+        let listings = [
+            self.indices.listings(),
+            self.jobs.listings(),
+            self.runs.listings(),
+            self.batch.listings(),
+            self.pods.listings(),
+            self.deployments.listings(),
+            self.services.listings(),
+            self.config_maps.listings(),
+            self.claims.listings(),
+            self.policies.listings(),
+        ];
+        listings.iter().all(|listings| *listings >= self.scopes)
+    }
+
+    /// Resources of a kind.
+    pub fn resources(&self, kind: Kind) -> &Cache<DynamicObject> {
+        match kind {
+            Kind::RetrieverIndex => &self.indices,
+            Kind::S3TrainingJob => &self.jobs,
+            Kind::EvalRun => &self.runs,
+        }
+    }
+
+    /// Uid and version of an object, as cached.
+    pub fn seen(&self, kind: &str, namespace: &str, name: &str) -> Option<ObjectMeta> {
+        match kind {
+            "RetrieverIndex" => self.indices.get(namespace, name).map(|object| object.metadata.clone()),
+            "S3TrainingJob" => self.jobs.get(namespace, name).map(|object| object.metadata.clone()),
+            "EvalRun" => self.runs.get(namespace, name).map(|object| object.metadata.clone()),
+            "Job" => self.batch.get(namespace, name).map(|object| object.metadata.clone()),
+            "Deployment" => self.deployments.get(namespace, name).map(|object| object.metadata.clone()),
+            "Service" => self.services.get(namespace, name).map(|object| object.metadata.clone()),
+            "ConfigMap" => self.config_maps.get(namespace, name).map(|object| object.metadata.clone()),
+            "PersistentVolumeClaim" => self.claims.get(namespace, name).map(|object| object.metadata.clone()),
+            "NetworkPolicy" => self.policies.get(namespace, name).map(|object| object.metadata.clone()),
+            _ => None,
+        }
+    }
+
+    /// An object as cached.
+    pub fn value(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        fn value<T: serde::Serialize>(object: Option<Arc<T>>) -> Option<Value> {
+            serde_json::to_value(object?.as_ref()).ok()
+        }
+        match kind {
+            "Job" => value(self.batch.get(namespace, name)),
+            "Deployment" => value(self.deployments.get(namespace, name)),
+            "Service" => value(self.services.get(namespace, name)),
+            "ConfigMap" => value(self.config_maps.get(namespace, name)),
+            "PersistentVolumeClaim" => value(self.claims.get(namespace, name)),
+            "NetworkPolicy" => value(self.policies.get(namespace, name)),
+            _ => None,
+        }
+    }
+
+    /// The keys that a change of a child concerns: its owners, or for a pod those of its Job.
+    fn owners(&self, meta: &ObjectMeta) -> Vec<Key> {
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let of = |meta: &ObjectMeta| -> Vec<Key> {
+            let owners = meta.owner_references.as_deref().unwrap_or_default().iter();
+            owners
+                .filter(|owner| owner.api_version == s3_crds::API_VERSION)
+                .filter_map(|owner| {
+                    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == owner.kind)?;
+                    Some(Key::resource(kind, namespace, &owner.name))
+                })
+                .collect()
+        };
+        let mut keys = of(meta);
+        let labels = meta.labels.as_ref();
+        let label = |name: &str| labels.and_then(|labels| labels.get(name)).map(String::as_str);
+        if keys.is_empty()
+            && let Some(job) = label("job-name").and_then(|job| self.batch.get(namespace, job))
+        {
+            keys = of(&job.metadata);
+        }
+        if keys.is_empty()
+            && let (Some(kind), Some(name)) = (label(KIND_LABEL), label(NAME_LABEL))
+            && let Some(kind) = Kind::ALL.into_iter().find(|of| of.name() == kind)
+        {
+            keys.push(Key::resource(kind, namespace, name));
+        }
+        if label("app.kubernetes.io/component") == Some("gateway") {
+            keys.push(Key::gateways(namespace));
+        }
+        keys
+    }
+
+    /// The keys that a change of a resource concerns: itself, and those that depend on it.
+    fn dependents(&self, kind: Kind, meta: &ObjectMeta) -> Vec<Key> {
+        let (namespace, name) =
+            (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        let mut keys = vec![Key::resource(kind, namespace, name)];
+        let refers = |object: &DynamicObject| references(object).contains(&(kind, name.to_owned()));
+        let named = |kind: Kind, object: &DynamicObject| {
+            Key::resource(kind, namespace, object.metadata.name.as_deref().unwrap_or_default())
+        };
+        if kind != Kind::RetrieverIndex {
+            keys.push(Key::gateways(namespace));
+            if let Some(object) = self.resources(kind).get(namespace, name) {
+                let used = references(&object).into_iter().filter(|(kind, _)| *kind == Kind::RetrieverIndex);
+                keys.extend(used.map(|(kind, name)| Key::resource(kind, namespace, &name)));
+            } else {
+                // It went: whatever it used may be free now.
+                let indices = self.indices.in_namespace(namespace);
+                let going = indices.iter().filter(|index| index.metadata.deletion_timestamp.is_some());
+                keys.extend(going.map(|index| named(Kind::RetrieverIndex, index)));
+            }
+        }
+        let users: &[Kind] = match kind {
+            Kind::RetrieverIndex => &[Kind::S3TrainingJob, Kind::EvalRun],
+            Kind::S3TrainingJob => &[Kind::EvalRun],
+            Kind::EvalRun => &[],
+        };
+        for user in users {
+            let all = self.resources(*user).in_namespace(namespace);
+            keys.extend(all.iter().filter(|object| refers(object)).map(|object| named(*user, object)));
+        }
+        keys
+    }
+
+    /// Every key there is.
+    pub fn all_keys(&self) -> Vec<Key> {
+        let mut keys = Vec::new();
+        let mut namespaces = std::collections::BTreeSet::new();
+        for kind in Kind::ALL {
+            for (namespace, name) in self.resources(kind).names() {
+                keys.push(Key::resource(kind, &namespace, &name));
+                namespaces.insert(namespace);
+            }
+        }
+        namespaces.extend(self.deployments.names().into_iter().map(|(namespace, _)| namespace));
+        keys.extend(namespaces.iter().map(|namespace| Key::gateways(namespace)));
+        keys
+    }
+}
+
+/// The resources that a resource refers to.
+pub fn references(object: &DynamicObject) -> Vec<(Kind, String)> {
+    let spec = object.data.get("spec");
+    let name = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let mut all = Vec::new();
+    let Some(spec) = spec else { return all };
+    if let Some(index) = name(spec, "/retriever/indexRef/name") {
+        all.push((Kind::RetrieverIndex, index));
+    }
+    let list = |field: &str| spec.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+    for arm in list("arms") {
+        all.extend(name(&arm, "/searcher/jobRef/name").map(|job| (Kind::S3TrainingJob, job)));
+        all.extend(name(&arm, "/retriever/indexRef/name").map(|index| (Kind::RetrieverIndex, index)));
+    }
+    let excluded = spec.pointer("/sample/excludeTrainingOf").and_then(Value::as_array).cloned().unwrap_or_default();
+    all.extend(excluded.iter().filter_map(|job| name(job, "/name")).map(|job| (Kind::S3TrainingJob, job)));
+    all
+}
+
+/// Starts every watch. They run until the tasks are dropped.
+pub fn watch_all(
+    client: &Client,
+    namespaces: &[String],
+    world: &Arc<World>,
+    queue: &Arc<Queue>,
+) -> tokio::task::JoinSet<()> {
+    let mut tasks = tokio::task::JoinSet::new();
+    let scopes: Vec<Option<&String>> =
+        if namespaces.is_empty() { vec![None] } else { namespaces.iter().map(Some).collect() };
+    for (scope, namespace) in scopes.into_iter().enumerate() {
+        for kind in Kind::ALL {
+            let resource = api_resource(kind);
+            let api: Api<DynamicObject> = match namespace {
+                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+                None => Api::all_with(client.clone(), &resource),
+            };
+            let (world, queue) = (world.clone(), queue.clone());
+            tasks.spawn(follow(api, watcher::Config::default(), kind.name(), move |event| {
+                for meta in world.resources(kind).take(scope, event) {
+                    world.dependents(kind, &meta).into_iter().for_each(|key| queue.add(key));
+                }
+            }));
+        }
+        let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER},{COMPONENT_LABEL}"));
+        macro_rules! children {
+            ($($type:ty => $cache:ident, $config:expr;)*) => {$({
+                let api: Api<$type> = match namespace {
+                    Some(namespace) => Api::namespaced(client.clone(), namespace),
+                    None => Api::all(client.clone()),
+                };
+                let (world, queue) = (world.clone(), queue.clone());
+                let name = <$type as Resource>::kind(&()).into_owned();
+                tasks.spawn(follow(api, $config, &name, move |event| {
+                    for meta in world.$cache.take(scope, event) {
+                        world.owners(&meta).into_iter().for_each(|key| queue.add(key));
+                    }
+                }));
+            })*};
+        }
+        children! {
+            Job => batch, ours.clone();
+            Pod => pods, ours.clone();
+            Deployment => deployments, ours.clone();
+            Service => services, ours.clone();
+            ConfigMap => config_maps, ours.clone();
+            PersistentVolumeClaim => claims, watcher::Config::default();
+            NetworkPolicy => policies, ours.clone();
+        }
+    }
+    tasks
+}
+
+fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    kind: &str,
+    mut take: impl FnMut(watcher::Event<K>) + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let kind = kind.to_owned();
+    async move {
+        let events = watcher(api, config).default_backoff();
+        pin_mut!(events);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => take(event),
+                // It begins again by itself, after a pause.
+                Err(error) => tracing::warn!(kind, %error, "watch interrupted"),
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! One try of a job component: what is recorded of it, and what the cluster shows.
+
+use s3_crds::{CheckpointStatus, FailureClass};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Why an attempt was stopped that had not ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopCause {
+    /// `spec.suspend`.
+    Suspended,
+    /// `spec.activeDeadlineSeconds`.
+    Deadline,
+    /// `spec.gpuSecondBudget`.
+    Budget,
+    /// The settings that it worked with are no longer asked for.
+    Superseded,
+}
+
+/// What became of an attempt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// It reached its outcome.
+    #[serde(rename_all = "camelCase")]
+    Done {
+        /// Digest of the outcome.
+        digest: String,
+        /// The worker's bounded summary.
+        summary: Value,
+    },
+    /// It failed.
+    #[serde(rename_all = "camelCase")]
+    Failed {
+        /// How.
+        class: FailureClass,
+        /// One line.
+        message: String,
+    },
+    /// The operator stopped it; the worker saves before it leaves.
+    #[serde(rename_all = "camelCase")]
+    Stopped {
+        /// Why.
+        cause: StopCause,
+    },
+}
+
+/// The record of an ended attempt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// What became of it.
+    pub verdict: Verdict,
+    /// When that was seen, seconds since 1970.
+    pub at: i64,
+    /// Seconds that it held its pods.
+    pub seconds: u64,
+    /// The newest checkpoint that is known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointStatus>,
+}
+
+/// How an attempt ended, as the cluster shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// All replicas are done.
+    Done {
+        /// Digest of the outcome.
+        digest: String,
+        /// The worker's summary.
+        summary: Value,
+    },
+    /// One replica failed, and with it the attempt.
+    Failed {
+        /// How.
+        class: FailureClass,
+        /// One line.
+        message: String,
+    },
+}
+
+/// What the cluster shows of an attempt now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Live {
+    /// Jobs of it that are there.
+    pub jobs: u32,
+    /// Pods that may still work: not terminated, and not on a node that is lost.
+    pub holding: u32,
+    /// A replica works.
+    pub running: bool,
+    /// Why no node takes a pod.
+    pub unschedulable: Option<String>,
+    /// Why a container does not start.
+    pub waiting: Option<String>,
+    /// Since when its first pod holds what it asked for, seconds since 1970.
+    pub since: Option<i64>,
+    /// How it ended.
+    pub end: Option<End>,
+    /// The newest checkpoint that it reported.
+    pub checkpoint: Option<CheckpointStatus>,
+    /// What is being done, as the worker reports it.
+    pub phase: String,
+}
+
+/// One attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attempted {
+    /// From 1; the epoch that fences older ones.
+    pub number: u32,
+    /// Of the component's own settings when it started, see [`crate::own_print`].
+    pub print: String,
+    /// When it was begun, seconds since 1970.
+    pub started: i64,
+    /// GPUs that all its pods together asked for.
+    pub gpus: u32,
+    /// What became of it.
+    pub record: Option<Record>,
+    /// What the cluster shows.
+    pub live: Live,
+}
+
+impl Attempted {
+    /// Whether it may still do something.
+    pub fn open(&self) -> bool {
+        self.record.is_none()
+    }
+
+    /// Seconds that it held pods, so far.
+    pub fn seconds(&self, now: i64) -> u64 {
+        match (&self.record, self.live.since) {
+            (Some(record), _) => record.seconds,
+            (None, Some(since)) => u64::try_from(now - since).unwrap_or(0),
+            (None, None) => 0,
+        }
+    }
+
+    /// The record that ends it with this verdict.
+    pub(crate) fn ended(&self, verdict: Verdict, now: i64) -> Record {
+        Record { verdict, at: now, seconds: self.seconds(now), checkpoint: self.live.checkpoint.clone() }
+    }
+
+    /// The newest checkpoint that is known of it.
+    pub fn checkpoint(&self) -> Option<&CheckpointStatus> {
+        let recorded = self.record.as_ref().and_then(|record| record.checkpoint.as_ref());
+        [self.live.checkpoint.as_ref(), recorded].into_iter().flatten().max_by_key(|checkpoint| checkpoint.step)
+    }
+}
