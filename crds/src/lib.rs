@@ -40,7 +40,7 @@ pub use schema::{Kind, crd, crd_without_cel, crd_yaml, spec_schema};
 pub use training_job::*;
 pub use unsupported::{CLUSTER_ONLY, Field, UNSUPPORTED, cluster_only, refuse_unsupported};
 pub use uri::{Location, UriError};
-pub use validate::{apply_defaults, validate, validate_update};
+pub use validate::{apply_defaults, same, validate, validate_update};
 
 /// The API group. The derive macros need a literal, so a test holds theirs equal to this one.
 pub const GROUP: &str = "searchagent.dev";

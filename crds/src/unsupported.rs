@@ -4,7 +4,7 @@
 //! a run without a cluster says that it does not apply. The lists shrink as the code grows.
 
 use crate::schema::{Kind, spec_schema};
-use crate::validate::fill;
+use crate::validate::{fill, same};
 use crate::{FieldError, FieldPath};
 use serde_json::Value;
 
@@ -175,7 +175,7 @@ fn is_default(schema: &Value, value: &Value) -> bool {
     schema.get("default").is_some_and(|default| {
         let mut default = default.clone();
         fill(schema, &mut default);
-        default == *value
+        same(&default, value)
     })
 }
 

@@ -13,6 +13,18 @@ pub fn apply_defaults(kind: Kind, object: &mut Value) {
     fill(root_schema(kind), object);
 }
 
+/// Equal, where 1 and 1.0 are the same number: an API server writes the one for the other.
+pub fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+        }
+        (a, b) => a == b,
+    }
+}
+
 /// What an API server would refuse in a new object; empty when it would accept. Defaults need not be filled.
 pub fn validate(kind: Kind, object: &Value) -> Vec<FieldError> {
     check_all(kind, object, None)

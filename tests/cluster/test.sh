@@ -2,7 +2,10 @@
 # test.sh   runs the cluster tests on plain Kubernetes 1.20 and, where a CRD server with CEL is at hand, on the hybrid
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib.sh"
-tests=(cargo test --locked --workspace --features s3-tests/cluster --test cluster)
+cargo build --locked --workspace --bin s3-operator
+S3_OPERATOR=$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/s3-operator
+export S3_OPERATOR
+tests=(cargo test --locked --workspace --features s3-tests/cluster --test cluster --test operator)
 "$here/control-plane.sh" with "${tests[@]}"
 if [[ -x $crd_server ]]; then
     "$here/control-plane.sh" with --cel "${tests[@]}"

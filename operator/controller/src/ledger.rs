@@ -171,7 +171,10 @@ fn live(
             failed = Some((FailureClass::NodeLost, format!("the pod of {name} vanished before its outcome was read")));
         }
     }
-    if open && jobs.is_empty() && live.holding > 0 {
+    // A pod that belongs to nobody any more: its Job was deleted and the pod left. That no Job is cached proves
+    // nothing: watches of Jobs and of pods run at their own pace.
+    let orphan = |pod: &Arc<Pod>| pod.metadata.owner_references.as_ref().is_none_or(Vec::is_empty);
+    if open && jobs.is_empty() && pods.iter().any(orphan) {
         failed = failed.or_else(|| Some((FailureClass::NodeLost, "its Job was deleted".into())));
     }
     live.checkpoint = checkpoint;

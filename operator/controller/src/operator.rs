@@ -8,7 +8,7 @@ use crate::queue::Queue;
 use crate::reconcile::{StatusClock, reconcile};
 use crate::scene;
 use crate::world::{World, watch_all};
-use crate::write::{Trouble, Writer};
+use crate::write::{Trouble, Writer, brief};
 use futures_util::FutureExt as _;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::{Client, Config};
@@ -133,7 +133,15 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), OperatorErr
     tokio::select! {
         result = lead => result,
         _ = watches.join_next() => Err(OperatorError::Ended("a watch")),
-        _ = server.join_next(), if !shutdown.requested() => Err(OperatorError::Ended("the progress server")),
+        () = broken(&mut server, &shutdown) => Err(OperatorError::Ended("the progress server")),
+    }
+}
+
+/// Resolves when a server ends that nobody asked to end.
+async fn broken(server: &mut JoinSet<()>, shutdown: &Shutdown) {
+    server.join_next().await;
+    if shutdown.requested() {
+        std::future::pending().await
     }
 }
 
@@ -186,7 +194,7 @@ async fn lead(
                     return Err(OperatorError::Deposed);
                 }
             }
-            Err(error) => tracing::warn!(%error, "the lease cannot be read or renewed"),
+            Err(error) => tracing::warn!(error = brief(&error), "the lease cannot be read or renewed"),
         }
         if led && !shared.writer.leads() {
             return Err(OperatorError::Deposed);

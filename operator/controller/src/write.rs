@@ -41,7 +41,7 @@ pub enum Trouble {
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// The API server.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", brief(.source))]
     Api {
         /// What was asked of it.
         what: String,
@@ -111,7 +111,7 @@ fn contains(live: &Value, desired: &Value) -> bool {
         (Value::Array(live), Value::Array(desired)) => {
             live.len() == desired.len() && live.iter().zip(desired).all(|(live, desired)| contains(live, desired))
         }
-        (live, desired) => live == desired,
+        (live, desired) => s3_crds::same(live, desired),
     }
 }
 
@@ -410,6 +410,14 @@ fn mark(live: &Value) -> String {
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
     clock::digest(&json!([version, meta["labels"], annotations, meta["ownerReferences"]]))
+}
+
+/// What the server said, without the whole of its answer.
+pub fn brief(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => format!("{} ({})", status.message, status.code),
+        other => other.to_string(),
+    }
 }
 
 fn is(error: &kube::Error, code: u16) -> bool {

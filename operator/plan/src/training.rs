@@ -50,6 +50,9 @@ pub(crate) fn components(
             reward: RewardConfig::default(),
             sft: SftConfig::default(),
             steps: 0,
+            // Nothing of the training's: its folder has no name before the baseline has an outcome.
+            checkpoint: CheckpointConfig { dir: in_work(&baseline, "checkpoints"), ..base.checkpoint.clone() },
+            export: in_work(&baseline, "export"),
             ..base.clone()
         };
         let needs = [retriever.clone(), gateway.clone()];

@@ -68,6 +68,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str) -> Result<Ag
         let deployment = shared.world.deployments.get(namespace, &gateway.name);
         index::drop_old_configurations(shared, key, namespace, gateway, &objects, deployment.as_deref()).await?;
     }
+    tracing::debug!(%key, users = ?users.keys().collect::<Vec<_>>(), ?kept, "gateways");
     release(shared, key, namespace, &kept).await?;
     Ok(again)
 }

@@ -6,7 +6,7 @@ use crate::key::Key;
 use crate::operator::Shared;
 use crate::progress::STATUS_PERIOD;
 use crate::scene::conditions_of;
-use crate::write::Trouble;
+use crate::write::{Trouble, brief};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
@@ -31,6 +31,8 @@ const PROGRESS: [&str; 8] =
 pub fn say(conditions: &mut Vec<Condition>, said: &[Said], object: &DynamicObject) {
     let now = clock::now();
     for (reason, message) in said {
+        // A condition always says something, and old servers make nothing of an empty text that is applied.
+        let message = if message.is_empty() { reason.meaning } else { message };
         // The server takes messages of 32,768 characters; nobody reads so many.
         let message: String = message.chars().take(1024).collect();
         set_condition(conditions, reason, message, object.metadata.generation, &now);
@@ -47,15 +49,16 @@ pub async fn write(
 ) -> Result<Again, Trouble> {
     let status = serde_json::to_value(status).map_err(|error| s3_plan::PlanError::Defect(error.to_string()))?;
     let old = object.data.get("status").cloned().unwrap_or(Value::Null);
-    if status == old {
+    if s3_crds::same(&status, &old) {
         return Ok(None);
     }
-    if quiet(&status) == quiet(&old) {
+    if s3_crds::same(&quiet(&status), &quiet(&old)) {
         let last = shared.statuses.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
         if let Some(left) = last.and_then(|last| STATUS_PERIOD.checked_sub(last.elapsed())).filter(|left| !left.is_zero()) {
             return Ok(Some(left));
         }
     }
+    tracing::debug!(%key, %status, "status");
     let echo = shared.writer.status(key, kind, &object.metadata, status).await?;
     shared.statuses.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), Instant::now());
     tell(shared, kind, object, &conditions_of(&echo)).await;
@@ -97,10 +100,7 @@ async fn tell(shared: &Shared, kind: Kind, object: &DynamicObject, conditions: &
             .iter()
             .find(|reason| reason.kind == kind && reason.condition == condition.type_ && reason.name == condition.reason);
         let calm = known.is_none_or(|reason| reason.action.starts_with("Nothing"));
-        let note = match condition.message.as_str() {
-            "" => known.map(|reason| reason.meaning.to_owned()),
-            message => Some(message.to_owned()),
-        };
+        let note = Some(condition.message.clone());
         let event = Event {
             type_: if calm { EventType::Normal } else { EventType::Warning },
             reason: condition.reason.clone(),
@@ -113,7 +113,7 @@ async fn tell(shared: &Shared, kind: Kind, object: &DynamicObject, conditions: &
         }
         // An event that is lost loses nothing: the condition says the same.
         if let Err(error) = shared.recorder.publish(&event, &reference).await {
-            tracing::warn!(%error, reason = condition.reason, "event not published");
+            tracing::warn!(error = brief(&error), reason = condition.reason, "event not published");
         }
     }
 }

@@ -135,6 +135,11 @@ pub fn next_move(stage: &Stage<'_>) -> Move {
         return done;
     }
     if let Some(open) = stage.attempts.iter().find(|attempt| attempt.open()) {
+        let live = &open.live;
+        // Its Job is not seen, its pods are: either the Job is about to be seen, or the pods are about to go.
+        if live.jobs == 0 && live.holding > 0 {
+            return Move::Wait(Waiting::Pods { attempt: open.number, count: live.holding });
+        }
         return Move::Run { attempt: open.number };
     }
     let holding = stage.attempts.iter().find(|attempt| attempt.live.holding > 0);

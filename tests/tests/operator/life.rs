@@ -1,0 +1,99 @@
+//! Whole lives without faults.
+
+use crate::kubelet::Play;
+use crate::scenario::{self, GATEWAY, NAME};
+use crate::setup::Setup;
+use crate::snapshot::{made, settled};
+use s3_crds::Kind;
+use serde_json::json;
+
+/// Each kind reaches its end, after which nothing is written; deleting it leaves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_lives_settles_and_leaves_nothing() {
+    for kind in Kind::ALL {
+        let setup = Setup::new("life").await;
+        setup.start().await;
+        scenario::begin(&setup, kind).await;
+        scenario::ended(&setup, kind).await;
+        let (state, writes) = settled(&setup).await;
+        println!("{}: {writes} writes\n{state:#}", kind.name());
+        if kind != Kind::RetrieverIndex {
+            setup.delete(kind, NAME).await;
+        }
+        setup.delete(Kind::RetrieverIndex, NAME).await;
+        setup
+            .until("nothing is left", async || {
+                let left = made(&setup).await;
+                left.len() == 1 && left["running pods"] == ["0"]
+            })
+            .await;
+        setup.done().await;
+    }
+}
+
+/// A changed index is built beside the one that serves, and swapped in; one that is used goes only when it is free.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_swapped_and_protected() {
+    let setup = Setup::new("swap").await;
+    setup.start().await;
+    setup.kubelet.play_attempt("a-index", 2, Play::Run);
+    setup.kubelet.play("a-train", Play::Run);
+    scenario::begin(&setup, Kind::S3TrainingJob).await;
+    setup.until_reason(Kind::S3TrainingJob, NAME, "Training", "Stepping").await;
+    let deployment = setup.api("apps/v1", "Deployment");
+    let before = deployment.get("a-retriever").await.unwrap();
+
+    setup.change(Kind::RetrieverIndex, NAME, json!({"spec": {"source": {"build": {"lexical": {"k1": 1.5}}}}})).await;
+    setup.until_reason(Kind::RetrieverIndex, NAME, "Built", "Rebuilding").await;
+    assert_eq!(setup.reason(Kind::RetrieverIndex, NAME, "Serving").await.unwrap(), "Available");
+    let during = deployment.get("a-retriever").await.unwrap();
+    assert_eq!(before.metadata.generation, during.metadata.generation, "the old one serves on as it is");
+    setup.kubelet.play_attempt("a-index", 2, Play::Done { digest: "second".into(), summary: json!({"passages": 7}) });
+    setup.until_reason(Kind::RetrieverIndex, NAME, "Ready", "Ready").await;
+    let index = setup.resources(Kind::RetrieverIndex).get(NAME).await.unwrap();
+    assert_eq!((&index.data["status"]["digest"], &index.data["status"]["passages"]), (&json!("second"), &json!(7)));
+    let job = setup.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
+    assert_eq!(job.data["status"]["attempts"], 2, "a job that has begun does not begin again: {}", job.data["status"]);
+
+    setup.delete(Kind::RetrieverIndex, NAME).await;
+    setup.until_reason(Kind::RetrieverIndex, NAME, "Ready", "InUse").await;
+    let mut late = scenario::job();
+    late["metadata"]["name"] = json!("late");
+    setup.apply(Kind::S3TrainingJob, &late).await;
+    setup.until_reason(Kind::S3TrainingJob, "late", "Training", "WaitingForIndex").await;
+    setup.delete(Kind::S3TrainingJob, "late").await;
+    setup.kubelet.play("a-train", crate::kubelet::done("a-train"));
+    setup.until_reason(Kind::S3TrainingJob, NAME, "Succeeded", "StepsDone").await;
+    setup
+        .until("the index is gone", async || {
+            setup.resources(Kind::RetrieverIndex).get_opt(NAME).await.unwrap().is_none()
+        })
+        .await;
+    setup.done().await;
+}
+
+/// Suspending stops and releases, going on starts another attempt, and the gateway is there only meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_job_holds_nothing_and_goes_on() {
+    let setup = Setup::new("suspend").await;
+    setup.start().await;
+    setup.kubelet.play_attempt("a-train", 1, Play::Run);
+    scenario::begin(&setup, Kind::S3TrainingJob).await;
+    setup.until_reason(Kind::S3TrainingJob, NAME, "Training", "Stepping").await;
+    setup.change(Kind::S3TrainingJob, NAME, json!({"spec": {"suspend": true}})).await;
+    setup.until_reason(Kind::S3TrainingJob, NAME, "Suspended", "Suspended").await;
+    setup
+        .until("its Jobs, pods and gateway are gone", async || {
+            let left = made(&setup).await;
+            let gateway = left.get("Deployment").is_some_and(|names| names.iter().any(|name| name == GATEWAY));
+            let training = left.get("Job").is_some_and(|names| names.iter().any(|name| name.starts_with("a-train")));
+            !gateway && !training
+        })
+        .await;
+    settled(&setup).await;
+    setup.change(Kind::S3TrainingJob, NAME, json!({"spec": {"suspend": false}})).await;
+    setup.until_reason(Kind::S3TrainingJob, NAME, "Succeeded", "StepsDone").await;
+    let job = setup.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
+    assert_eq!(job.data["status"]["attempts"], 3, "{}", job.data["status"]);
+    setup.done().await;
+}

@@ -1,0 +1,214 @@
+//! A proxy between an operator and the API server that counts, records and breaks what passes.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// What is done to the traffic.
+#[derive(Clone, Debug, Default)]
+pub enum Fault {
+    /// Nothing.
+    #[default]
+    None,
+    /// The write of that number (from now, from 1) never reaches the server, and the operator is to be killed.
+    CrashBefore(u32),
+    /// It reaches the server, the answer never comes back, and the operator is to be killed.
+    CrashAfter(u32),
+    /// Events of watches come so much later.
+    StaleWatches(Duration),
+    /// Nothing gets through.
+    Outage,
+}
+
+/// A write as the server was asked for it: method and path.
+pub type Call = (String, String);
+
+struct Inner {
+    upstream: String,
+    client: Client<HttpConnector, Body>,
+    fault: Mutex<Fault>,
+    writes: Mutex<Vec<Call>>,
+    verbs: Mutex<BTreeMap<(String, String), u32>>,
+    crash: mpsc::UnboundedSender<()>,
+    /// Changes when all watches are to break.
+    cut: watch::Sender<u32>,
+    user: Mutex<Option<String>>,
+}
+
+/// The proxy.
+pub struct Proxy {
+    inner: Arc<Inner>,
+    address: std::net::SocketAddr,
+    crashes: tokio::sync::Mutex<mpsc::UnboundedReceiver<()>>,
+}
+
+impl Proxy {
+    /// Before a server.
+    pub async fn start(upstream: &str) -> Self {
+        let (crash, crashes) = mpsc::unbounded_channel();
+        let inner = Arc::new(Inner {
+            upstream: upstream.trim_end_matches('/').to_owned(),
+            client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()),
+            fault: Mutex::default(),
+            writes: Mutex::default(),
+            verbs: Mutex::default(),
+            crash,
+            cut: watch::channel(0).0,
+            user: Mutex::default(),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().fallback(pass).with_state(inner.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { inner, address, crashes: tokio::sync::Mutex::new(crashes) }
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What is done from now on.
+    pub fn set(&self, fault: Fault) {
+        *self.inner.fault.lock().unwrap() = fault;
+    }
+
+    /// Everything is asked for in this user's name, who may do what RBAC says.
+    pub fn act_as(&self, user: &str) {
+        *self.inner.user.lock().unwrap() = Some(user.to_owned());
+    }
+
+    /// Breaks all watches now.
+    pub fn cut_watches(&self) {
+        self.inner.cut.send_modify(|count| *count += 1);
+    }
+
+    /// Waits for a moment at which the operator is to be killed.
+    pub async fn crashed(&self) {
+        self.crashes.lock().await.recv().await.unwrap();
+    }
+
+    /// All writes of objects so far, leases, events and reviews aside.
+    pub fn writes(&self) -> Vec<Call> {
+        self.inner.writes.lock().unwrap().clone()
+    }
+
+    /// How often each (verb, resource) was asked for.
+    pub fn verbs(&self) -> BTreeMap<(String, String), u32> {
+        self.inner.verbs.lock().unwrap().clone()
+    }
+}
+
+/// The verb and resource of a request, as RBAC names them.
+fn verb(method: &Method, uri: &Uri) -> Option<(String, String)> {
+    let parts: Vec<&str> = uri.path().trim_start_matches('/').split('/').collect();
+    let rest = match parts.as_slice() {
+        ["api", _, rest @ ..] => rest,
+        ["apis", _, _, rest @ ..] => rest,
+        _ => return None,
+    };
+    let rest = match rest {
+        ["namespaces", _, rest @ ..] if !rest.is_empty() => rest,
+        rest => rest,
+    };
+    let (resource, name, sub) = match rest {
+        [resource] => (*resource, None, None),
+        [resource, name] => (*resource, Some(*name), None),
+        [resource, name, sub, ..] => (*resource, Some(*name), Some(*sub)),
+        [] => return None,
+    };
+    let watches = uri.query().is_some_and(|query| query.contains("watch=true") || query.contains("watch=1"));
+    let verb = match (method.as_str(), name) {
+        ("GET", _) if watches => "watch",
+        ("GET", None) => "list",
+        ("GET", Some(_)) => "get",
+        ("POST", _) => "create",
+        ("PUT", _) => "update",
+        ("PATCH", _) => "patch",
+        ("DELETE", None) => "deletecollection",
+        ("DELETE", Some(_)) => "delete",
+        _ => return None,
+    };
+    let resource = sub.map_or_else(|| resource.to_owned(), |sub| format!("{resource}/{sub}"));
+    Some((verb.to_owned(), resource))
+}
+
+async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    let unavailable = || (StatusCode::SERVICE_UNAVAILABLE, "broken by the test").into_response();
+    let called = verb(request.method(), request.uri());
+    let is_watch = called.as_ref().is_some_and(|(verb, _)| verb == "watch");
+    let is_write = !matches!(*request.method(), Method::GET | Method::HEAD)
+        && called.as_ref().is_some_and(|(_, resource)| !matches!(resource.as_str(), "leases" | "events" | "tokenreviews"));
+    if let Some(called) = called {
+        *inner.verbs.lock().unwrap().entry(called).or_default() += 1;
+    }
+    let (mut before, mut after, mut delay) = (false, false, Duration::ZERO);
+    {
+        let mut fault = inner.fault.lock().unwrap();
+        match &mut *fault {
+            Fault::Outage => return unavailable(),
+            Fault::StaleWatches(late) => delay = *late,
+            Fault::CrashBefore(left) if is_write => {
+                *left -= 1;
+                before = *left == 0;
+            }
+            Fault::CrashAfter(left) if is_write => {
+                *left -= 1;
+                after = *left == 0;
+            }
+            _ => {}
+        }
+        if before || after {
+            *fault = Fault::None;
+        }
+    }
+    if before {
+        inner.crash.send(()).unwrap();
+        std::future::pending::<()>().await;
+    }
+    if is_write {
+        let call = (request.method().to_string(), request.uri().path().to_owned());
+        inner.writes.lock().unwrap().push(call);
+    }
+    let (mut parts, body) = request.into_parts();
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    parts.uri = format!("{}{path}", inner.upstream).parse().unwrap();
+    parts.headers.remove("host");
+    if let Some(user) = inner.user.lock().unwrap().as_ref() {
+        parts.headers.insert("impersonate-user", user.parse().unwrap());
+    }
+    let answer = match inner.client.request(Request::from_parts(parts, body)).await {
+        Ok(answer) => answer,
+        Err(_) => return unavailable(),
+    };
+    if after {
+        // Everything was done, and nobody hears of it.
+        let _ = answer.into_body().collect().await;
+        inner.crash.send(()).unwrap();
+        return std::future::pending().await;
+    }
+    let (parts, body) = answer.into_parts();
+    let body = Body::new(body);
+    if !is_watch {
+        return Response::from_parts(parts, body);
+    }
+    let cut = inner.cut.subscribe();
+    let frames = stream::unfold((body, cut, delay), |(mut body, mut cut, delay)| async move {
+        let frame = tokio::select! { frame = body.frame() => frame?, _ = cut.changed() => return None };
+        tokio::time::sleep(delay).await;
+        let data = frame.map_err(axum::Error::new).map(|frame| frame.into_data().unwrap_or_default());
+        Some((data, (body, cut, delay)))
+    });
+    Response::from_parts(parts, Body::from_stream(frames))
+}
