@@ -4,7 +4,7 @@ use crate::clock;
 use crate::operator::Shared;
 use crate::progress::Report;
 use crate::world::World;
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use s3_crds::{CheckpointStatus, FailureClass};
 use s3_plan::lifecycle::{Attempted, End, Live, PodEnd, Record, classify};
@@ -22,6 +22,9 @@ pub const PINS: &str = "searchagent.dev/pins";
 pub const GPUS: &str = "searchagent.dev/gpus";
 /// Seconds after the end of its grace at which a pod that is still there counts as fenced: its node is lost.
 const LOST_AFTER: i64 = 30;
+
+/// Seconds after the end of a Job at which a pod of it that is not seen counts as gone.
+const VANISHED_AFTER: i64 = 10;
 
 /// An attempt with the objects that it was read from.
 #[derive(Clone, Debug)]
@@ -123,7 +126,7 @@ fn live(
     let mut fenced_at = None;
     let mut checkpoint = report.and_then(|report| report.checkpoint.clone());
     let mut done = Vec::new();
-    let mut failed = None;
+    let (mut failed, mut vanished_well) = (None, 0);
     for pod in pods {
         let status = pod.status.clone().unwrap_or_default();
         if let Some(start) = &status.start_time {
@@ -155,19 +158,25 @@ fn live(
             (live.unschedulable, live.waiting) = waiting(pod);
         }
     }
-    // The controller of Jobs gives up only on an attempt whose pods it has seen fail; they may be gone by now.
+    // The controller of Jobs tells of an end whose pod may be gone by now. That the pod is not cached proves
+    // nothing at first: watches of Jobs and of pods run at their own pace.
     for job in jobs {
-        let condition = |type_: &str| {
-            let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
-            conditions.into_iter().flatten().find(|c| c.type_ == type_ && c.status == "True").cloned()
-        };
         let name = job.metadata.name.as_deref().unwrap_or_default();
-        let has_pods = pods.iter().any(|pod| of_job(pod, name));
-        if let Some(condition) = condition("Failed").filter(|_| failed.is_none() && !has_pods) {
-            let message = condition.message.unwrap_or_default();
-            failed = Some((FailureClass::NodeLost, format!("the pod of {name} vanished before its end was seen: {message}")));
+        let Some(condition) = end_of(job).filter(|_| failed.is_none() && !pods.iter().any(|pod| of_job(pod, name))) else {
+            continue;
+        };
+        let since = condition.last_transition_time.as_ref().map_or(now, clock::seconds);
+        if now < since + VANISHED_AFTER {
+            fenced_at = fenced_at.into_iter().chain([since + VANISHED_AFTER]).min();
+            continue;
         }
-        if condition("Complete").is_some() && !has_pods && report.is_none_or(|report| report.outcome.is_none()) {
+        let reported = report.is_some_and(|report| report.outcome.is_some());
+        if condition.type_ == "Failed" {
+            let message = condition.message.clone().unwrap_or_default();
+            failed = Some((FailureClass::NodeLost, format!("the pod of {name} vanished before its end was seen: {message}")));
+        } else if reported {
+            vanished_well += 1;
+        } else {
             failed = Some((FailureClass::NodeLost, format!("the pod of {name} vanished before its outcome was read")));
         }
     }
@@ -181,18 +190,16 @@ fn live(
     live.phase = report.map(|report| report.phase.clone()).unwrap_or_default();
     live.end = match failed {
         Some((class, message)) => Some(End::Failed { class, message }),
-        None if replicas > 0 && (done.len() >= replicas || complete(jobs, replicas)) => Some(outcome(&done, report)),
+        None if replicas > 0 && done.len() + vanished_well >= replicas => Some(outcome(&done, report)),
         None => None,
     };
     (live, fenced_at)
 }
 
-fn complete(jobs: &[Arc<Job>], replicas: usize) -> bool {
-    jobs.len() >= replicas
-        && jobs.iter().all(|job| {
-            let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
-            conditions.into_iter().flatten().any(|condition| condition.type_ == "Complete" && condition.status == "True")
-        })
+/// The condition that says that a Job has ended.
+fn end_of(job: &Job) -> Option<&JobCondition> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|c| matches!(c.type_.as_str(), "Failed" | "Complete") && c.status == "True")
 }
 
 fn of_job(pod: &Pod, job: &str) -> bool {
