@@ -59,12 +59,6 @@ catalogue! {
     RECALL_EXACT: RetrieverIndex "RecallVerified" "True" "Exact",
         "The index searches all vectors, so recall is 1 by construction.",
         "Nothing; it goes on by itself.";
-    RECALL_REACHED: RetrieverIndex "RecallVerified" "True" "TargetReached",
-        "The measured recall reaches `recallTarget`.",
-        "Nothing; it goes on by itself.";
-    RECALL_MISSED: RetrieverIndex "RecallVerified" "False" "TargetMissed",
-        "The measured recall stays below `recallTarget` at the highest search effort.",
-        "Choose a larger index (more code bytes, more neighbours), another kind, or a lower target.";
     SERVING_STARTING: RetrieverIndex "Serving" "False" "Starting",
         "No server has passed its self-query yet.",
         "Wait; if it lasts, see the events of the serving pods (memory, volume, image).";
@@ -92,12 +86,6 @@ catalogue! {
     INDEX_UNSUPPORTED: RetrieverIndex "Ready" "False" "UnsupportedField",
         "The spec sets a field that this version does not honour yet.",
         "Remove the field that the message names, or upgrade.";
-    INDEX_SOURCE_UNAVAILABLE: RetrieverIndex "Ready" "False" "SourceUnavailable",
-        "A model or file of the spec cannot be fetched.",
-        "Check address, secret and network; fetching is retried with growing delays.";
-    INDEX_DIGEST_MISMATCH: RetrieverIndex "Ready" "False" "DigestMismatch",
-        "A fetched file has another sha256 than the spec says.",
-        "Put the sha256 or the address right; the file may have been replaced.";
     INDEX_VOLUME_SHAPE: RetrieverIndex "Ready" "False" "VolumeShape",
         "The volume cannot be mounted where the pods run (several nodes, ReadWriteOnce).",
         "Use a ReadWriteMany class, `storage.mode: LocalCopy`, or one replica.";
@@ -122,9 +110,6 @@ catalogue! {
     CHECKPOINT_VERIFIED: S3TrainingJob "Checkpointed" "True" "Verified",
         "`status.lastCheckpoint` is published and its checksums hold.",
         "Nothing; it goes on by itself.";
-    CHECKPOINT_CORRUPT: S3TrainingJob "Checkpointed" "False" "Corrupt",
-        "The newest checkpoint does not match its manifest; the one before is used.",
-        "Check the storage; raise `checkpoint.keep` if none is left.";
     TRAINING_WAITING_INDEX: S3TrainingJob "Training" "False" "WaitingForIndex",
         "The index is not ready.",
         "See the conditions of the RetrieverIndex that `retriever.indexRef` names.";
@@ -164,27 +149,9 @@ catalogue! {
     JOB_SUSPENDED: S3TrainingJob "Suspended" "True" "Suspended",
         "`suspend` is true; the job holds no pods and no GPUs.",
         "Set `suspend: false` to go on.";
-    JOB_PREEMPTED: S3TrainingJob "Suspended" "True" "Preempted",
-        "The queue took the quota back; the job goes on when it is admitted again.",
-        "Nothing; it goes on by itself.";
-    JOB_PAUSED_BY_GUARD: S3TrainingJob "Suspended" "True" "PausedByGuard",
-        "A guard with action Pause was tripped.",
-        "Look at the curves; change the guard or the algorithm, then set `suspend: false`.";
     JOB_NOT_SUSPENDED: S3TrainingJob "Suspended" "False" "NotSuspended",
         "The job may run.",
         "Nothing; it goes on by itself.";
-    COLLAPSE_ENTROPY: S3TrainingJob "CollapseSuspected" "True" "EntropyOutOfBounds",
-        "Entropy of the action tokens passed its bound.",
-        "Lower the learning rate, or raise `algorithm.entropyCoefficient` or `algorithm.kl.coefficient`.";
-    COLLAPSE_FORMAT: S3TrainingJob "CollapseSuspected" "True" "FormatRateLow",
-        "Too many turns cannot be read.",
-        "Use a warm start, a smaller learning rate, or `reward.shaping.invalidTurn` below 0.";
-    COLLAPSE_SEARCHES: S3TrainingJob "CollapseSuspected" "True" "SearchesOutOfBounds",
-        "The searcher searches too little or too much.",
-        "Check `reward.shaping.searchCost` and the search limits.";
-    COLLAPSE_MISMATCH: S3TrainingJob "CollapseSuspected" "True" "MismatchKlHigh",
-        "The policy as sampled and as trained differ.",
-        "Use F32, `determinism: Bitwise`, or `algorithm.importance`.";
     COLLAPSE_NONE: S3TrainingJob "CollapseSuspected" "False" "WithinBounds",
         "All guarded values are within their bounds.",
         "Nothing; it goes on by itself.";
@@ -193,9 +160,6 @@ catalogue! {
         "Nothing; it goes on by itself.";
     JOB_SUCCEEDED: S3TrainingJob "Succeeded" "True" "StepsDone",
         "All steps are done and the adapter is exported.",
-        "Nothing; it goes on by itself.";
-    JOB_STOPPED_EARLY: S3TrainingJob "Succeeded" "True" "StopRuleMet",
-        "The stop rule was met before the last step.",
         "Nothing; it goes on by itself.";
     JOB_INVALID: S3TrainingJob "Succeeded" "False" "InvalidSpec",
         "The spec asks for something that cannot be done; the message names the field.",
@@ -224,9 +188,6 @@ catalogue! {
     JOB_GPU_BUDGET: S3TrainingJob "Succeeded" "False" "GpuBudgetExhausted",
         "`gpuSecondBudget` is used up.",
         "The last checkpoint is kept; raise the budget in a new job that resumes from it.";
-    JOB_CALL_BUDGET: S3TrainingJob "Succeeded" "False" "BudgetExhausted",
-        "The budget of the generator or judge is used up.",
-        "Raise `budget`; finished calls are cached and cost nothing again.";
     EVAL_WAITING_INDEX: EvalRun "Evaluating" "False" "WaitingForIndex",
         "An index that an arm searches is not ready.",
         "See the conditions of that RetrieverIndex.";
@@ -278,9 +239,6 @@ catalogue! {
     EVAL_UNSUPPORTED: EvalRun "Succeeded" "False" "UnsupportedField",
         "The spec sets a field that this version does not honour yet.",
         "Remove the field that the message names, or upgrade.";
-    EVAL_BIASED_SAMPLE: EvalRun "Succeeded" "False" "BiasedSample",
-        "The questions were filtered by whether the baseline is right, so a gain would be free.",
-        "Evaluate on questions that were not filtered so.";
     EVAL_INVALID_INPUT: EvalRun "Succeeded" "False" "InvalidInput",
         "A worker refused its input: a model, dataset or index.",
         "Put right what the message names.";
@@ -290,9 +248,6 @@ catalogue! {
     EVAL_DEADLINE: EvalRun "Succeeded" "False" "DeadlineExceeded",
         "`activeDeadlineSeconds` are over.",
         "Raise the deadline in a new run; cached answers cost nothing again.";
-    EVAL_CALL_BUDGET: EvalRun "Succeeded" "False" "BudgetExhausted",
-        "The budget of the generator or judge is used up.",
-        "Raise `budget`; finished calls are cached and cost nothing again.";
 }
 
 /// The catalogue as Markdown, one table a kind.

@@ -161,6 +161,12 @@ fn live(
     // The controller of Jobs tells of an end whose pod may be gone by now. That the pod is not cached proves
     // nothing at first: watches of Jobs and of pods run at their own pace.
     for job in jobs {
+        // What admits Jobs (Kueue) starts them suspended.
+        if job.spec.as_ref().is_some_and(|spec| spec.suspend == Some(true)) {
+            let queue = job.metadata.labels.as_ref().and_then(|labels| labels.get("kueue.x-k8s.io/queue-name"));
+            let queue = queue.map_or_else(String::new, |queue| format!(" to queue {queue}"));
+            live.queued = Some(format!("waits for admission{queue}"));
+        }
         let name = job.metadata.name.as_deref().unwrap_or_default();
         let Some(condition) = end_of(job).filter(|_| failed.is_none() && !pods.iter().any(|pod| of_job(pod, name))) else {
             continue;
@@ -312,6 +318,16 @@ mod tests {
         json!({"phase": if code == 0 { "Succeeded" } else { "Failed" }, "startTime": "2026-01-01T00:00:00Z",
             "containerStatuses": [{"name": "worker", "image": "", "imageID": "", "ready": false, "restartCount": 0,
                 "state": {"terminated": {"exitCode": code, "reason": reason, "message": message}}}]})
+    }
+
+    #[test]
+    fn a_suspended_job_is_queued() {
+        let value = json!({"metadata": {"name": "j", "labels": {"kueue.x-k8s.io/queue-name": "gpus"}},
+            "spec": {"suspend": true, "template": {}}});
+        let job: Arc<Job> = Arc::new(serde_json::from_value(value).unwrap());
+        let seen = live(&[job], &[], 1, None, true, 0).0;
+        assert_eq!(seen.queued.as_deref(), Some("waits for admission to queue gpus"));
+        assert_eq!(seen.end, None);
     }
 
     fn job(condition: &str) -> Arc<Job> {

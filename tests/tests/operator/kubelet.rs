@@ -19,6 +19,8 @@ pub enum Play {
     Run,
     /// Their image cannot be had.
     NoImage,
+    /// They run and do not answer.
+    Down,
     /// Their node is lost: they are there, and nobody hears of them.
     Lost,
 }
@@ -112,6 +114,12 @@ async fn turn(client: &Client, namespace: &str, script: &Mutex<Script>) -> Resul
         let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
         let next = match (phase.as_str(), &play) {
             ("Pending", Play::NoImage) => status("Pending", &json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}})),
+            ("Running", Play::Down) if ready(&pod) => {
+                let mut next = status("Running", &json!({"running": {}}));
+                next["conditions"][0]["status"] = json!("False");
+                next["conditions"][1]["status"] = json!("False");
+                next
+            }
             ("Pending", _) => status("Running", &json!({"running": {}})),
             ("Running", Play::Done { digest, summary }) => {
                 let message = json!({"digest": digest, "summary": summary}).to_string();
@@ -126,6 +134,11 @@ async fn turn(client: &Client, namespace: &str, script: &Mutex<Script>) -> Resul
         ignore_gone(pods.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await.map(drop))?;
     }
     Ok(())
+}
+
+fn ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn status(phase: &str, state: &Value) -> Value {

@@ -5,6 +5,7 @@
 mod faults;
 mod kubelet;
 mod life;
+mod progress;
 mod proxy;
 mod scenario;
 mod setup;

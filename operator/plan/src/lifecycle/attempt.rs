@@ -92,6 +92,8 @@ pub struct Live {
     pub unschedulable: Option<String>,
     /// Why a container does not start.
     pub waiting: Option<String>,
+    /// A queue has not admitted it yet.
+    pub queued: Option<String>,
     /// Since when its first pod holds what it asked for, seconds since 1970.
     pub since: Option<i64>,
     /// How it ended.

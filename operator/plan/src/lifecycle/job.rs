@@ -174,6 +174,9 @@ fn working(view: &JobView<'_>, moves: &[(ComponentKind, String, Move)], stop: Op
     for (kind, _, step) in moves.iter().rev() {
         let Move::Run { attempt } = step else { continue };
         let Some(live) = live(view, *kind) else { continue };
+        if let Some(why) = &live.queued {
+            return (reason::TRAINING_QUEUED, why.clone());
+        }
         if let Some(why) = &live.unschedulable {
             return (reason::TRAINING_UNSCHEDULABLE, why.clone());
         }

@@ -1,6 +1,6 @@
 //! `EvalRun`: one component, alone or after the jobs whose searchers it evaluates.
 
-use super::attempt::{Attempted, StopCause};
+use super::attempt::{Attempted, Live, StopCause};
 use super::job::{clock, stop_cause, used_up};
 use super::stage::{Move, Stage, Waiting, gpu_seconds, held_seconds, next_move};
 use super::supply::Supplies;
@@ -63,6 +63,7 @@ pub fn decide_run(view: &RunView<'_>) -> RunDecision {
     let evaluating = match (speaks, live) {
         (Move::Done { .. } | Move::Fail(_), _) => (reason::EVAL_DONE, String::new()),
         (Move::Run { .. } | Move::Record { .. }, Some(live)) if live.running => (reason::EVAL_RUNNING, live.phase.clone()),
+        (Move::Run { .. }, Some(Live { queued: Some(why), .. })) => (reason::EVAL_QUEUED, why.clone()),
         (Move::Run { .. }, Some(live)) => {
             let why = live.unschedulable.clone().or_else(|| live.waiting.clone());
             (reason::EVAL_STARTING, why.unwrap_or_default())
@@ -107,7 +108,7 @@ pub fn decide_run(view: &RunView<'_>) -> RunDecision {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::attempt::{Live, Record, Verdict};
+    use super::super::attempt::{Record, Verdict};
     use super::super::supply::Supply;
     use super::*;
     use s3_crds::FailurePolicy;
