@@ -27,10 +27,8 @@ pub enum Play {
 
 #[derive(Default)]
 struct Script {
-    /// By component and attempt; attempt 0 stands for all others.
+    /// By component and attempt; attempt 0 stands for all others, the component "" for every baseline.
     plays: BTreeMap<(String, u32), Play>,
-    /// Every pod that was ever seen.
-    seen: BTreeMap<String, String>,
 }
 
 /// See the module.
@@ -74,11 +72,6 @@ impl Kubelet {
     pub fn play_attempt(&self, component: &str, attempt: u32, play: Play) {
         self.script.lock().unwrap().plays.insert((component.to_owned(), attempt), play);
     }
-
-    /// Names and components of all pods that there ever were.
-    pub fn seen(&self) -> BTreeMap<String, String> {
-        self.script.lock().unwrap().seen.clone()
-    }
 }
 
 async fn turn(client: &Client, namespace: &str, script: &Mutex<Script>) -> Result<(), kube::Error> {
@@ -95,10 +88,11 @@ async fn turn(client: &Client, namespace: &str, script: &Mutex<Script>) -> Resul
         let component = label("searchagent.dev/component").unwrap_or_default();
         let attempt: u32 = label("searchagent.dev/attempt").and_then(|number| number.parse().ok()).unwrap_or(0);
         let play = {
-            let mut script = script.lock().unwrap();
-            script.seen.insert(pod.name_any(), component.clone());
-            let play = script.plays.get(&(component.clone(), attempt)).or(script.plays.get(&(component.clone(), 0)));
-            play.cloned().unwrap_or_else(|| if attempt == 0 { Play::Run } else { done(&component) })
+            let script = script.lock().unwrap();
+            let own = [attempt, 0].map(|attempt| (component.clone(), attempt));
+            let play = own.iter().find_map(|key| script.plays.get(key));
+            let all = script.plays.get(&(String::new(), 0)).filter(|_| component.ends_with("-baseline"));
+            play.or(all).cloned().unwrap_or_else(|| if attempt == 0 { Play::Run } else { done(&component) })
         };
         if matches!(play, Play::Lost) {
             continue;

@@ -97,3 +97,21 @@ async fn a_suspended_job_holds_nothing_and_goes_on() {
     assert_eq!(job.data["status"]["attempts"], 3, "{}", job.data["status"]);
     setup.done().await;
 }
+
+/// A leader that is asked to end lets go of its lease, and the next one goes on at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_hands_over() {
+    let setup = Setup::new("hand-over").await;
+    setup.start().await;
+    setup.kubelet.play("a-baseline", Play::Run);
+    scenario::begin(&setup, Kind::S3TrainingJob).await;
+    setup.until_reason(Kind::S3TrainingJob, NAME, "BaselineReady", "Computing").await;
+    let leads = "s3_operator_leader 1";
+    setup.start().await;
+    setup.until("the second stands by", async || setup.metrics(1).await.is_some_and(|text| !text.contains(leads))).await;
+    setup.stop(0).await;
+    setup.until("the second leads", async || setup.metrics(1).await.is_some_and(|text| text.contains(leads))).await;
+    setup.kubelet.play("a-baseline", crate::kubelet::done("a-baseline"));
+    scenario::ended(&setup, Kind::S3TrainingJob).await;
+    setup.done().await;
+}

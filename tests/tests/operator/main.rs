@@ -7,6 +7,7 @@ mod kubelet;
 mod life;
 mod progress;
 mod proxy;
+mod scale;
 mod scenario;
 mod setup;
 mod snapshot;

@@ -43,7 +43,6 @@ struct Inner {
     crash: mpsc::UnboundedSender<()>,
     /// Changes when all watches are to break.
     cut: watch::Sender<u32>,
-    user: Mutex<Option<String>>,
 }
 
 /// The proxy.
@@ -65,7 +64,6 @@ impl Proxy {
             verbs: Mutex::default(),
             crash,
             cut: watch::channel(0).0,
-            user: Mutex::default(),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -82,11 +80,6 @@ impl Proxy {
     /// What is done from now on.
     pub fn set(&self, fault: Fault) {
         *self.inner.fault.lock().unwrap() = fault;
-    }
-
-    /// Everything is asked for in this user's name, who may do what RBAC says.
-    pub fn act_as(&self, user: &str) {
-        *self.inner.user.lock().unwrap() = Some(user.to_owned());
     }
 
     /// Breaks all watches now.
@@ -185,9 +178,6 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     parts.uri = format!("{}{path}", inner.upstream).parse().unwrap();
     parts.headers.remove("host");
-    if let Some(user) = inner.user.lock().unwrap().as_ref() {
-        parts.headers.insert("impersonate-user", user.parse().unwrap());
-    }
     let answer = match inner.client.request(Request::from_parts(parts, body)).await {
         Ok(answer) => answer,
         Err(_) => return unavailable(),

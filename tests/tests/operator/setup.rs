@@ -157,6 +157,18 @@ impl Setup {
         format!("http://{}", self.operators.lock().await[place].as_ref().unwrap().progress)
     }
 
+    /// Resident memory (MiB) and CPU time (seconds) of an operator so far.
+    pub async fn usage(&self, place: usize) -> (f64, f64) {
+        let pid = self.operators.lock().await[place].as_ref().unwrap().child.id().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let kib: f64 = resident.trim().trim_end_matches(" kB").trim().parse().unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+        (kib / 1024.0, ticks / 100.0)
+    }
+
     /// The metrics of an operator; none while it starts.
     pub async fn metrics(&self, place: usize) -> Option<String> {
         let url = format!("http://{}/metrics", self.operators.lock().await[place].as_ref()?.admin);
