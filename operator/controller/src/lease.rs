@@ -79,7 +79,11 @@ impl Election {
             // No answer: whether it was renewed is not known, so it counts as not renewed.
             Err(_) => return Ok(self.fence.leads()),
         };
-        if held { self.fence.allow(until) } else { self.fence.close() }
+        if held {
+            self.fence.allow(until);
+        } else {
+            self.fence.close();
+        }
         Ok(held)
     }
 

@@ -55,7 +55,8 @@ pub fn record_annotation(record: &Record) -> Result<Value, serde_json::Error> {
 /// All attempts of a component that belong to the owner, oldest first; without an owner, to several resources.
 pub fn read(shared: &Shared, namespace: &str, component: &str, uid: Option<&str>, now: i64) -> Vec<Entry> {
     let world = &shared.world;
-    let numbered = |labels: Option<&BTreeMap<String, String>>| -> Option<u32> { labels?.get(ATTEMPT_LABEL)?.parse().ok() };
+    let numbered =
+        |labels: Option<&BTreeMap<String, String>>| -> Option<u32> { labels?.get(ATTEMPT_LABEL)?.parse().ok() };
     let jobs = world.batch.group_of(namespace, component);
     let pods = world.pods.group_of(namespace, component);
     let mut entries: Vec<Entry> = world
@@ -168,7 +169,8 @@ fn live(
             live.queued = Some(format!("waits for admission{queue}"));
         }
         let name = job.metadata.name.as_deref().unwrap_or_default();
-        let Some(condition) = end_of(job).filter(|_| failed.is_none() && !pods.iter().any(|pod| of_job(pod, name))) else {
+        let Some(condition) = end_of(job).filter(|_| failed.is_none() && !pods.iter().any(|pod| of_job(pod, name)))
+        else {
             continue;
         };
         let since = condition.last_transition_time.as_ref().map_or(now, clock::seconds);
@@ -179,7 +181,10 @@ fn live(
         let reported = report.is_some_and(|report| report.outcome.is_some());
         if condition.type_ == "Failed" {
             let message = condition.message.clone().unwrap_or_default();
-            failed = Some((FailureClass::NodeLost, format!("the pod of {name} vanished before its end was seen: {message}")));
+            failed = Some((
+                FailureClass::NodeLost,
+                format!("the pod of {name} vanished before its end was seen: {message}"),
+            ));
         } else if reported {
             vanished_well += 1;
         } else {
@@ -243,7 +248,12 @@ fn lost(pod: &Pod) -> bool {
 }
 
 fn terminated(pod: &Pod) -> Option<&k8s_openapi::api::core::v1::ContainerStateTerminated> {
-    pod.status.as_ref()?.container_statuses.as_ref()?.iter().find_map(|status| status.state.as_ref()?.terminated.as_ref())
+    pod.status
+        .as_ref()?
+        .container_statuses
+        .as_ref()?
+        .iter()
+        .find_map(|status| status.state.as_ref()?.terminated.as_ref())
 }
 
 fn termination(pod: &Pod) -> Option<Termination> {
@@ -270,13 +280,16 @@ fn waiting(pod: &Pod) -> (Option<String>, Option<String>) {
     let Some(status) = &pod.status else { return (None, None) };
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let unschedulable = status.conditions.iter().flatten().find(|condition| {
-        condition.type_ == "PodScheduled" && condition.status == "False" && condition.reason.as_deref() == Some("Unschedulable")
+        condition.type_ == "PodScheduled"
+            && condition.status == "False"
+            && condition.reason.as_deref() == Some("Unschedulable")
     });
     let unschedulable =
         unschedulable.map(|condition| format!("{name}: {}", condition.message.clone().unwrap_or_default()));
     let waiting = status.container_statuses.iter().flatten().find_map(|status| {
         let waiting = status.state.as_ref()?.waiting.as_ref()?;
-        let reason = waiting.reason.as_deref().filter(|reason| !matches!(*reason, "ContainerCreating" | "PodInitializing"))?;
+        let reason =
+            waiting.reason.as_deref().filter(|reason| !matches!(*reason, "ContainerCreating" | "PodInitializing"))?;
         Some(format!("{name}: {reason}: {}", waiting.message.as_deref().unwrap_or_default()))
     });
     (unschedulable, waiting)
@@ -331,7 +344,8 @@ mod tests {
     }
 
     fn job(condition: &str) -> Arc<Job> {
-        let value = json!({"metadata": {"name": "j"}, "status": {"conditions": [{"type": condition, "status": "True"}]}});
+        let value =
+            json!({"metadata": {"name": "j"}, "status": {"conditions": [{"type": condition, "status": "True"}]}});
         Arc::new(serde_json::from_value(value).unwrap())
     }
 

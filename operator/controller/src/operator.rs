@@ -141,7 +141,7 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), OperatorErr
 async fn broken(server: &mut JoinSet<()>, shutdown: &Shutdown) {
     server.join_next().await;
     if shutdown.requested() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

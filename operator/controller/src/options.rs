@@ -172,7 +172,9 @@ impl Options {
 
 fn pair(flag: &'static str, value: &str) -> Result<(String, String), OptionsError> {
     match value.split_once('=') {
-        Some((program, image)) if !program.is_empty() && !image.is_empty() => Ok((program.to_owned(), image.to_owned())),
+        Some((program, image)) if !program.is_empty() && !image.is_empty() => {
+            Ok((program.to_owned(), image.to_owned()))
+        }
         _ => Err(OptionsError::Pair { flag, value: value.to_owned() }),
     }
 }

@@ -56,7 +56,7 @@ impl Reports {
     }
 
     /// Takes a report. Returns whether it is more than progress: a checkpoint or an outcome.
-    pub fn take(&self, uid: &str, component: &str, attempt: u32, report: Report) -> bool {
+    pub fn take(&self, uid: &str, component: &str, attempt: u32, report: &Report) -> bool {
         let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let old = reports.insert((uid.to_owned(), component.to_owned(), attempt), report.clone()).unwrap_or_default();
         old.checkpoint != report.checkpoint || old.outcome != report.outcome
@@ -190,7 +190,7 @@ impl Progress for ProgressService {
         // Replicas say the same; the first speaks.
         if report.rank == 0 {
             let (uid, component, epoch) = (report.uid.clone(), report.component.clone(), report.epoch);
-            let more = self.reports.take(&uid, &component, epoch, taken(report));
+            let more = self.reports.take(&uid, &component, epoch, &taken(report));
             self.queue.add_after(key, if more { Duration::ZERO } else { Duration::from_secs(1) });
         }
         Ok(Response::new(ProgressReply { standing: Standing::Current.into(), epoch: newest }))

@@ -10,7 +10,9 @@ use kube::{Api, ResourceExt};
 use s3_crds::{AccessMode, Kind, condition_type, is_true};
 use s3_plan::lifecycle::{Attempted, Supply, Verdict};
 use s3_plan::objects::{Attempt, Object, Surroundings, belongs_to, render};
-use s3_plan::{Component, ComponentKind, Finished, Observed, Plan, PlanError, Refused, Resources, Role, fingerprint, plan};
+use s3_plan::{
+    Component, ComponentKind, Finished, Observed, Plan, PlanError, Refused, Resources, Role, fingerprint, plan,
+};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -82,12 +84,7 @@ impl Scene {
         Some(scene)
     }
 
-    fn observe(
-        &mut self,
-        shared: &Shared,
-        namespace: &str,
-        objects: &Objects,
-    ) {
+    fn observe(&mut self, shared: &Shared, namespace: &str, objects: &Objects) {
         let Ok(plan) = &mut self.plan else { return };
         for component in plan.components.iter().filter(|component| component.role == Role::Job) {
             // What is fetched for a gateway belongs to nobody alone.
@@ -182,7 +179,12 @@ impl Scene {
     }
 
     /// The objects of an attempt, or of a service.
-    pub fn render(&self, component: &Component, number: u32, owners: &[OwnerReference]) -> Result<Vec<Object>, PlanError> {
+    pub fn render(
+        &self,
+        component: &Component,
+        number: u32,
+        owners: &[OwnerReference],
+    ) -> Result<Vec<Object>, PlanError> {
         let plan = self.plan.as_ref().map_err(Clone::clone)?;
         render_attempt(plan, &self.observed, &self.surroundings, component, number, owners)
     }
@@ -208,7 +210,10 @@ impl Scene {
                 let why = s3_crds::condition(&conditions, condition_type::SERVING)
                     .map(|c| format!("{}: {}", c.reason, c.message))
                     .unwrap_or_default();
-                return Supply::Missing(format!("RetrieverIndex/{name} is not served yet ({})", why.trim_end_matches(": ")));
+                return Supply::Missing(format!(
+                    "RetrieverIndex/{name} is not served yet ({})",
+                    why.trim_end_matches(": ")
+                ));
             }
         }
         Supply::Ready
@@ -273,7 +278,8 @@ pub fn render_attempt(
     if component.role == Role::Service {
         return Ok(objects);
     }
-    let identity = objects.iter().find(|object| object.kind() == "Job").and_then(|job| job.metadata().annotations.clone());
+    let identity =
+        objects.iter().find(|object| object.kind() == "Job").and_then(|job| job.metadata().annotations.clone());
     for object in &mut objects {
         let Object::ConfigMap(config_map) = object else { continue };
         let mut annotations = identity.clone().unwrap_or_default();

@@ -255,7 +255,8 @@ pub fn watch_all(
                 }
             }));
         }
-        let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER},{COMPONENT_LABEL}"));
+        let ours =
+            watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER},{COMPONENT_LABEL}"));
         macro_rules! children {
             ($($type:ty => $cache:ident, $config:expr;)*) => {$({
                 let api: Api<$type> = match namespace {

@@ -6,7 +6,9 @@ use crate::key::Key;
 use crate::lease::Fence;
 use crate::world::{World, api_resource};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt};
 use s3_crds::Kind;
@@ -105,8 +107,12 @@ fn contains(live: &Value, desired: &Value) -> bool {
         (Value::Object(live), Value::Object(desired)) => desired.iter().all(|(key, value)| match live.get(key) {
             Some(found) => contains(found, value),
             // What is empty may be left out by the server.
-            None => value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
-                || value.as_array().is_some_and(Vec::is_empty) || *value == json!("") && key != "value",
+            None => {
+                value.is_null()
+                    || value.as_object().is_some_and(serde_json::Map::is_empty)
+                    || value.as_array().is_some_and(Vec::is_empty)
+                    || *value == json!("") && key != "value"
+            }
         }),
         (Value::Array(live), Value::Array(desired)) => {
             live.len() == desired.len() && live.iter().zip(desired).all(|(live, desired)| contains(live, desired))
@@ -158,7 +164,11 @@ impl Writer {
         }
         let seen = unseen.is_empty();
         let mut expected = lock(&self.expected);
-        if seen { expected.remove(key); } else { expected.insert(key.clone(), unseen); }
+        if seen {
+            expected.remove(key);
+        } else {
+            expected.insert(key.clone(), unseen);
+        }
         Ok(seen)
     }
 
@@ -280,7 +290,13 @@ impl Writer {
     }
 
     /// Changes metadata of an object with preconditions.
-    async fn merge(&self, key: &Key, place: Place, meta: &ObjectMeta, mut patch: Value) -> Result<DynamicObject, Trouble> {
+    async fn merge(
+        &self,
+        key: &Key,
+        place: Place,
+        meta: &ObjectMeta,
+        mut patch: Value,
+    ) -> Result<DynamicObject, Trouble> {
         patch["metadata"]["uid"] = json!(meta.uid);
         patch["metadata"]["resourceVersion"] = json!(meta.resource_version);
         let api = self.api_of(&place.0, &place.1);
@@ -379,7 +395,13 @@ impl Writer {
     }
 
     /// Writes a status as a whole; returns what the server made of it.
-    pub async fn status(&self, key: &Key, kind: Kind, meta: &ObjectMeta, status: Value) -> Result<DynamicObject, Trouble> {
+    pub async fn status(
+        &self,
+        key: &Key,
+        kind: Kind,
+        meta: &ObjectMeta,
+        status: Value,
+    ) -> Result<DynamicObject, Trouble> {
         let place =
             (kind.name().to_owned(), meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
         let object = json!({
@@ -468,6 +490,7 @@ impl Labels for ObjectMeta {
     }
 }
 
+#[allow(clippy::needless_pass_by_value)] // for `map_err`
 fn defect(error: serde_json::Error) -> Trouble {
     Trouble::Plan(PlanError::Defect(error.to_string()))
 }

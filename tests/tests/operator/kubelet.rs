@@ -107,7 +107,9 @@ async fn turn(client: &Client, namespace: &str, script: &Mutex<Script>) -> Resul
         }
         let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
         let next = match (phase.as_str(), &play) {
-            ("Pending", Play::NoImage) => status("Pending", &json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}})),
+            ("Pending", Play::NoImage) => {
+                status("Pending", &json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}))
+            }
             ("Running", Play::Down) if ready(&pod) => {
                 let mut next = status("Running", &json!({"running": {}}));
                 next["conditions"][0]["status"] = json!("False");

@@ -108,7 +108,9 @@ async fn a_leader_hands_over() {
     setup.until_reason(Kind::S3TrainingJob, NAME, "BaselineReady", "Computing").await;
     let leads = "s3_operator_leader 1";
     setup.start().await;
-    setup.until("the second stands by", async || setup.metrics(1).await.is_some_and(|text| !text.contains(leads))).await;
+    setup
+        .until("the second stands by", async || setup.metrics(1).await.is_some_and(|text| !text.contains(leads)))
+        .await;
     setup.stop(0).await;
     setup.until("the second leads", async || setup.metrics(1).await.is_some_and(|text| text.contains(leads))).await;
     setup.kubelet.play("a-baseline", crate::kubelet::done("a-baseline"));

@@ -22,7 +22,8 @@ async fn token(setup: &Setup, pod: &str, audience: &str) -> String {
             "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid}},
     });
     let path = format!("/api/v1/namespaces/{}/serviceaccounts/default/token", setup.namespace);
-    let request = axum::http::Request::post(path).header("content-type", "application/json").body(body.to_string().into_bytes());
+    let request =
+        axum::http::Request::post(path).header("content-type", "application/json").body(body.to_string().into_bytes());
     let answer: Value = setup.client.request(request.unwrap()).await.unwrap();
     answer["status"]["token"].as_str().unwrap().to_owned()
 }

@@ -107,8 +107,7 @@ impl Proxy {
 fn verb(method: &Method, uri: &Uri) -> Option<(String, String)> {
     let parts: Vec<&str> = uri.path().trim_start_matches('/').split('/').collect();
     let rest = match parts.as_slice() {
-        ["api", _, rest @ ..] => rest,
-        ["apis", _, _, rest @ ..] => rest,
+        ["api", _, rest @ ..] | ["apis", _, _, rest @ ..] => rest,
         _ => return None,
     };
     let rest = match rest {
@@ -142,7 +141,9 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let called = verb(request.method(), request.uri());
     let is_watch = called.as_ref().is_some_and(|(verb, _)| verb == "watch");
     let is_write = !matches!(*request.method(), Method::GET | Method::HEAD)
-        && called.as_ref().is_some_and(|(_, resource)| !matches!(resource.as_str(), "leases" | "events" | "tokenreviews"));
+        && called
+            .as_ref()
+            .is_some_and(|(_, resource)| !matches!(resource.as_str(), "leases" | "events" | "tokenreviews"));
     if let Some(called) = called {
         *inner.verbs.lock().unwrap().entry(called).or_default() += 1;
     }
@@ -178,10 +179,7 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     parts.uri = format!("{}{path}", inner.upstream).parse().unwrap();
     parts.headers.remove("host");
-    let answer = match inner.client.request(Request::from_parts(parts, body)).await {
-        Ok(answer) => answer,
-        Err(_) => return unavailable(),
-    };
+    let Ok(answer) = inner.client.request(Request::from_parts(parts, body)).await else { return unavailable() };
     if after {
         // Everything was done, and nobody hears of it.
         let _ = answer.into_body().collect().await;

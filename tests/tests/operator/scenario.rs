@@ -12,7 +12,7 @@ pub const NAME: &str = "a";
 /// The gateway of models built in.
 pub const GATEWAY: &str = "gateway-built-in";
 
-fn object(kind: Kind, spec: Value) -> Value {
+fn object(kind: Kind, spec: &Value) -> Value {
     json!({"apiVersion": s3_crds::API_VERSION, "kind": kind.name(), "metadata": {"name": NAME}, "spec": spec})
 }
 
@@ -24,7 +24,7 @@ fn generator() -> Value {
 pub fn index() -> Value {
     object(
         Kind::RetrieverIndex,
-        json!({"source": {"build": {"corpus": {"uri": "pvc://data/c.jsonl"}, "lexical": {}}}}),
+        &json!({"source": {"build": {"corpus": {"uri": "pvc://data/c.jsonl"}, "lexical": {}}}}),
     )
 }
 
@@ -32,7 +32,7 @@ pub fn index() -> Value {
 pub fn job() -> Value {
     object(
         Kind::S3TrainingJob,
-        json!({
+        &json!({
             "searcher": {"model": {"uri": "pvc://data/m.gguf"}},
             "retriever": {"indexRef": {"name": NAME}},
             "generator": generator(),
@@ -47,7 +47,7 @@ pub fn job() -> Value {
 pub fn run() -> Value {
     object(
         Kind::EvalRun,
-        json!({
+        &json!({
             "arms": [{"name": "direct", "method": "Direct"}, {"name": "rag", "method": "Rag", "topK": 3}],
             "retriever": {"indexRef": {"name": NAME}},
             "generator": generator(),

@@ -9,6 +9,7 @@ use kube::discovery::ApiResource;
 use kube::{Api, Client, Config};
 use s3_crds::Kind;
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -181,7 +182,8 @@ impl Setup {
         for place in 0..4 {
             let Ok(text) = std::fs::read_to_string(self.log(place)) else { continue };
             let lines: Vec<&str> = text.lines().collect();
-            all += &format!("--- operator {place}\n{}\n", lines[lines.len().saturating_sub(25)..].join("\n"));
+            let last = lines[lines.len().saturating_sub(25)..].join("\n");
+            let _ = writeln!(all, "--- operator {place}\n{last}");
         }
         all
     }

@@ -85,6 +85,11 @@ pub async fn settled(setup: &Setup) -> (Value, usize) {
             return (before, writes);
         }
         let last = setup.proxy.writes();
-        assert!(Instant::now() < end, "it never settles; last writes: {:?}\n{}", &last[last.len().saturating_sub(20)..], setup.tail());
+        assert!(
+            Instant::now() < end,
+            "it never settles; last writes: {:?}\n{}",
+            &last[last.len().saturating_sub(20)..],
+            setup.tail()
+        );
     }
 }

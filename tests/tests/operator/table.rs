@@ -124,7 +124,8 @@ const INDEX_STORIES: &[(&str, Story)] = &[
         async move {
             s.kubelet.play("a-baseline", Play::Run);
             user(s, Kind::S3TrainingJob, &[], "BaselineReady", "Computing").await;
-            s.change(Kind::RetrieverIndex, NAME, json!({"spec": {"source": {"build": {"lexical": {"k1": 1.5}}}}})).await;
+            s.change(Kind::RetrieverIndex, NAME, json!({"spec": {"source": {"build": {"lexical": {"k1": 1.5}}}}}))
+                .await;
             s.delete(Kind::RetrieverIndex, NAME).await;
             s.until_reason(Kind::RetrieverIndex, NAME, "Ready", "InUse").await;
         }
@@ -134,7 +135,8 @@ const INDEX_STORIES: &[(&str, Story)] = &[
         async move {
             index(s, &[], "Ready", "Ready").await;
             s.kubelet.play_attempt("a-index", 2, Play::Run);
-            s.change(Kind::RetrieverIndex, NAME, json!({"spec": {"source": {"build": {"lexical": {"k1": 1.5}}}}})).await;
+            s.change(Kind::RetrieverIndex, NAME, json!({"spec": {"source": {"build": {"lexical": {"k1": 1.5}}}}}))
+                .await;
             s.until_reason(Kind::RetrieverIndex, NAME, "Built", "Rebuilding").await;
         }
         .boxed_local()

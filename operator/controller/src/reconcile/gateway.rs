@@ -36,9 +36,8 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str) -> Result<Ag
         }
         kept.insert(gateway.name.clone());
         let mut observed = Observed::default();
-        let fetch = plan.components.iter().find(|c| {
-            c.kind == ComponentKind::GatewayFetch && gateway.needs.contains(&c.name)
-        });
+        let fetch =
+            plan.components.iter().find(|c| c.kind == ComponentKind::GatewayFetch && gateway.needs.contains(&c.name));
         if let Some(fetch) = fetch {
             let entries = ledger::read(shared, namespace, &fetch.name, None, now);
             let attempts: Vec<Attempted> = entries.iter().map(|entry| entry.attempt.clone()).collect();
@@ -108,7 +107,9 @@ fn joint_plan(shared: &Shared, users: &BTreeMap<String, (Kind, Arc<DynamicObject
         with_references(shared, *kind, object.clone(), &mut more);
         match planned(&more) {
             Ok(plan) => (taken, last) = (more, plan),
-            Err(error) => tracing::warn!(resource = title, %error, "cannot share a gateway with the others of its namespace"),
+            Err(error) => {
+                tracing::warn!(resource = title, %error, "cannot share a gateway with the others of its namespace");
+            }
         }
     }
     last

@@ -10,7 +10,7 @@ use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use s3_crds::{FailurePolicy, Kind, RetrieverIndexStatus, condition_type, is_true, reason};
-use s3_plan::lifecycle::{IndexView, Move, Serving, Verdict, decide_index, fill_index, holds};
+use s3_plan::lifecycle::{IndexView, Move, Said, Serving, Verdict, decide_index, fill_index, holds};
 use s3_plan::objects::service_name;
 use s3_plan::{ComponentKind, PlanError};
 use serde::de::DeserializeOwned;
@@ -43,16 +43,10 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let mut now_status: RetrieverIndexStatus = status_of(&scene);
     let fresh = now_status.clone();
     now_status.observed_generation = meta.generation;
-    if let Some(errors) = scene.refused.get(&scene.title()) {
-        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
-        let reason = if unsupported { reason::INDEX_UNSUPPORTED } else { reason::INDEX_INVALID };
-        status::say(&mut now_status.conditions, &[(reason, lines(errors))], &scene.object);
-        return status::write(shared, key, scene.kind, &scene.object, &now_status).await;
-    }
-    let plan = match &scene.plan {
+    let plan = match planned(&scene) {
         Ok(plan) => plan,
-        Err(error) => {
-            status::say(&mut now_status.conditions, &[(reason::INDEX_INVALID, error.to_string())], &scene.object);
+        Err(said) => {
+            status::say(&mut now_status.conditions, &[said], &scene.object);
             return status::write(shared, key, scene.kind, &scene.object, &now_status).await;
         }
     };
@@ -96,7 +90,9 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     match acted {
         Ok(()) => {}
         Err(Trouble::NameTaken(what)) => said.push((reason::INDEX_NAME_TAKEN, what)),
-        Err(Trouble::Plan(error @ PlanError::VolumeShape { .. })) => said.push((reason::INDEX_VOLUME_SHAPE, error.to_string())),
+        Err(Trouble::Plan(error @ PlanError::VolumeShape { .. })) => {
+            said.push((reason::INDEX_VOLUME_SHAPE, error.to_string()));
+        }
         Err(Trouble::Plan(error)) => said.push((reason::INDEX_INVALID, error.to_string())),
         Err(trouble) => return Err(trouble),
     }
@@ -122,6 +118,15 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let fenced = scene.entries.values().flatten().filter_map(|entry| entry.fenced_at).min();
     let times = decision.again.into_iter().chain(fenced).map(|at| until(at, scene.now)).min();
     Ok(sooner(again, times))
+}
+
+/// The plan, or why there is none.
+fn planned(scene: &Scene) -> Result<&s3_plan::Plan, Said> {
+    if let Some(errors) = scene.refused.get(&scene.title()) {
+        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
+        return Err((if unsupported { reason::INDEX_UNSUPPORTED } else { reason::INDEX_INVALID }, lines(errors)));
+    }
+    scene.plan.as_ref().map_err(|error| (reason::INDEX_INVALID, error.to_string()))
 }
 
 fn serving(

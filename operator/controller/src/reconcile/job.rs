@@ -10,7 +10,7 @@ use crate::write::Trouble;
 use kube::ResourceExt;
 use s3_crds::{Artifact, Kind, S3TrainingJobStatus, condition, condition_type, is_true, reason};
 use s3_plan::lifecycle::{
-    Attempted, JobView, Move, Supplies, Supply, Verdict, decide_job, fill_job, gpu_seconds,
+    Attempted, JobView, Move, Said, Supplies, Supply, Verdict, decide_job, fill_job, gpu_seconds,
 };
 use s3_plan::{Binder, ComponentKind, PlanError, objects::ClusterBinder};
 use std::time::Duration;
@@ -32,44 +32,23 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let mut new = old.clone();
     new.observed_generation = meta.generation;
     let finished = is_true(&old.conditions, condition_type::SUCCEEDED);
-    if let Some(errors) = scene.refused.get(&scene.title()) {
-        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
-        let reason = if unsupported { reason::JOB_UNSUPPORTED } else { reason::JOB_INVALID };
-        status::say(&mut new.conditions, &[(reason, lines(errors))], &scene.object);
-        return status::write(shared, key, scene.kind, &scene.object, &new).await;
-    }
+    let index = scene.index_supply(shared, old.start_time.is_some());
+    let plan = match planned(&scene, &index) {
+        Ok(plan) => plan,
+        // What it was made from may have gone; it stays what it is.
+        Err(_) if finished => return expire(shared, key, &scene, &old).await,
+        Err(said) => {
+            status::say(&mut new.conditions, &said, &scene.object);
+            return status::write(shared, key, scene.kind, &scene.object, &new).await;
+        }
+    };
     let Some(job) = scene.resources.jobs.get(name).map(|sourced| sourced.object.clone()) else {
         return Err(PlanError::Defect(format!("{} is neither planned nor refused", scene.title())).into());
     };
     let spec = &job.spec;
-    let begun = old.start_time.is_some();
-    let index = scene.index_supply(shared, begun);
-    let plan = match &scene.plan {
-        Ok(plan) => plan,
-        // What it was made from may have gone; it stays what it is.
-        Err(_) if finished => return expire(shared, key, &scene, &old).await,
-        Err(PlanError::Missing { .. }) => {
-            let what = index.missing().unwrap_or_default().to_owned();
-            let said = [
-                (reason::TRAINING_WAITING_INDEX, what),
-                (reason::JOB_PROGRESSING, String::new()),
-                (reason::JOB_NOT_SUSPENDED, String::new()),
-            ];
-            status::say(&mut new.conditions, &said, &scene.object);
-            return status::write(shared, key, scene.kind, &scene.object, &new).await;
-        }
-        Err(error) => {
-            status::say(&mut new.conditions, &[(reason::JOB_INVALID, error.to_string())], &scene.object);
-            return status::write(shared, key, scene.kind, &scene.object, &new).await;
-        }
-    };
-
     let components = scene.own_jobs();
     let prints: Vec<Option<String>> = components.iter().map(|component| scene.print(component)).collect();
-    let attempts: Vec<Vec<Attempted>> = components
-        .iter()
-        .map(|component| scene.attempts_of(&component.name))
-        .collect();
+    let attempts: Vec<Vec<Attempted>> = components.iter().map(|component| scene.attempts_of(&component.name)).collect();
     let running = attempts.iter().flatten().any(Attempted::open);
     let supplies = supplies(shared, &scene, index, Supply::Ready, running || finished || spec.suspend).await?;
     let stages = components
@@ -115,8 +94,11 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let starting = decision.moves.iter().filter(|(.., step)| matches!(step, Move::Start { .. })).count();
     let count = u32::try_from(all().count() + starting).unwrap_or(u32::MAX);
     new.attempts = (count > 0).then_some(count);
-    new.last_checkpoint =
-        all().filter_map(Attempted::checkpoint).max_by_key(|checkpoint| checkpoint.step).cloned().or(new.last_checkpoint);
+    new.last_checkpoint = all()
+        .filter_map(Attempted::checkpoint)
+        .max_by_key(|checkpoint| checkpoint.step)
+        .cloned()
+        .or(new.last_checkpoint);
     for (component, attempts) in components.iter().zip(&attempts) {
         fill(shared, &scene, plan, component, attempts, &uid, &mut new);
     }
@@ -132,6 +114,22 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
     let expiry = if decision.finished { expire(shared, key, &scene, &new).await? } else { None };
     Ok(sooner(sooner(again, times), sooner(secrets, expiry)))
+}
+
+/// The plan, or what to say while there is none.
+fn planned<'a>(scene: &'a Scene, index: &Supply) -> Result<&'a s3_plan::Plan, Vec<Said>> {
+    if let Some(errors) = scene.refused.get(&scene.title()) {
+        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
+        return Err(vec![(if unsupported { reason::JOB_UNSUPPORTED } else { reason::JOB_INVALID }, lines(errors))]);
+    }
+    scene.plan.as_ref().map_err(|error| match error {
+        PlanError::Missing { .. } => vec![
+            (reason::TRAINING_WAITING_INDEX, index.missing().unwrap_or_default().to_owned()),
+            (reason::JOB_PROGRESSING, String::new()),
+            (reason::JOB_NOT_SUSPENDED, String::new()),
+        ],
+        error => vec![(reason::JOB_INVALID, error.to_string())],
+    })
 }
 
 /// What is needed, asked for in order: secrets only once the index is there, the gateway only after them.
@@ -187,12 +185,17 @@ fn fill(
                 status.searches_per_question = figure("searches").or(status.searches_per_question);
             }
             let last = component.kind == ComponentKind::Training
-                || !plan.components.iter().any(|c| c.kind == ComponentKind::Training && c.owners.contains(&scene.title()));
+                || !plan
+                    .components
+                    .iter()
+                    .any(|c| c.kind == ComponentKind::Training && c.owners.contains(&scene.title()));
             if let (true, Some((digest, summary))) = (last, done) {
                 fill_job(status, summary);
                 status.digest = Some(digest.clone());
                 let binder = ClusterBinder::new(plan, &scene.observed, &scene.surroundings, component);
-                let uri = binder.work(&component.name, "export").map(|path| crate::ledger::claim_uri(&path.display().to_string()));
+                let uri = binder
+                    .work(&component.name, "export")
+                    .map(|path| crate::ledger::claim_uri(&path.display().to_string()));
                 status.export = uri.ok().map(|uri| Artifact { uri, digest: digest.clone() });
             }
         }

@@ -25,7 +25,9 @@ pub async fn reconcile(shared: &Shared, key: &Key) -> Result<Again, Trouble> {
         Key::Resource { kind: Kind::RetrieverIndex, namespace, name } => {
             index::reconcile(shared, key, namespace, name).await
         }
-        Key::Resource { kind: Kind::S3TrainingJob, namespace, name } => job::reconcile(shared, key, namespace, name).await,
+        Key::Resource { kind: Kind::S3TrainingJob, namespace, name } => {
+            job::reconcile(shared, key, namespace, name).await
+        }
         Key::Resource { kind: Kind::EvalRun, namespace, name } => run::reconcile(shared, key, namespace, name).await,
     }
 }

@@ -11,7 +11,7 @@ use crate::world::references;
 use crate::write::Trouble;
 use kube::ResourceExt;
 use s3_crds::{Artifact, EvalRunStatus, FailurePolicy, Kind, condition, condition_type, is_true, reason};
-use s3_plan::lifecycle::{Attempted, Move, RunView, Supply, Verdict, decide_run, fill_run};
+use s3_plan::lifecycle::{Attempted, Move, RunView, Said, Supply, Verdict, decide_run, fill_run};
 use s3_plan::{Binder, ComponentKind, PlanError, objects::ClusterBinder};
 
 /// Reconciles one.
@@ -27,35 +27,20 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let mut new = old.clone();
     new.observed_generation = meta.generation;
     let finished = is_true(&old.conditions, condition_type::SUCCEEDED);
-    if let Some(errors) = scene.refused.get(&scene.title()) {
-        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
-        let reason = if unsupported { reason::EVAL_UNSUPPORTED } else { reason::EVAL_INVALID };
-        status::say(&mut new.conditions, &[(reason, lines(errors))], &scene.object);
-        return status::write(shared, key, scene.kind, &scene.object, &new).await;
-    }
+    let index = scene.index_supply(shared, old.start_time.is_some());
+    let job = job_supply(shared, &scene);
+    let plan = match planned(&scene, &index, &job) {
+        Ok(plan) => plan,
+        Err(_) if finished => return expire(shared, key, &scene, &old).await,
+        Err(said) => {
+            status::say(&mut new.conditions, &said, &scene.object);
+            return status::write(shared, key, scene.kind, &scene.object, &new).await;
+        }
+    };
     let Some(run) = scene.resources.runs.get(name).map(|sourced| sourced.object.clone()) else {
         return Err(PlanError::Defect(format!("{} is neither planned nor refused", scene.title())).into());
     };
     let spec = &run.spec;
-    let index = scene.index_supply(shared, old.start_time.is_some());
-    let job = job_supply(shared, &scene);
-    let plan = match &scene.plan {
-        Ok(plan) => plan,
-        Err(_) if finished => return expire(shared, key, &scene, &old).await,
-        Err(PlanError::Missing { .. }) => {
-            let waiting = match (index.missing(), job.missing()) {
-                (Some(what), _) => (reason::EVAL_WAITING_INDEX, what.to_owned()),
-                (None, what) => (reason::EVAL_WAITING_JOB, what.unwrap_or_default().to_owned()),
-            };
-            let said = [waiting, (reason::EVAL_PROGRESSING, String::new()), (reason::EVAL_NOT_SUSPENDED, String::new())];
-            status::say(&mut new.conditions, &said, &scene.object);
-            return status::write(shared, key, scene.kind, &scene.object, &new).await;
-        }
-        Err(error) => {
-            status::say(&mut new.conditions, &[(reason::EVAL_INVALID, error.to_string())], &scene.object);
-            return status::write(shared, key, scene.kind, &scene.object, &new).await;
-        }
-    };
     let own = scene.own_jobs();
     let of = |kind: ComponentKind| own.iter().copied().find(|component| component.kind == kind);
     let fetch = of(ComponentKind::Fetch);
@@ -122,6 +107,24 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
     let expiry = if decision.finished { expire(shared, key, &scene, &new).await? } else { None };
     Ok(sooner(sooner(again, times), sooner(secrets, expiry)))
+}
+
+/// The plan, or what to say while there is none.
+fn planned<'a>(scene: &'a Scene, index: &Supply, job: &Supply) -> Result<&'a s3_plan::Plan, Vec<Said>> {
+    if let Some(errors) = scene.refused.get(&scene.title()) {
+        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
+        return Err(vec![(if unsupported { reason::EVAL_UNSUPPORTED } else { reason::EVAL_INVALID }, lines(errors))]);
+    }
+    scene.plan.as_ref().map_err(|error| match error {
+        PlanError::Missing { .. } => {
+            let waiting = match (index.missing(), job.missing()) {
+                (Some(what), _) => (reason::EVAL_WAITING_INDEX, what.to_owned()),
+                (None, what) => (reason::EVAL_WAITING_JOB, what.unwrap_or_default().to_owned()),
+            };
+            vec![waiting, (reason::EVAL_PROGRESSING, String::new()), (reason::EVAL_NOT_SUSPENDED, String::new())]
+        }
+        error => vec![(reason::EVAL_INVALID, error.to_string())],
+    })
 }
 
 /// Whether the jobs are done whose searchers are evaluated.

@@ -42,8 +42,7 @@ pub async fn carry_out(shared: &Shared, key: &Key, work: &Work<'_>, step: &Move)
     match step {
         Move::Record { attempt, record } => {
             let Some(entry) = entry(*attempt) else { return Ok(()) };
-            let annotation =
-                ledger::record_annotation(record).map_err(|error| PlanError::Defect(error.to_string()))?;
+            let annotation = ledger::record_annotation(record).map_err(|error| PlanError::Defect(error.to_string()))?;
             shared.writer.annotate(key, &entry.config_map.metadata, "ConfigMap", annotation).await?;
             let verdict = match &record.verdict {
                 Verdict::Done { .. } => "Done",

@@ -24,8 +24,7 @@ use tokio::time::Instant;
 pub struct StatusClock(Mutex<HashMap<Key, Instant>>);
 
 /// Fields that move by progress alone.
-const PROGRESS: [&str; 8] =
-    ["step", "gbr", "genAcc", "searchesPerQuestion", "progress", "done", "total", "gpuSeconds"];
+const PROGRESS: [&str; 8] = ["step", "gbr", "genAcc", "searchesPerQuestion", "progress", "done", "total", "gpuSeconds"];
 
 /// Sets conditions; the generation is the one that was decided from.
 pub fn say(conditions: &mut Vec<Condition>, said: &[Said], object: &DynamicObject) {
@@ -54,7 +53,9 @@ pub async fn write(
     }
     if s3_crds::same(&quiet(&status), &quiet(&old)) {
         let last = shared.statuses.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
-        if let Some(left) = last.and_then(|last| STATUS_PERIOD.checked_sub(last.elapsed())).filter(|left| !left.is_zero()) {
+        if let Some(left) =
+            last.and_then(|last| STATUS_PERIOD.checked_sub(last.elapsed())).filter(|left| !left.is_zero())
+        {
             return Ok(Some(left));
         }
     }
@@ -69,7 +70,7 @@ pub async fn write(
 fn quiet(status: &Value) -> Value {
     let mut status = status.clone();
     if let Value::Object(fields) = &mut status {
-        PROGRESS.iter().for_each(|field| drop(fields.remove(*field)));
+        fields.retain(|field, _| !PROGRESS.contains(&field.as_str()));
         let conditions = fields.get_mut("conditions").and_then(Value::as_array_mut);
         for condition in conditions.into_iter().flatten() {
             if let Value::Object(fields) = condition {
@@ -96,10 +97,14 @@ async fn tell(shared: &Shared, kind: Kind, object: &DynamicObject, conditions: &
         if before.is_some_and(|before| before.reason == condition.reason) {
             continue;
         }
-        let known = s3_crds::REASONS
-            .iter()
-            .find(|reason| reason.kind == kind && reason.condition == condition.type_ && reason.name == condition.reason);
+        let known = s3_crds::REASONS.iter().find(|reason| {
+            reason.kind == kind && reason.condition == condition.type_ && reason.name == condition.reason
+        });
         let calm = known.is_none_or(|reason| reason.action.starts_with("Nothing"));
+        // That a new object is where every object begins is no news.
+        if before.is_none() && calm && condition.status != "True" {
+            continue;
+        }
         let note = Some(condition.message.clone());
         let event = Event {
             type_: if calm { EventType::Normal } else { EventType::Warning },
@@ -125,9 +130,7 @@ mod tests {
 
     #[test]
     fn progress_is_told_from_transitions() {
-        let status = |step: u32, reason: &str, message: &str| {
-            json!({"step": step, "attempts": 1, "conditions": [{"type": "Training", "reason": reason, "message": message}]})
-        };
+        let status = |step: u32, reason: &str, message: &str| json!({"step": step, "attempts": 1, "conditions": [{"type": "Training", "reason": reason, "message": message}]});
         assert_eq!(quiet(&status(1, "Stepping", "a")), quiet(&status(2, "Stepping", "b")));
         assert_ne!(quiet(&status(1, "Stepping", "a")), quiet(&status(1, "Backoff", "a")));
     }

@@ -31,7 +31,17 @@ pub fn classify(end: &PodEnd) -> (FailureClass, String) {
         return (FailureClass::OutOfMemory, with("the container exceeded its memory limit".into()));
     }
     let reason = end.pod_reason.as_deref().unwrap_or_default();
-    if matches!(reason, "Evicted" | "NodeLost" | "NodeShutdown" | "Shutdown" | "Terminated" | "Preempting" | "NodeAffinity" | "UnexpectedAdmissionError") {
+    if matches!(
+        reason,
+        "Evicted"
+            | "NodeLost"
+            | "NodeShutdown"
+            | "Shutdown"
+            | "Terminated"
+            | "Preempting"
+            | "NodeAffinity"
+            | "UnexpectedAdmissionError"
+    ) {
         return (FailureClass::NodeLost, with(format!("the pod was taken from its node ({reason})")));
     }
     let Some(exit) = end.exit_code.map(Exit::Code).or(end.signal.map(Exit::Signal)) else {

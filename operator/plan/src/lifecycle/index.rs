@@ -1,7 +1,7 @@
 //! `RetrieverIndex`: build → serve → ready; swap when a rebuild is done; go only when nobody uses it.
 
-use super::stage::{Failing, Move, Stage, Waiting, next_move};
 use super::Said;
+use super::stage::{Failing, Move, Stage, Waiting, next_move};
 use s3_crds::reason;
 
 /// What the Deployment of the servers says.
@@ -88,7 +88,9 @@ pub fn decide_index(view: &IndexView<'_>) -> IndexDecision {
     let serving = &view.serving;
     let serving_said = match serving {
         Serving { present: true, wanted: 0, .. } => (reason::SERVING_SCALED_TO_ZERO, String::new()),
-        Serving { ready, wanted, .. } if *ready > 0 => (reason::SERVING_UP, format!("{ready} of {wanted} servers are ready")),
+        Serving { ready, wanted, .. } if *ready > 0 => {
+            (reason::SERVING_UP, format!("{ready} of {wanted} servers are ready"))
+        }
         Serving { was_up: true, present: true, trouble, .. } => {
             (reason::SERVING_UNAVAILABLE, trouble.clone().unwrap_or_default())
         }
@@ -114,8 +116,16 @@ mod tests {
     use s3_crds::FailurePolicy;
 
     fn view<'a>(attempts: &'a [Attempted], policy: &'a FailurePolicy, users: &'a [String]) -> IndexView<'a> {
-        let build =
-            Stage { component: "i", print: Some("p"), attempts, policy, stop: None, may_start: true, now: 10, seed: "u" };
+        let build = Stage {
+            component: "i",
+            print: Some("p"),
+            attempts,
+            policy,
+            stop: None,
+            may_start: true,
+            now: 10,
+            seed: "u",
+        };
         IndexView { fetch: None, build, serving: Serving::default(), terminating: false, users, served_before: false }
     }
 
@@ -145,7 +155,11 @@ mod tests {
         let mut changed = IndexView { serving: up.clone(), served_before: true, ..view(&done, &policy, &[]) };
         changed.build.print = Some("q");
         let rebuild = decide_index(&changed);
-        assert_eq!((rebuild.build.clone(), rebuild.serve), (Move::Start { attempt: 2 }, false), "the old one stays as it is");
+        assert_eq!(
+            (rebuild.build.clone(), rebuild.serve),
+            (Move::Start { attempt: 2 }, false),
+            "the old one stays as it is"
+        );
         assert_eq!(reasons(&rebuild), ["Rebuilding", "NotMeasured", "Available", "Progressing"]);
         let users = ["S3TrainingJob/a".to_owned()];
         let held = decide_index(&IndexView { serving: up.clone(), terminating: true, ..view(&done, &policy, &users) });

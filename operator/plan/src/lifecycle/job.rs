@@ -1,9 +1,9 @@
 //! `S3TrainingJob`: baseline and warm start, then training, by attempts.
 
+use super::Said;
 use super::attempt::{Attempted, Live, StopCause};
 use super::stage::{Failing, Move, Stage, Waiting, gpu_seconds, held_seconds, next_move};
 use super::supply::Supplies;
-use super::Said;
 use crate::ComponentKind;
 use k8s_openapi::jiff::Timestamp;
 use s3_crds::{FailureClass, Reason, reason};
@@ -72,7 +72,8 @@ pub(crate) fn used_up(
     let running: Vec<_> = open.iter().filter(|attempt| attempt.live.since.is_some()).collect();
     let rate = u64::try_from(running.len()).unwrap_or(1);
     let gpu_rate: u64 = running.iter().map(|attempt| u64::from(attempt.gpus)).sum();
-    let at = |left: u64, rate: u64| (rate > 0).then(|| now + i64::try_from(left.div_ceil(rate)).unwrap_or(i64::MAX / 4));
+    let at =
+        |left: u64, rate: u64| (rate > 0).then(|| now + i64::try_from(left.div_ceil(rate)).unwrap_or(i64::MAX / 4));
     let deadline = deadline.and_then(|deadline| at(deadline.saturating_sub(held), rate));
     let budget = gpu_budget.and_then(|budget| at(budget.saturating_sub(gpus), gpu_rate));
     deadline.into_iter().chain(budget).min()
@@ -87,7 +88,9 @@ pub fn decide_job(view: &JobView<'_>) -> JobDecision {
     let moves: Vec<(ComponentKind, String, Move)> = view
         .stages
         .iter()
-        .map(|(kind, stage)| (*kind, stage.component.to_owned(), next_move(&Stage { stop, may_start, ..stage.clone() })))
+        .map(|(kind, stage)| {
+            (*kind, stage.component.to_owned(), next_move(&Stage { stop, may_start, ..stage.clone() }))
+        })
         .collect();
     let open: Vec<&Attempted> = all().filter(|attempt| attempt.open()).collect();
     let mut again = used_up(&open, view.deadline, view.gpu_budget, used, view.now);
@@ -133,7 +136,11 @@ pub fn decide_job(view: &JobView<'_>) -> JobDecision {
     };
     said.push(match stop {
         Some(StopCause::Suspended) if !done && failing.is_none() => {
-            if stopped { (reason::JOB_SUSPENDED, String::new()) } else { (reason::JOB_SUSPENDING, String::new()) }
+            if stopped {
+                (reason::JOB_SUSPENDED, String::new())
+            } else {
+                (reason::JOB_SUSPENDING, String::new())
+            }
         }
         _ => (reason::JOB_NOT_SUSPENDED, String::new()),
     });

@@ -18,9 +18,17 @@ fn done() -> Verdict {
 
 fn decide(baseline: &[Attempted], train: &[Attempted], change: impl FnOnce(&mut JobView<'_>)) -> JobDecision {
     let policy = FailurePolicy::default();
-    let trained = baseline.iter().any(|attempt| matches!(&attempt.record, Some(r) if matches!(r.verdict, Verdict::Done { .. })));
+    let trained =
+        baseline.iter().any(|attempt| matches!(&attempt.record, Some(r) if matches!(r.verdict, Verdict::Done { .. })));
     let stage = |component, attempts, print| Stage {
-        component, print, attempts, policy: &policy, stop: None, may_start: true, now: 1000, seed: "u",
+        component,
+        print,
+        attempts,
+        policy: &policy,
+        stop: None,
+        may_start: true,
+        now: 1000,
+        seed: "u",
     };
     let stages = vec![
         (ComponentKind::Baseline, stage("b", baseline, Some("p"))),
@@ -40,10 +48,17 @@ fn reasons(decision: &JobDecision) -> [&'static str; 6] {
 #[test]
 fn waits_in_order_and_says_for_what() {
     let missing = || Supply::Missing("x".into());
-    let index = decide(&[], &[], |view| view.supplies = Supplies { index: missing(), gateway: missing(), ..Supplies::default() });
-    assert_eq!(reasons(&index), ["Pending", "NoCheckpoint", "WaitingForIndex", "NotSuspended", "WithinBounds", "Progressing"]);
+    let index = decide(&[], &[], |view| {
+        view.supplies = Supplies { index: missing(), gateway: missing(), ..Supplies::default() }
+    });
+    assert_eq!(
+        reasons(&index),
+        ["Pending", "NoCheckpoint", "WaitingForIndex", "NotSuspended", "WithinBounds", "Progressing"]
+    );
     assert!(index.moves.iter().all(|(.., step)| *step == Move::Wait(Waiting::Needs)));
-    let secret = decide(&[], &[], |view| view.supplies = Supplies { secret: missing(), gateway: missing(), ..Supplies::default() });
+    let secret = decide(&[], &[], |view| {
+        view.supplies = Supplies { secret: missing(), gateway: missing(), ..Supplies::default() }
+    });
     assert_eq!(reasons(&secret)[2], "WaitingForSecret");
     let gateway = decide(&[], &[], |view| view.supplies.gateway = missing());
     assert_eq!(reasons(&gateway)[2], "WaitingForGenerator");
@@ -55,7 +70,10 @@ fn baseline_then_training_then_success() {
     assert_eq!(first.moves[0].2, Move::Start { attempt: 1 });
     assert_eq!(first.moves[1].2, Move::Wait(Waiting::Needs));
     let training = decide(&[attempt(Some(done()))], &[attempt(None)], |_| {});
-    assert_eq!(reasons(&training), ["Complete", "NoCheckpoint", "Stepping", "NotSuspended", "WithinBounds", "Progressing"]);
+    assert_eq!(
+        reasons(&training),
+        ["Complete", "NoCheckpoint", "Stepping", "NotSuspended", "WithinBounds", "Progressing"]
+    );
     let over = decide(&[attempt(Some(done()))], &[attempt(Some(done()))], |_| {});
     assert_eq!(reasons(&over), ["Complete", "Verified", "Finished", "NotSuspended", "WithinBounds", "StepsDone"]);
     assert!(over.finished);
@@ -110,6 +128,10 @@ fn failures_are_told_by_class() {
         assert_eq!((reasons(&early)[0], reasons(&early)[5]), ("BaselineFailed", reason));
     }
     let pausing = decide(&[attempt(Some(done()))], &failed(FailureClass::NodeLost), |view| view.now = 905);
-    assert_eq!(reasons(&pausing)[2], "Stepping".replace("Stepping", "Starting"), "the pause of ten seconds is over at 1000");
+    assert_eq!(
+        reasons(&pausing)[2],
+        "Stepping".replace("Stepping", "Starting"),
+        "the pause of ten seconds is over at 1000"
+    );
     assert_eq!(pausing.moves[1].2, Move::Start { attempt: 2 });
 }

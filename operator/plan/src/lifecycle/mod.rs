@@ -6,8 +6,8 @@
 
 mod attempt;
 mod classify;
-mod job;
 mod index;
+mod job;
 mod run;
 mod stage;
 mod summary;

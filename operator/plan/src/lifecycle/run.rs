@@ -1,10 +1,10 @@
 //! `EvalRun`: one component, alone or after the jobs whose searchers it evaluates.
 
+use super::Said;
 use super::attempt::{Attempted, Live, StopCause};
 use super::job::{clock, stop_cause, used_up};
 use super::stage::{Move, Stage, Waiting, gpu_seconds, held_seconds, next_move};
 use super::supply::Supplies;
-use super::Said;
 use s3_crds::{FailureClass, reason};
 
 /// Everything that is decided from.
@@ -62,7 +62,9 @@ pub fn decide_run(view: &RunView<'_>) -> RunDecision {
     };
     let evaluating = match (speaks, live) {
         (Move::Done { .. } | Move::Fail(_), _) => (reason::EVAL_DONE, String::new()),
-        (Move::Run { .. } | Move::Record { .. }, Some(live)) if live.running => (reason::EVAL_RUNNING, live.phase.clone()),
+        (Move::Run { .. } | Move::Record { .. }, Some(live)) if live.running => {
+            (reason::EVAL_RUNNING, live.phase.clone())
+        }
         (Move::Run { .. }, Some(Live { queued: Some(why), .. })) => (reason::EVAL_QUEUED, why.clone()),
         (Move::Run { .. }, Some(live)) => {
             let why = live.unschedulable.clone().or_else(|| live.waiting.clone());
@@ -115,9 +117,21 @@ mod tests {
 
     fn reasons(attempts: &[Attempted], supplies: Supplies, suspend: bool, deadline: Option<u64>) -> Vec<&'static str> {
         let policy = FailurePolicy::default();
-        let stage =
-            Stage { component: "e", print: Some("p"), attempts, policy: &policy, stop: None, may_start: true, now: 100, seed: "u" };
-        decide_run(&RunView { fetch: None, stage, supplies, suspend, deadline }).said.into_iter().map(|(reason, _)| reason.name).collect()
+        let stage = Stage {
+            component: "e",
+            print: Some("p"),
+            attempts,
+            policy: &policy,
+            stop: None,
+            may_start: true,
+            now: 100,
+            seed: "u",
+        };
+        decide_run(&RunView { fetch: None, stage, supplies, suspend, deadline })
+            .said
+            .into_iter()
+            .map(|(reason, _)| reason.name)
+            .collect()
     }
 
     fn attempt(verdict: Option<Verdict>) -> Attempted {

@@ -66,7 +66,10 @@ fn failures_pause_longer_each_time_and_not_for_ever() {
     // A greater number lets it go on.
     let more = FailurePolicy { max_attempts: 4, ..policy };
     assert!(matches!(next_move(&stage(&three, &more)), Move::Wait(Waiting::Backoff { .. })));
-    assert_eq!(pause_after(&FailurePolicy::default(), 30, "x").min(660), pause_after(&FailurePolicy::default(), 31, "x").min(660));
+    assert_eq!(
+        pause_after(&FailurePolicy::default(), 30, "x").min(660),
+        pause_after(&FailurePolicy::default(), 31, "x").min(660)
+    );
 }
 
 #[test]
@@ -84,9 +87,8 @@ fn classes_decide_by_default_and_by_rule() {
 #[test]
 fn stopping_records_then_removes_then_waits_then_is_stopped_and_goes_on_with_a_new_epoch() {
     let policy = FailurePolicy::default();
-    let suspend = |attempts: &[Attempted]| {
-        next_move(&Stage { stop: Some(StopCause::Suspended), ..stage(attempts, &policy) })
-    };
+    let suspend =
+        |attempts: &[Attempted]| next_move(&Stage { stop: Some(StopCause::Suspended), ..stage(attempts, &policy) });
     let mut attempt = open(1);
     let Move::Record { record, .. } = suspend(&[attempt.clone()]) else { panic!() };
     assert_eq!(record.verdict, Verdict::Stopped { cause: StopCause::Suspended });

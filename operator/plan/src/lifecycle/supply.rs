@@ -47,7 +47,8 @@ impl Supplies {
 /// is there, not while it is suspended, and not once it is over.
 pub fn wants_gateway(conditions: &[Condition]) -> bool {
     let early = ["WaitingForIndex", "WaitingForJob", "WaitingForSecret"];
-    let work = [condition_type::TRAINING, condition_type::EVALUATING].iter().find_map(|type_| condition(conditions, type_));
+    let work =
+        [condition_type::TRAINING, condition_type::EVALUATING].iter().find_map(|type_| condition(conditions, type_));
     holds(conditions)
         && !is_true(conditions, condition_type::SUSPENDED)
         && work.is_some_and(|work| !early.contains(&work.reason.as_str()))
