@@ -106,10 +106,7 @@ impl Proxy {
 /// The verb and resource of a request, as RBAC names them.
 fn verb(method: &Method, uri: &Uri) -> Option<(String, String)> {
     let parts: Vec<&str> = uri.path().trim_start_matches('/').split('/').collect();
-    let rest = match parts.as_slice() {
-        ["api", _, rest @ ..] | ["apis", _, _, rest @ ..] => rest,
-        _ => return None,
-    };
+    let (["api", _, rest @ ..] | ["apis", _, _, rest @ ..]) = parts.as_slice() else { return None };
     let rest = match rest {
         ["namespaces", _, rest @ ..] if !rest.is_empty() => rest,
         rest => rest,
