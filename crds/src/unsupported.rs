@@ -97,7 +97,6 @@ pub const UNSUPPORTED: &[Field] = &[
         "from the first step is not done yet; use Resume, or a new job",
     ),
     field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
-    field(JOB, "spec.serving", "is not served yet; use `s3 ask`"),
     // evaluation
     value(
         RUN,
@@ -126,6 +125,7 @@ pub const CLUSTER_ONLY: &[Field] = &[
     field(None, "spec.ttlSecondsAfterFinished", "the run's folder stays until you remove it"),
     field(INDEX, "spec.serving.replicas", "one server runs"),
     field(INDEX, "spec.serving.autoscaling", "one server runs"),
+    field(JOB, "spec.serving", "nothing is served after the run; use `s3 ask`"),
     field(JOB, "spec.gpuSecondBudget", "GPU-seconds are not counted"),
     field(JOB, "spec.failurePolicy", "the supervisor restarts by its own policy"),
     field(JOB, "spec.parallelism.gpusPerReplica", "searcher.device decides"),

@@ -16,6 +16,7 @@ pub fn highlight(kind: ComponentKind, summary: &Value) -> String {
         ComponentKind::IndexBuild => {
             count("passages").map(|passages| format!("{} passages indexed", thousands(passages)))
         }
+        ComponentKind::Searcher => None,
         ComponentKind::Baseline => count("right")
             .zip(count("questions"))
             .map(|(right, all)| format!("naive RAG answers {} of {} questions", thousands(right), thousands(all))),

@@ -329,6 +329,11 @@ pub fn value_of(object: &DynamicObject, kind: Kind) -> Value {
     value
 }
 
+/// Whether the searcher of a job is to be served once it is trained.
+pub fn serves(object: &DynamicObject) -> bool {
+    object.data.pointer("/spec/serving").is_some_and(|serving| !serving.is_null() && serving["replicas"] != json!(0))
+}
+
 /// The conditions of a resource.
 pub fn conditions_of(object: &DynamicObject) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
     let conditions = object.data.pointer("/status/conditions").cloned();

@@ -23,6 +23,8 @@ pub enum ComponentKind {
     WarmStart,
     /// Policy updates.
     Training,
+    /// Serves a trained searcher.
+    Searcher,
     /// Compares methods.
     Evaluation,
 }

@@ -93,6 +93,7 @@ pub(crate) fn component(
         },
         report,
         output: in_work(&own, "results"),
+        serve: None,
     };
     Ok(Component {
         name: own,

@@ -21,6 +21,7 @@ mod placement;
 mod planner;
 mod policy;
 mod resources;
+mod searcher;
 mod sources;
 mod symbol;
 mod template;
@@ -32,7 +33,9 @@ pub use decide::{
     Decision, Finished, Observed, WorkIdentity, all_needs, decide, fingerprint, run_digest, work_identity,
 };
 pub use error::PlanError;
-pub use names::{baseline_name, evaluation_name, index_name, retriever_name, training_name, warm_start_name};
+pub use names::{
+    baseline_name, evaluation_name, index_name, retriever_name, searcher_name, training_name, warm_start_name,
+};
 pub use placement::{Placement, Placements};
 pub use planner::plan;
 pub use policy::{Exit, ExitKind, Next, RestartPolicy};

@@ -52,6 +52,10 @@ pub fn warm_start_name(job: &str) -> String {
 pub fn training_name(job: &str) -> String {
     join(job, "train")
 }
+/// The component that serves a job's searcher.
+pub fn searcher_name(job: &str) -> String {
+    join(job, "searcher")
+}
 /// The component of an `EvalRun`.
 pub fn evaluation_name(run: &str) -> String {
     join(run, "eval")

@@ -2,7 +2,9 @@
 //!
 //! It stands beside the components, not in them, so that a laptop and a cluster have equal components.
 
-use crate::names::{baseline_name, evaluation_name, index_name, retriever_name, training_name, warm_start_name};
+use crate::names::{
+    baseline_name, evaluation_name, index_name, retriever_name, searcher_name, training_name, warm_start_name,
+};
 use crate::{Component, Resources};
 use s3_crds::{PodOverrides, Queue, Storage};
 use std::collections::BTreeMap;
@@ -76,6 +78,15 @@ impl Placements {
             };
             for component in [baseline_name(name), warm_start_name(name)] {
                 all.components.insert(component, placement.clone());
+            }
+            if let Some(serving) = &spec.serving {
+                let placement = Placement {
+                    replicas: serving.replicas,
+                    resources: serving.resources.clone(),
+                    pod: serving.pod.clone().unwrap_or_default(),
+                    queue: None,
+                };
+                all.components.insert(searcher_name(name), placement);
             }
             all.components.insert(training_name(name), Placement { replicas: spec.parallelism.replicas, ..placement });
         }

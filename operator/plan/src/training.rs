@@ -91,6 +91,9 @@ pub(crate) fn components(
         let disk = CHECKPOINT * (u64::from(spec.checkpoint.keep) + 2);
         components.push(builder.component(&train, ComponentKind::Training, "train", needs, config, disk)?);
     }
+    if let Some((serving, last)) = spec.serving.as_ref().zip(components.last()) {
+        components.push(crate::searcher::component(name, serving, last)?);
+    }
     Ok(components)
 }
 

@@ -98,6 +98,35 @@ async fn a_suspended_job_holds_nothing_and_goes_on() {
     setup.done().await;
 }
 
+/// A trained searcher is served while its spec asks for it, and holds its index and gateway meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trained_searcher_is_served() {
+    let setup = Setup::new("served").await;
+    setup.start().await;
+    scenario::begin(&setup, Kind::S3TrainingJob).await;
+    setup.change(Kind::S3TrainingJob, NAME, json!({"spec": {"serving": {"replicas": 1}}})).await;
+    setup
+        .until("its address stands in the status", async || {
+            let job = setup.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
+            let expected = format!("http://a-searcher.{}.svc:8080", setup.namespace);
+            job.data["status"]["endpoint"].as_str() == Some(&expected)
+        })
+        .await;
+    let (state, _) = settled(&setup).await;
+    let deployments = &state["made"]["Deployment"];
+    assert_eq!(deployments, &json!(["a-retriever", "a-searcher", GATEWAY]), "{state:#}");
+    setup.delete(Kind::RetrieverIndex, NAME).await;
+    setup.until_reason(Kind::RetrieverIndex, NAME, "Ready", "InUse").await;
+    setup.change(Kind::S3TrainingJob, NAME, json!({"spec": {"serving": null}})).await;
+    setup
+        .until("searcher, gateway and index are gone", async || {
+            let left = made(&setup).await;
+            !left.contains_key("Deployment")
+        })
+        .await;
+    setup.done().await;
+}
+
 /// A leader that is asked to end lets go of its lease, and the next one goes on at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_hands_over() {

@@ -136,6 +136,19 @@ pub struct EvaluatorConfig {
     pub report: Option<ReportConfig>,
     /// Folder of the results artifact.
     pub output: PathBuf,
+    /// A searcher that is served instead, for `s3-evaluator serve`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serve: Option<ServeConfig>,
+}
+
+/// Serving a searcher.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServeConfig {
+    /// Address of `/search`, `/answer` and `/v1/chat/completions`.
+    pub http: std::net::SocketAddr,
+    /// Episodes decoded together.
+    pub batch: usize,
 }
 
 fn default_chunk() -> usize {

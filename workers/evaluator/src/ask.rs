@@ -4,6 +4,7 @@ use crate::arms::{Arm, Searcher, SearcherArm, Surroundings};
 use crate::error::EvalError;
 use crate::run::Run;
 use s3_config::{ArmConfig, ArmMethod};
+use s3_rollout::record::EpisodeRecord;
 use s3_rollout::{AnswerOutcome, AnswerSource, GeneratorPeer, RetrieverPeer};
 use s3_search::{Action, Passage, Question};
 use s3_telemetry::Failure;
@@ -61,7 +62,19 @@ pub fn ask(run: &Run, question: &str, arm: Option<&str>) -> Result<Asked, Failur
         Some(AnswerOutcome::Failed { reason, outage: false }) => (None, Some(reason)),
         None => return Err(Failure::unavailable("the generator gave no answer")),
     };
-    let turns = gathered.episode.into_iter().flat_map(|episode| episode.turns).map(|turn| {
+    Ok(Asked {
+        question: question.question,
+        turns: turns_of(gathered.episode),
+        passages: gathered.passages,
+        answer,
+        failure,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// What the searcher did, turn by turn.
+pub(crate) fn turns_of(episode: Option<EpisodeRecord>) -> Vec<AskedTurn> {
+    let turns = episode.into_iter().flat_map(|episode| episode.turns).map(|turn| {
         let (query, invalid) = match turn.action {
             Action::Search { query } => (Some(query), None),
             Action::Complete => (None, None),
@@ -70,19 +83,12 @@ pub fn ask(run: &Run, question: &str, arm: Option<&str>) -> Result<Asked, Failur
         let selected = turn.selected.iter().map(|at| at + 1).collect();
         AskedTurn { text: turn.text, query, invalid, window: turn.window, selected }
     });
-    Ok(Asked {
-        question: question.question,
-        turns: turns.collect(),
-        passages: gathered.passages,
-        answer,
-        failure,
-        seconds: started.elapsed().as_secs_f64(),
-    })
+    turns.collect()
 }
 
 type SearcherParts<'a> = (&'a s3_config::ModelSpec, &'a s3_config::SearchConfig, f64);
 
-fn searcher_arm<'a>(arms: &'a [ArmConfig], named: Option<&str>) -> Result<SearcherParts<'a>, EvalError> {
+pub(crate) fn searcher_arm<'a>(arms: &'a [ArmConfig], named: Option<&str>) -> Result<SearcherParts<'a>, EvalError> {
     let mut with_searcher = arms.iter().filter_map(|arm| match &arm.method {
         ArmMethod::S3 { searcher, search, temperature, .. } => Some((arm, (&**searcher, search, *temperature))),
         ArmMethod::Direct {} | ArmMethod::Rag { .. } | ArmMethod::SameBudgetRag { .. } => None,

@@ -14,6 +14,7 @@ pub mod questions;
 pub mod report;
 pub mod results;
 pub mod run;
+pub mod serve;
 pub mod start;
 pub mod statistics;
 pub mod summary;

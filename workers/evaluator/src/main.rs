@@ -1,8 +1,8 @@
-//! `s3-evaluator {run|ask|report}`
+//! `s3-evaluator {run|ask|serve|report}`
 
 use clap::{Parser, Subcommand};
 use s3_config::ReportConfig;
-use s3_evaluator::{ask, report, run, start};
+use s3_evaluator::{ask, report, run, serve, start};
 use s3_telemetry::{Failure, finish, init_logging, write_outcome};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,6 +34,12 @@ enum Command {
         /// Which arm; the first one with a searcher by default.
         #[arg(long)]
         arm: Option<String>,
+    },
+    /// Serves a searcher of the configuration over HTTP until it is asked to stop.
+    Serve {
+        /// Configuration file (YAML).
+        #[arg(long)]
+        config: PathBuf,
     },
     /// Makes the report page again from published results.
     Report(ReportArgs),
@@ -69,6 +75,7 @@ fn main() -> ExitCode {
     finish(match cli.command {
         Command::Run { config } => evaluate(&config),
         Command::Ask { config, question, arm } => answer(&config, question, arm),
+        Command::Serve { config } => serve_searcher(&config),
         Command::Report(args) => page(&args),
     })
 }
@@ -89,6 +96,14 @@ fn answer(config: &std::path::Path, question: String, arm: Option<String>) -> Re
     let asked = start::with_runtime(config, move |run| ask::ask(run, &question, arm.as_deref()), |_| Ok(()))?;
     println!("{}", serde_json::to_string_pretty(&asked).map_err(Failure::internal)?);
     Ok(())
+}
+
+fn serve_searcher(config: &std::path::Path) -> Result<(), Failure> {
+    let config = start::read_config(config)?;
+    let Some(serving) = config.serve.clone() else {
+        return Err(Failure::input("serve is not configured; set serve.http"));
+    };
+    start::with_runtime(config, move |run| serve::serve(run, &serving), |()| Ok(()))
 }
 
 fn page(args: &ReportArgs) -> Result<(), Failure> {

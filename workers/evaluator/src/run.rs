@@ -13,6 +13,8 @@ use s3_rollout::{GeneratorPeer, Link, RetrieverPeer};
 use s3_telemetry::{Failure, Outcome, Progress};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Everything a command works with.
 pub struct Run {
@@ -22,6 +24,16 @@ pub struct Run {
     pub link: Link,
     /// Shown to people and to whoever started this.
     pub progress: Progress,
+    /// What `/readyz` says.
+    pub ready: Arc<AtomicBool>,
+}
+
+impl Run {
+    /// From now on this process can be asked.
+    pub fn ready(&self) {
+        self.progress.ready();
+        self.ready.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Evaluates all arms; continues what an earlier process left.

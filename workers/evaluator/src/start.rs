@@ -46,12 +46,14 @@ pub fn with_runtime<T: Send + 'static>(
         let _inside = runtime.enter();
         Shutdown::listen().map_err(Failure::internal)?
     };
+    // A job is ready when it runs; a server once it can answer.
+    let ready = Arc::new(AtomicBool::new(config.serve.is_none()));
     if let Some(address) = config.runtime.admin {
-        runtime.block_on(serve_admin(address, Arc::new(AtomicBool::new(true)))).map_err(Failure::input)?;
+        runtime.block_on(serve_admin(address, ready.clone())).map_err(Failure::input)?;
     }
     let progress = Progress::new(config.runtime.progress.clone());
     let attempt = Attempt::begin(&config.runtime, &progress, &shutdown)?;
-    let run = Run { config, link: Link { handle: runtime.handle().clone(), shutdown }, progress };
+    let run = Run { config, link: Link { handle: runtime.handle().clone(), shutdown }, progress, ready };
     let compute = std::thread::Builder::new().name("compute".into()).stack_size(STACK).spawn(move || work(&run));
     let outcome = compute.map_err(Failure::internal)?.join();
     runtime.shutdown_background();

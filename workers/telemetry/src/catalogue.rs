@@ -102,6 +102,8 @@ catalogue! {
     operator_leader: Gauge "s3_operator_leader" [] "Whether this process leads (1) or stands by (0).";
     operator_queue_depth: Gauge "s3_operator_queue_depth" [] "Resources that are due and wait for a worker.";
     operator_attempts: Counter "s3_operator_attempts_total" ["kind", "verdict"] "Attempts that ended, by verdict (Done, Stopped or the class of the failure).";
+    searcher_requests: Counter "s3_searcher_requests_total" ["code"] "Questions to a served searcher, by HTTP status.";
+    searcher_seconds: Histogram "s3_searcher_request_seconds" [] "Duration of a served question, without its time in the queue.";
     eval_questions: Counter "s3_eval_questions_total" ["arm", "outcome"] "Questions evaluated, by outcome (right, wrong, failed).";
 }
 

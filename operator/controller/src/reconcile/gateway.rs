@@ -9,7 +9,7 @@ use crate::clock;
 use crate::key::Key;
 use crate::ledger;
 use crate::operator::Shared;
-use crate::scene::{Objects, conditions_of, render_attempt, value_of, with_references};
+use crate::scene::{Objects, conditions_of, render_attempt, serves, value_of, with_references};
 use crate::write::{Trouble, owner_of};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
@@ -77,7 +77,9 @@ fn users(shared: &Shared, namespace: &str) -> BTreeMap<String, (Kind, Arc<Dynami
     let of = |kind: Kind| {
         let all = shared.world.resources(kind).in_namespace(namespace);
         all.into_iter()
-            .filter(|object| object.metadata.deletion_timestamp.is_none() && wants_gateway(&conditions_of(object)))
+            .filter(|object| {
+                object.metadata.deletion_timestamp.is_none() && wants_gateway(&conditions_of(object), serves(object))
+            })
             .map(move |object| (format!("{}/{}", kind.name(), object.name_any()), (kind, object)))
     };
     of(Kind::S3TrainingJob).chain(of(Kind::EvalRun)).collect()

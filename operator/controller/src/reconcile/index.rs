@@ -4,7 +4,7 @@ use super::{Again, sooner, stage, status, until};
 use crate::key::Key;
 use crate::ledger;
 use crate::operator::Shared;
-use crate::scene::{Scene, conditions_of, value_of};
+use crate::scene::{Scene, conditions_of, serves, value_of};
 use crate::world::references;
 use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -210,7 +210,7 @@ fn users(shared: &Shared, namespace: &str, index: &str) -> Vec<String> {
     for kind in [Kind::S3TrainingJob, Kind::EvalRun] {
         for object in shared.world.resources(kind).in_namespace(namespace) {
             let begun = object.data.pointer("/status/startTime").is_some_and(|time| !time.is_null());
-            if begun && references(&object).contains(&wanted) && holds(&conditions_of(&object)) {
+            if begun && references(&object).contains(&wanted) && holds(&conditions_of(&object), serves(&object)) {
                 users.push(format!("{}/{}", kind.name(), object.name_any()));
             }
         }

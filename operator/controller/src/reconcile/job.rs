@@ -1,6 +1,6 @@
 //! `S3TrainingJob`.
 
-use super::index::{lines, status_of};
+use super::index::{drop_old_configurations, lines, status_of};
 use super::{Again, sooner, stage, status, until};
 use crate::clock;
 use crate::key::Key;
@@ -12,7 +12,8 @@ use s3_crds::{Artifact, Kind, S3TrainingJobStatus, condition, condition_type, is
 use s3_plan::lifecycle::{
     Attempted, JobView, Move, Said, Supplies, Supply, Verdict, decide_job, fill_job, gpu_seconds,
 };
-use s3_plan::{Binder, ComponentKind, PlanError, objects::ClusterBinder};
+use s3_plan::objects::{ClusterBinder, service_name};
+use s3_plan::{Binder, ComponentKind, PlanError, searcher_name};
 use std::time::Duration;
 
 /// Secrets are not watched, so what is missing is looked for again.
@@ -108,12 +109,54 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     } else {
         new.completion_time = None;
     }
+    if is_true(&new.conditions, condition_type::SUCCEEDED) {
+        new.endpoint = serve(shared, key, &scene, plan).await?;
+    }
     let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
     let fenced = scene.entries.values().flatten().filter_map(|entry| entry.fenced_at).min();
     let times = decision.again.into_iter().chain(fenced).map(|at| until(at, scene.now)).min();
     let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
     let expiry = if decision.finished { expire(shared, key, &scene, &new).await? } else { None };
     Ok(sooner(sooner(again, times), sooner(secrets, expiry)))
+}
+
+/// Holds the servers of the trained searcher, or takes them down; their address once one of them answers.
+async fn serve(shared: &Shared, key: &Key, scene: &Scene, plan: &s3_plan::Plan) -> Result<Option<String>, Trouble> {
+    let (title, namespace, owner) = (scene.title(), scene.namespace(), [scene.owner()]);
+    let server = plan.components.iter().find(|c| c.kind == ComponentKind::Searcher && c.owners.contains(&title));
+    let Some(server) = server else {
+        let name = searcher_name(&scene.object.name_any());
+        take_down(shared, key, &namespace, &name, &scene.object.uid().unwrap_or_default()).await?;
+        return Ok(None);
+    };
+    let objects = scene.render(server, 1, &owner)?;
+    for object in &objects {
+        shared.writer.hold(key, object, &owner).await?;
+    }
+    let deployment = shared.world.deployments.get(&namespace, &server.name);
+    drop_old_configurations(shared, key, &namespace, server, &objects, deployment.as_deref()).await?;
+    let status = deployment.and_then(|deployment| deployment.status.clone());
+    let answers = status.is_some_and(|status| status.available_replicas.unwrap_or(0) > 0);
+    Ok(answers.then(|| format!("http://{}.{namespace}.svc:8080", service_name(&server.name))))
+}
+
+async fn take_down(shared: &Shared, key: &Key, namespace: &str, name: &str, uid: &str) -> Result<(), Trouble> {
+    let Some(deployment) = shared.world.deployments.get(namespace, name) else { return Ok(()) };
+    let owners = deployment.metadata.owner_references.as_deref().unwrap_or_default();
+    if !owners.iter().any(|owner| owner.uid == uid) {
+        return Ok(());
+    }
+    // The Deployment last: while it is there, what is left of the others is found again.
+    for service in shared.world.services.group_of(namespace, name).values() {
+        shared.writer.delete(key, "Service", &service.metadata).await?;
+    }
+    for policy in shared.world.policies.group_of(namespace, name).values() {
+        shared.writer.delete(key, "NetworkPolicy", &policy.metadata).await?;
+    }
+    for config_map in shared.world.config_maps.group_of(namespace, name).values() {
+        shared.writer.delete(key, "ConfigMap", &config_map.metadata).await?;
+    }
+    shared.writer.delete(key, "Deployment", &deployment.metadata).await
 }
 
 /// The plan, or what to say while there is none.

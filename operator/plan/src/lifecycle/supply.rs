@@ -44,18 +44,26 @@ impl Supplies {
 }
 
 /// Whether a job or evaluation with these conditions needs its gateway now: not before what else it waits for
-/// is there, not while it is suspended, and not once it is over.
-pub fn wants_gateway(conditions: &[Condition]) -> bool {
+/// is there, not while it is suspended, and once it is over only while its searcher is served.
+pub fn wants_gateway(conditions: &[Condition], serves: bool) -> bool {
+    if serves && is_true(conditions, condition_type::SUCCEEDED) {
+        return true;
+    }
     let early = ["WaitingForIndex", "WaitingForJob", "WaitingForSecret"];
     let work =
         [condition_type::TRAINING, condition_type::EVALUATING].iter().find_map(|type_| condition(conditions, type_));
-    holds(conditions)
+    unfinished(conditions)
         && !is_true(conditions, condition_type::SUSPENDED)
         && work.is_some_and(|work| !early.contains(&work.reason.as_str()))
 }
 
-/// Whether a job or evaluation with these conditions, once it has begun, still holds what it uses.
-pub fn holds(conditions: &[Condition]) -> bool {
+/// Whether a job or evaluation with these conditions, once it has begun, still holds what it uses: until it is over,
+/// and after that while its searcher is served.
+pub fn holds(conditions: &[Condition], serves: bool) -> bool {
+    (serves && is_true(conditions, condition_type::SUCCEEDED)) || unfinished(conditions)
+}
+
+fn unfinished(conditions: &[Condition]) -> bool {
     condition(conditions, condition_type::SUCCEEDED).is_none_or(|condition| condition.status == "Unknown")
 }
 
@@ -89,7 +97,10 @@ mod tests {
             (vec![reason::EVAL_WAITING_JOB], false),
             (vec![reason::EVAL_RUNNING], true),
         ] {
-            assert_eq!(wants_gateway(&said(&reasons)), wanted, "{reasons:?}");
+            assert_eq!(wants_gateway(&said(&reasons), false), wanted, "{reasons:?}");
         }
+        assert!(wants_gateway(&said(&[reason::TRAINING_DONE, reason::JOB_SUCCEEDED]), true));
+        assert!(!wants_gateway(&said(&[reason::TRAINING_DONE, reason::JOB_DEADLINE]), true));
+        assert!(holds(&said(&[reason::JOB_SUCCEEDED]), true) && !holds(&said(&[reason::JOB_SUCCEEDED]), false));
     }
 }

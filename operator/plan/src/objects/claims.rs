@@ -32,7 +32,7 @@ pub(crate) struct Claim {
 pub(crate) fn claim_of(plan: &Plan, surroundings: &Surroundings, component: &Component) -> Option<Claim> {
     let (resource, storage, field, own) = match (component.kind, belongs_to(component)) {
         // Its servers read the index and keep nothing of their own.
-        (ComponentKind::Retriever, _) => return None,
+        (ComponentKind::Retriever | ComponentKind::Searcher, _) => return None,
         (ComponentKind::Gateway | ComponentKind::GatewayFetch, _) | (_, None) => {
             let gateway = gateway_of(plan, component);
             let own = format!("{gateway}-data");

@@ -44,7 +44,9 @@ pub fn belongs_to(component: &Component) -> Option<(&str, &str)> {
         ComponentKind::Gateway | ComponentKind::GatewayFetch => return None,
         ComponentKind::Fetch => return component.owners.iter().find_map(|owner| owner.split_once('/')),
         ComponentKind::IndexBuild | ComponentKind::Retriever => "RetrieverIndex",
-        ComponentKind::Baseline | ComponentKind::WarmStart | ComponentKind::Training => "S3TrainingJob",
+        ComponentKind::Baseline | ComponentKind::WarmStart | ComponentKind::Training | ComponentKind::Searcher => {
+            "S3TrainingJob"
+        }
         ComponentKind::Evaluation => "EvalRun",
     };
     component.owners.iter().filter_map(|owner| owner.split_once('/')).find(|(of, _)| *of == kind)
@@ -138,6 +140,7 @@ pub(crate) fn component_word(kind: ComponentKind) -> &'static str {
         ComponentKind::Baseline => "baseline",
         ComponentKind::WarmStart => "warm-start",
         ComponentKind::Training => "training",
+        ComponentKind::Searcher => "searcher",
         ComponentKind::Evaluation => "evaluation",
     }
 }

@@ -38,10 +38,12 @@ fn ingress(context: &Context<'_>) -> Result<Vec<NetworkPolicyIngressRule>, PlanE
     if !served.is_empty() {
         let ports = served.into_iter().map(|port| port_number(port).map(tcp)).collect::<Result<Vec<_>, _>>()?;
         // Callers carry a label, so that a server's policy stays the same while its users come and go.
-        rules.push(NetworkPolicyIngressRule {
-            from: Some(vec![pods(client_label(&component.name))]),
-            ports: Some(ports),
-        });
+        // A served searcher is for whoever runs in the namespace.
+        let callers = match component.kind {
+            ComponentKind::Searcher => BTreeMap::new(),
+            _ => client_label(&component.name),
+        };
+        rules.push(NetworkPolicyIngressRule { from: Some(vec![pods(callers)]), ports: Some(ports) });
     }
     if replicated_job(context) {
         rules.push(NetworkPolicyIngressRule { from: Some(vec![pods(component_selector(component))]), ports: None });
