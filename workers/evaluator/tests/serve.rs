@@ -1,6 +1,7 @@
 //! The served searcher over a real socket.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[allow(dead_code)] // shared with the other tests
 mod support;
 
 use serde_json::{Value, json};
