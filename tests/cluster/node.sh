@@ -197,7 +197,7 @@ up() {
     wait_for 60 containerd ctr version
     pause_image
     say "control plane"
-    certificates IP:$node_address
+    certificates $node_address
     certificate kubelet /O=system:nodes/CN=system:node:node1 client
     certificate kubelet-server /CN=node1 server DNS:node1,IP:$node_address
     certificate apiserver-kubelet /O=system:masters/CN=kube-apiserver client

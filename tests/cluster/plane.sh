@@ -7,9 +7,9 @@ set -euo pipefail
 certificate() {
     local file=$run/pki/$1 extensions="extendedKeyUsage=${3}Auth"
     [[ $3 == client ]] || extensions+=$'\n'"subjectAltName=$4"
-    openssl req -newkey rsa:2048 -nodes -subj "$2" -keyout "$file.key" -out "$file.csr" 2>/dev/null
+    openssl req -newkey rsa:2048 -nodes -subj "$2" -keyout "$file.key" -out "$file.csr" 2>>"$log/openssl.log"
     openssl x509 -req -in "$file.csr" -CA "$run/pki/ca.crt" -CAkey "$run/pki/ca.key" -CAcreateserial -days 30 \
-        -extfile <(echo "$extensions") -out "$file.crt" 2>/dev/null
+        -extfile <(echo "$extensions") -out "$file.crt" 2>>"$log/openssl.log"
 }
 
 # kubeconfig USER…   one file for each user's certificate
@@ -33,15 +33,15 @@ certificates() {
     for extra; do names+=,IP:$extra; done
     mkdir -p "$pki"
     chmod 700 "$pki"
-    openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=s3-test-ca -keyout "$pki/ca.key" -out "$pki/ca.crt" 2>/dev/null
+    openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=s3-test-ca -keyout "$pki/ca.key" -out "$pki/ca.crt" 2>>"$log/openssl.log"
     certificate apiserver /CN=kube-apiserver server "$names"
     certificate crd-server /CN=crd-server server IP:127.0.0.1,DNS:localhost,DNS:crd-server.kube-system.svc
     certificate admin /O=system:masters/CN=admin client
     certificate controllers /CN=system:kube-controller-manager client
     certificate scheduler /CN=system:kube-scheduler client
     certificate front-proxy /CN=front-proxy-client client
-    openssl genrsa -out "$pki/accounts.key" 2048 2>/dev/null
-    openssl rsa -in "$pki/accounts.key" -pubout -out "$pki/accounts.pub" 2>/dev/null
+    openssl genrsa -out "$pki/accounts.key" 2048 2>>"$log/openssl.log"
+    openssl rsa -in "$pki/accounts.key" -pubout -out "$pki/accounts.pub" 2>>"$log/openssl.log"
     kubeconfig admin controllers scheduler
 }
 
