@@ -10,12 +10,20 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "s3.labels" -}}
 {{ include "s3.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: s3
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
 {{- define "s3.account" -}}
 {{- if .Values.serviceAccount.create }}{{ .Values.serviceAccount.name | default (include "s3.name" .) }}{{ else }}{{ .Values.serviceAccount.name | default "default" }}{{ end }}
+{{- end }}
+
+{{/* The image of a program: (list CONTEXT PROGRAM). */}}
+{{- define "s3.image" -}}
+{{- $root := index . 0 }}
+{{- $image := $root.Values.image }}
+{{- with $image.registry }}{{ trimSuffix "/" . }}/{{ end }}{{ index . 1 }}:{{ $image.tag | default $root.Chart.AppVersion }}
 {{- end }}
 
 {{/* Takes out of a schema, in place, what old servers do not take: CEL rules and empty texts as defaults. */}}
@@ -29,11 +37,33 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{/* What the operator reads from its file: operator/controller/src/options.rs, `Settings`. */}}
+{{- define "s3.settings" -}}
+{{- $settings := dict }}
+{{- with .Values.workers.labels }}{{ $_ := set $settings "labels" . }}{{ end }}
+{{- with .Values.workers.annotations }}{{ $_ := set $settings "annotations" . }}{{ end }}
+{{- with .Values.workers.storageClass }}{{ $_ := set $settings "storageClass" . }}{{ end }}
+{{- with .Values.workers.gateway.storage }}{{ $_ := set $settings "gatewayStorage" . }}{{ end }}
+{{- with .Values.workers.gateway.resources }}{{ $_ := set $settings "gatewayResources" . }}{{ end }}
+{{- if .Values.networkPolicy.enabled }}
+{{- $network := dict "enabled" true "operatorPods" (include "s3.selector" . | fromYaml) }}
+{{- $_ := set $network "dnsRanges" .Values.networkPolicy.dnsRanges }}
+{{- $_ := set $network "storageRanges" .Values.networkPolicy.storageRanges }}
+{{- $_ := set $network "scraperNamespaces" .Values.networkPolicy.scraperNamespaces }}
+{{- /* the label that every namespace has since 1.21; before, the operator's pods are known by their own */}}
+{{- if semverCompare ">=1.21-0" .Capabilities.KubeVersion.Version }}
+{{- $_ := set $network "operatorNamespace" (dict "kubernetes.io/metadata.name" .Release.Namespace) }}
+{{- end }}
+{{- $_ := set $settings "network" $network }}
+{{- end }}
+{{- toYaml $settings }}
+{{- end }}
+
 {{/* What the operator does in the namespaces that it serves: exactly the calls that it makes. */}}
 {{- define "s3.rules" -}}
 - apiGroups: [searchagent.dev]
   resources: [retrieverindices, s3trainingjobs, evalruns]
-  verbs: [get, list, watch, patch]
+  verbs: [get, list, watch, patch, delete]
 - apiGroups: [searchagent.dev]
   resources: [retrieverindices/status, s3trainingjobs/status, evalruns/status]
   verbs: [patch]
