@@ -11,5 +11,6 @@ pub mod progress;
 pub mod queue;
 pub mod reconcile;
 pub mod scene;
+pub mod values;
 pub mod world;
 pub mod write;
