@@ -48,12 +48,12 @@ restore_sysctls() {
     while read -r name value; do echo "$value" >"/proc/sys/$name"; done <"$run/sysctls"
 }
 
-# kill_members   everything in our cgroups (containers) and in our network (shims, what `exec` started)
+# kill_members containers|all   what is in our cgroup, and with `all` what is in our network (shims, what `exec` started)
 kill_members() {
     local pids own=$BASHPID
     pids=$({
         find /sys/fs/cgroup/*/$group -name cgroup.procs -exec cat {} + 2>/dev/null
-        ip netns pids $group 2>/dev/null
+        [[ $1 != all ]] || ip netns pids $group 2>/dev/null
     } | sort -u | grep -vx "$own" || true)
     # shellcheck disable=SC2086
     [[ -z $pids ]] || kill -9 $pids 2>/dev/null || true
@@ -63,11 +63,11 @@ down() {
     [[ -d $run ]] || return 0
     local mount file folder try
     stop names volumes dnsmasq kube-proxy kubelet proxy
-    kill_members
+    kill_members containers
     sleep 0.5 # while containerd still runs, its shims see the end of their containers and go
     stop crd-server kube-scheduler kube-controller-manager kube-apiserver etcd containerd
     for try in 1 2 3; do
-        kill_members
+        kill_members all
         sleep 0.2
     done
     awk -v run="$run/" -v place="$place/" 'index($2, run) == 1 || index($2, place) == 1 {print $2}' /proc/self/mounts \

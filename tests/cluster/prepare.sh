@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# prepare.sh           fills the cache with what control-plane.sh runs: etcd, kubectl, helm, Kubernetes 1.20.2
+# prepare.sh           fills the cache with what control-plane.sh runs: etcd, kubectl, helm, Kubernetes 1.20.2; and Prometheus
 # prepare.sh --crds    and asks that the CRD server with CEL be there
-# prepare.sh --node    and what node.sh runs besides: kubelet, kube-proxy, containerd, runc, CNI, DNS, Prometheus
+# prepare.sh --node    and what node.sh runs besides: kubelet, kube-proxy, containerd, runc, CNI, DNS
 #
 # The servers come from KUBEBUILDER_ASSETS, else the cache, else S3_KUBE_KIT (a folder with bin/, or with an archive of
 # the CRD server), else they are built from Debian's source. Nothing is installed on the system besides missing tools.
@@ -66,9 +66,10 @@ unpacked() {
     echo "$*" >"$list"
 }
 [[ -x $root/usr/bin/etcd ]] || unpacked plane etcd-server
+[[ -x $root/usr/bin/promtool ]] || unpacked tools prometheus
 if [[ $node ]]; then
     # with the libraries that they load; the root's own come before the machine's
-    unpacked node containerd runc containernetworking-plugins iptables dnsmasq-base prometheus \
+    unpacked node containerd runc containernetworking-plugins iptables dnsmasq-base \
         libseccomp2 libip4tc2 libip6tc2 libxtables12 libmnl0 libnftnl11 libnftables1 libjansson4 libnetfilter-conntrack3 \
         libnfnetlink0 libdbus-1-3 libidn2-0 libnettle8 libhogweed6 libgmp10 libunistring2 libsystemd0 libcap2 libgcrypt20 \
         libgpg-error0 liblz4-1 libzstd1
@@ -76,7 +77,7 @@ if [[ $node ]]; then
     for name in {,ip6}tables{,-save,-restore}; do
         ln -sf ../usr/sbin/xtables-nft-multi "$root/alternatives/${name/#tables/iptables}"
     done
-    for program in containerd runc dnsmasq xtables-nft-multi prometheus; do
+    for program in containerd runc dnsmasq xtables-nft-multi; do
         program=$(find "$root/usr/bin" "$root/usr/sbin" -name "$program" | sed 1q)
         lacks=$(LD_LIBRARY_PATH=$root/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu ldd "$program" 2>&1 | grep "not found" || true)
         [[ -z $lacks ]] || die "$program lacks $lacks"
