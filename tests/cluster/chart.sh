@@ -8,7 +8,11 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 namespace=s3-system
 cel=false
-[[ ! ${S3_TEST_CEL-} ]] || cel=true
+checked=() # the 1.20 half of the hybrid publishes a schema of CRDs that knows no rules, and Helm would check against it
+if [[ ${S3_TEST_CEL-} ]]; then
+    cel=true
+    checked=(--disable-openapi-validation)
+fi
 promtool=$root/usr/bin/promtool
 
 fail() {
@@ -61,7 +65,7 @@ refused "/watchNamespaces/0" helm template s3-operator "$chart" --set "watchName
 refused "/image/pullPolicy" helm template s3-operator "$chart" --set image.pullPolicy=Sometimes
 
 say "chart: install"
-helm install s3-operator "$chart" --namespace "$namespace" --create-namespace --set "crds.validation=$cel" \
+helm install s3-operator "$chart" ${checked[@]+"${checked[@]}"} --namespace "$namespace" --create-namespace --set "crds.validation=$cel" \
     --set "replicas=2,networkPolicy.enabled=true" >"$work/notes"
 has "$(<"$work/notes")" "serves all namespaces"
 for crd in retrieverindices s3trainingjobs evalruns; do
@@ -110,7 +114,7 @@ can no "$operator" update leases/other "$namespace"
 
 say "chart: upgrade and rollback"
 before=$(kubectl get deployment s3-operator --namespace "$namespace" -o 'jsonpath={.spec}')
-helm upgrade s3-operator "$chart" --namespace "$namespace" --reuse-values --set reconcilers=3,replicas=1 >/dev/null
+helm upgrade s3-operator "$chart" ${checked[@]+"${checked[@]}"} --namespace "$namespace" --reuse-values --set reconcilers=3,replicas=1 >/dev/null
 has "$(kubectl get deployment s3-operator --namespace "$namespace" -o yaml)" "--workers=3"
 lacks "$(kubectl get poddisruptionbudgets --namespace "$namespace" -o name)" "s3-operator"
 helm rollback s3-operator 1 --namespace "$namespace" >/dev/null
@@ -123,13 +127,13 @@ left=$(kubectl get clusterroles,clusterrolebindings,customresourcedefinitions --
 [[ $(wc -l <<<"$left") == 3 ]] || fail "left: $left"
 lacks "$(kubectl get deployments,services,configmaps,serviceaccounts,networkpolicies,roles,rolebindings --namespace "$namespace" -o name)" s3-operator
 kubectl get retrieverindex kept >/dev/null
-helm install s3-operator "$chart" --namespace "$namespace" --set "crds.validation=$cel,crds.keep=false" >/dev/null
+helm install s3-operator "$chart" ${checked[@]+"${checked[@]}"} --namespace "$namespace" --set "crds.validation=$cel,crds.keep=false" >/dev/null
 kubectl get retrieverindex kept >/dev/null
 
 say "chart: namespaced mode beside it"
 kubectl create namespace one >/dev/null
 kubectl create namespace two >/dev/null
-helm install small "$chart" --namespace one --set "watchNamespaces={one,two},crds.install=false,rbac.aggregate=false" >/dev/null
+helm install small "$chart" ${checked[@]+"${checked[@]}"} --namespace one --set "watchNamespaces={one,two},crds.install=false,rbac.aggregate=false" >/dev/null
 small=system:serviceaccount:one:small-s3-operator
 can yes "$small" create jobs one
 can yes "$small" create jobs two
