@@ -79,7 +79,7 @@ for try in $(seq 100); do
 done
 if $cel; then
     both='{"spec":{"source":{"import":{"index":{"uri":"pvc://data/x"}}}}}'
-    refused "Invalid value" kubectl patch retrieverindex kept --type=merge -p "$both"
+    refused "set exactly one of" kubectl patch retrieverindex kept --type=merge -p "$both"
 else
     for try in $(seq 100); do # the server publishes its OpenAPI some seconds after its CRDs
         ! kubectl explain s3trainingjob.spec.steps >"$work/said" 2>&1 || break

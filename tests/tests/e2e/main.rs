@@ -132,6 +132,7 @@ fn upgrade_and_rollback_under_a_running_job() {
     let after = objects(NAMESPACE, "pods", "app.kubernetes.io/component=training");
     let uid = &before[0]["metadata"]["uid"];
     assert!(after.iter().any(|pod| &pod["metadata"]["uid"] == uid), "the training pod went with the upgrade");
+    wait("a step that the pod reports to the new leader", 400, || step() >= 2);
 }
 
 fn training_succeeds() -> String {
