@@ -63,11 +63,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "s3.rules" -}}
 - apiGroups: [searchagent.dev]
   resources: [retrieverindices, s3trainingjobs, evalruns]
-  verbs: [get, list, watch, patch, delete]
+  verbs: [get, list, watch]
+# its finalizer, by which an index serves on while it is used
+- apiGroups: [searchagent.dev]
+  resources: [retrieverindices]
+  verbs: [patch]
+# ttlSecondsAfterFinished
+- apiGroups: [searchagent.dev]
+  resources: [s3trainingjobs, evalruns]
+  verbs: [delete]
 - apiGroups: [searchagent.dev]
   resources: [retrieverindices/status, s3trainingjobs/status, evalruns/status]
   verbs: [patch]
-# owners of children block their deletion
+# asked for by servers that guard owners which block deletion (OwnerReferencesPermissionEnforcement)
 - apiGroups: [searchagent.dev]
   resources: [retrieverindices/finalizers, s3trainingjobs/finalizers, evalruns/finalizers]
   verbs: [update]
@@ -78,14 +86,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
-  resources: [services, configmaps, persistentvolumeclaims]
+  resources: [services, configmaps]
   verbs: [get, list, watch, create, patch, delete]
+# claims are made and never taken away: they go with their owner
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, delete]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]
