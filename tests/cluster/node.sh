@@ -203,7 +203,8 @@ up() {
     certificate apiserver-kubelet /O=system:masters/CN=kube-apiserver client
     kubeconfig kubelet
     api_flags=(--advertise-address=$node_address --kubelet-client-certificate="$run/pki/apiserver-kubelet.crt"
-        --kubelet-client-key="$run/pki/apiserver-kubelet.key" --kubelet-preferred-address-types=InternalIP)
+        --kubelet-client-key="$run/pki/apiserver-kubelet.key" --kubelet-preferred-address-types=InternalIP
+        --audit-policy-file="$here/node/audit.yaml" --audit-log-path="$run/audit.log")
     # a node of two busy cores is slow, not lost
     controller_flags=(--node-monitor-grace-period=60s)
     control_plane
@@ -227,10 +228,10 @@ keep() {
 
 usage() { die "usage: node.sh up [--cel] | down | exec COMMAND… | with [--cel] COMMAND… | load ARCHIVE…"; }
 
-PATH_BEFORE=$PATH
+path_before=$PATH
 node_environment() {
     environment
-    export PATH=$bin:$root/usr/bin:$PATH_BEFORE S3_NODE=$run S3_NODE_SCRIPT=$here/node.sh
+    export PATH=$bin:$root/usr/bin:$path_before S3_NODE=$run S3_NODE_SCRIPT=$here/node.sh
 }
 
 case ${1-} in

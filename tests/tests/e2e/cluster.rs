@@ -25,7 +25,11 @@ fn output(program: &str, arguments: &[&str], input: &str) -> Result<String, Stri
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let done = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&done.stdout).into_owned();
-    if done.status.success() { Ok(text) } else { Err(format!("{program} {arguments:?}: {text}{}", String::from_utf8_lossy(&done.stderr))) }
+    if done.status.success() {
+        Ok(text)
+    } else {
+        Err(format!("{program} {arguments:?}: {text}{}", String::from_utf8_lossy(&done.stderr)))
+    }
 }
 
 /// kubectl, which must succeed.
@@ -77,8 +81,13 @@ pub fn wait(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
             let events = kubectl(&["get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"]);
             let events: Vec<_> = events.lines().rev().take(30).collect();
             let kinds = "retrieverindices,s3trainingjobs,evalruns";
-            let resources = output("kubectl", &["get", kinds, "--all-namespaces", "-o", "yaml"], "").unwrap_or_default();
-            let logs = output("kubectl", &["logs", "-n", "s3-system", "-l", "app.kubernetes.io/name=s3-operator", "--tail", "30"], "");
+            let resources =
+                output("kubectl", &["get", kinds, "--all-namespaces", "-o", "yaml"], "").unwrap_or_default();
+            let logs = output(
+                "kubectl",
+                &["logs", "-n", "s3-system", "-l", "app.kubernetes.io/name=s3-operator", "--tail", "30"],
+                "",
+            );
             let (events, logs) = (events.join("\n"), logs.unwrap_or_else(|error| error));
             panic!("{seconds} s were not enough for: {what}\n{pods}\n{events}\n{resources}\n{logs}");
         }

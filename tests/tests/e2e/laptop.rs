@@ -23,6 +23,9 @@ pub fn makes_the_same(digest: &str) {
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{text}");
     let status = std::fs::read_to_string(state.path().join("status/S3TrainingJob-quickstart.yaml")).unwrap();
-    assert!(status.contains(&format!("digest: {digest}")), "the cluster's digest is {digest}; the laptop says:\n{status}");
+    assert!(
+        status.contains(&format!("digest: {digest}")),
+        "the cluster's digest is {digest}; the laptop says:\n{status}"
+    );
     say(&format!("cluster and laptop: digest {digest}"));
 }

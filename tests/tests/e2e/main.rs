@@ -8,6 +8,7 @@ mod expressions;
 mod laptop;
 mod prometheus;
 mod quickstart;
+mod rights;
 
 use cluster::{condition, helm, kubectl, objects, say, value, wait};
 use quickstart::{NAMESPACE, Quickstart};
@@ -35,6 +36,8 @@ fn the_quickstart_on_a_real_node() {
     nothing_is_written_once_converged(&prometheus);
     drop(prometheus);
     namespace_goes_with_live_objects(&test);
+    say("rights");
+    rights::are_what_is_used();
     uninstall_leaves_what_the_values_say();
     laptop::makes_the_same(&digest);
 }
@@ -46,9 +49,22 @@ fn install() {
     // the 1.20 half of the hybrid publishes a schema of CRDs that knows no rules
     let unchecked = format!("--disable-openapi-validation={cel}");
     helm(&[
-        "install", "s3-operator", CHART, "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s",
-        &unchecked, "--set", &crds, "--set", "image.registry=s3,image.tag=test,image.pullPolicy=Never",
-        "--set", "replicas=2,networkPolicy.enabled=true",
+        "install",
+        "s3-operator",
+        CHART,
+        "--namespace",
+        SYSTEM,
+        "--create-namespace",
+        "--wait",
+        "--timeout",
+        "180s",
+        &unchecked,
+        "--set",
+        &crds,
+        "--set",
+        "image.registry=s3,image.tag=test,image.pullPolicy=Never",
+        "--set",
+        "replicas=2,networkPolicy.enabled=true",
     ]);
     let pods = objects(SYSTEM, "pods", "app.kubernetes.io/name=s3-operator");
     assert_eq!(pods.len(), 2);
@@ -124,8 +140,20 @@ fn upgrade_and_rollback_under_a_running_job() {
     };
     let old = operators();
     helm(&[
-        "upgrade", "s3-operator", CHART, "--namespace", SYSTEM, "--reuse-values", &unchecked, "--wait", "--timeout", "180s",
-        "--set", "reconcilers=4", "--set-string", "podAnnotations.turn=second",
+        "upgrade",
+        "s3-operator",
+        CHART,
+        "--namespace",
+        SYSTEM,
+        "--reuse-values",
+        &unchecked,
+        "--wait",
+        "--timeout",
+        "180s",
+        "--set",
+        "reconcilers=4",
+        "--set-string",
+        "podAnnotations.turn=second",
     ]);
     helm(&["rollback", "s3-operator", "1", "--namespace", SYSTEM, "--wait", "--timeout", "180s"]);
     wait("only new operators", 120, || operators().iter().all(|uid| !old.contains(uid)));
@@ -208,7 +236,9 @@ fn nothing_is_written_once_converged(prometheus: &prometheus::Prometheus) {
 fn namespace_goes_with_live_objects(test: &Quickstart) {
     say("a namespace goes with live objects");
     test.apply_to("second");
-    wait("the second index's pod", 120, || !objects("second", "pods", "app.kubernetes.io/component=index-build").is_empty());
+    wait("the second index's pod", 120, || {
+        !objects("second", "pods", "app.kubernetes.io/component=index-build").is_empty()
+    });
     kubectl(&["delete", "namespace", "second", "--wait=false"]);
     wait("the second namespace is gone", 180, || gone("second"));
 }
@@ -248,7 +278,8 @@ fn uninstall_leaves_what_the_values_say() {
 fn uninstall() {
     let selector = "app.kubernetes.io/instance=s3-operator";
     helm(&["uninstall", "s3-operator", "--namespace", SYSTEM, "--wait", "--timeout", "120s"]);
-    let kinds = "deployments,pods,services,configmaps,serviceaccounts,networkpolicies,roles,rolebindings,poddisruptionbudgets";
+    let kinds =
+        "deployments,pods,services,configmaps,serviceaccounts,networkpolicies,roles,rolebindings,poddisruptionbudgets";
     wait("nothing of the release in its namespace", 60, || objects(SYSTEM, kinds, selector).is_empty());
     assert!(objects(SYSTEM, "clusterroles,clusterrolebindings", selector).is_empty());
 }

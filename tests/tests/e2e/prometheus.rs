@@ -28,7 +28,8 @@ fn now() -> u64 {
 /// The pods of some namespaces that have an address and the annotations.
 fn pods(namespaces: &[String]) -> Vec<Value> {
     let list: Value = serde_json::from_str(&kubectl(&["get", "pods", "--all-namespaces", "-o", "json"])).unwrap();
-    let of = |pod: &Value| pod["metadata"]["namespace"].as_str().is_some_and(|name| namespaces.iter().any(|n| n == name));
+    let of =
+        |pod: &Value| pod["metadata"]["namespace"].as_str().is_some_and(|name| namespaces.iter().any(|n| n == name));
     let asks = |pod: &Value| pod["metadata"]["annotations"]["prometheus.io/scrape"] == "true";
     list["items"].as_array().unwrap().iter().filter(|pod| of(pod) && asks(pod)).cloned().collect()
 }
@@ -125,11 +126,13 @@ impl Prometheus {
     /// Has a counter stood still for so many seconds?
     pub fn steady(&self, query: &str, seconds: u64) -> bool {
         let (start, end) = ((now() - seconds).to_string(), now().to_string());
-        let data = self.get("query_range", &[("query", query), ("start", &start), ("end", &end), ("step", "2")]).unwrap();
+        let data =
+            self.get("query_range", &[("query", query), ("start", &start), ("end", &end), ("step", "2")]).unwrap();
         let all = data["result"].as_array().cloned().unwrap_or_default();
         !all.is_empty()
             && all.iter().all(|series| {
-                let values: BTreeSet<_> = series["values"].as_array().unwrap().iter().map(|pair| pair[1].to_string()).collect();
+                let values: BTreeSet<_> =
+                    series["values"].as_array().unwrap().iter().map(|pair| pair[1].to_string()).collect();
                 values.len() == 1
             })
     }

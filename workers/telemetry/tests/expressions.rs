@@ -119,8 +119,11 @@ fn dashboards_and_alerts_ask_for_the_catalogue_and_show_all_of_it() {
 
 #[test]
 fn every_alert_has_a_runbook_and_a_case() {
-    let (rules, cases, index) =
-        (read("charts/s3-operator/files/alerts.yaml"), read("tests/alerts/cases.yaml"), read("docs/runbooks/README.md"));
+    let (rules, cases, index) = (
+        read("charts/s3-operator/files/alerts.yaml"),
+        read("tests/alerts/cases.yaml"),
+        read("docs/runbooks/README.md"),
+    );
     let alerts = alerts();
     assert!(!alerts.is_empty());
     for (name, expression) in &alerts {
