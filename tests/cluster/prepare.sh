@@ -118,9 +118,11 @@ elif ! have_servers "$bin" "${want[@]}"; then
     if [[ ${S3_KUBE_KIT-} ]] && have_servers "$S3_KUBE_KIT/bin" "${want[@]}"; then
         place "${want[@]/#/$S3_KUBE_KIT/bin/}"
     else
+        # all of them, as one build: the node's cost little more, and as much as all when they are built later
+        all=("${servers_plane[@]}" "${servers_node[@]}")
         say "building Kubernetes 1.20.2: about 400 CPU-seconds, once; kept in the cache"
-        "$here/build-kubernetes.sh" "$work/build" "${want[@]}"
-        place "${want[@]/#/$work/build/bin/}"
+        "$here/build-kubernetes.sh" "$work/build" "${all[@]}"
+        place "${all[@]/#/$work/build/bin/}"
     fi
 fi
 

@@ -37,6 +37,11 @@ pub fn kubectl(arguments: &[&str]) -> String {
     output("kubectl", arguments, "").unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// What a pod said; nothing while it starts or goes.
+pub fn logs(namespace: &str, pod: &str) -> String {
+    output("kubectl", &["logs", "-n", namespace, pod], "").unwrap_or_default()
+}
+
 /// Applies manifests.
 pub fn apply(namespace: &str, manifests: &str) {
     output("kubectl", &["apply", "--server-side", "-n", namespace, "-f", "-"], manifests)
