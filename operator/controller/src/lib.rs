@@ -5,6 +5,7 @@ pub mod clock;
 pub mod key;
 pub mod lease;
 pub mod ledger;
+pub mod metrics_page;
 pub mod operator;
 pub mod options;
 pub mod progress;
