@@ -37,9 +37,10 @@ fn the_quickstart_on_a_real_node() {
     drop(prometheus);
     namespace_goes_with_live_objects(&test);
     say("rights");
-    rights::are_what_is_used();
+    let rights = rights::differ_from_use();
     uninstall_leaves_what_the_values_say();
     laptop::makes_the_same(&digest);
+    assert_eq!(rights, None);
 }
 
 fn install() {

@@ -42,7 +42,8 @@ fn calls() -> (BTreeSet<Call>, Vec<String>) {
             resource = format!("{resource}/{sub}");
         }
         let call = (text(&event["verb"]), text(&about["apiGroup"]), resource);
-        if event["responseStatus"]["code"] == 403 {
+        // not every 403 is one: an object in a namespace that goes is refused by admission
+        if event["annotations"]["authorization.k8s.io/decision"] == "forbid" {
             refused.push(format!("{call:?} {}", text(&event["requestURI"])));
         }
         made.insert(call);
@@ -68,13 +69,15 @@ fn granted() -> BTreeSet<Call> {
     all
 }
 
-/// Nothing was refused, and nothing is granted that has no use.
-pub fn are_what_is_used() {
+/// Nothing was refused, and nothing is granted that has no use; else what is wrong.
+pub fn differ_from_use() -> Option<String> {
     let (made, refused) = calls();
-    assert!(refused.is_empty(), "the roles lack:\n{}", refused.join("\n"));
+    if !refused.is_empty() {
+        return Some(format!("the roles lack:\n{}", refused.join("\n")));
+    }
     let granted = granted();
     let mut unused: Vec<_> = granted.difference(&made).collect();
-    eprintln!("e2e: {} rights, {} used: not here: {unused:?}", granted.len(), granted.len() - unused.len());
+    eprintln!("e2e: {} rights, {} used; not here: {unused:?}", granted.len(), granted.len() - unused.len());
     unused.retain(|(verb, _, resource)| !NO_OCCASION.iter().any(|(v, r, _)| v == verb && (*r == "*" || r == resource)));
-    assert!(unused.is_empty(), "granted and never used: {unused:?}");
+    (!unused.is_empty()).then(|| format!("granted and never used: {unused:?}"))
 }
