@@ -22,10 +22,10 @@ FETCH := python3 examples/quickstart/data/fetch.py
 PHASE := tests/tools/phase.sh
 S3 := target/release/s3
 
-.PHONY: help quickstart deps build data data-quickstart data-qwen test test-cluster lint bench report soak clean-state
+.PHONY: help quickstart deps build data data-quickstart data-qwen test test-cluster test-e2e lint bench report soak clean-state
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 quickstart: ## build, fetch the data, train, evaluate, report; PROFILE=gpu: at evidence size
 	@rm -f .s3/phases
@@ -58,9 +58,12 @@ test: data ## every test of the workspace
 test-cluster: deps ## the tests against a real Kubernetes API server, started for them and ended
 	@tests/cluster/test.sh
 
+test-e2e: data ## chart, operator and quickstart on a real Kubernetes node of its own; as root
+	@tests/cluster/e2e.sh
+
 lint: deps ## formatting, clippy without warnings, generated files and lists up to date
 	@cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --features s3-tests/cluster -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features s3-tests/cluster,s3-tests/e2e -- -D warnings
 	tests/lint/all.sh
 
 bench: deps ## NAME=…: one benchmark beside its peer; without NAME: their names

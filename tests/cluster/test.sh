@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test.sh   runs the cluster tests on plain Kubernetes 1.20 and, where a CRD server with CEL is at hand, on the hybrid
+# test.sh   runs the cluster tests and the chart on plain Kubernetes 1.20 and, where a CRD server with CEL is at hand, on the hybrid
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib.sh"
 cargo build --locked --workspace --bin s3-operator
@@ -7,8 +7,10 @@ S3_OPERATOR=$(cargo metadata --format-version 1 --no-deps | python3 -c 'import j
 export S3_OPERATOR
 tests=(cargo test --locked --workspace --features s3-tests/cluster --test cluster --test operator)
 "$here/control-plane.sh" with "${tests[@]}"
+"$here/control-plane.sh" with "$here/chart.sh"
 if [[ -x $crd_server ]]; then
     "$here/control-plane.sh" with --cel "${tests[@]}"
+    "$here/control-plane.sh" with --cel "$here/chart.sh"
 else
     say "NOT RUN: the tests with CEL; set S3_CRD_SERVER to an apiextensions-apiserver 1.36"
 fi

@@ -27,6 +27,18 @@ enum Command {
         #[arg(long)]
         without_cel: bool,
     },
+    /// Write the page of all metrics as Markdown.
+    ExplainMetrics {
+        /// File; without it the output.
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+    /// Write the schema of the chart's values.
+    ValuesSchema {
+        /// File; without it the output.
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
     /// Write the catalogue of condition reasons as Markdown.
     ExplainReasons {
         /// File; without it the output.
@@ -39,6 +51,10 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(options) => run(*options),
         Command::Crds { output, without_cel } => crds(output.as_deref(), without_cel),
+        Command::ExplainMetrics { output } => write(output.as_deref(), &s3_operator::metrics_page::markdown()),
+        Command::ValuesSchema { output } => {
+            write(output.as_deref(), &s3_operator::values::schema_json().context("the values as JSON")?)
+        }
         Command::ExplainReasons { output } => write(output.as_deref(), &s3_crds::reasons_markdown()),
     }
 }

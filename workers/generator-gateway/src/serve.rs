@@ -76,6 +76,7 @@ pub async fn serve(config: GatewayConfig) -> Result<(), Failure> {
     ready.store(true, Ordering::SeqCst);
     progress.phase("serve", 0);
     progress.ready();
+    tracing::info!(grpc = %config.grpc, "serving");
 
     tokio::select! {
         cause = gateway.broken() => return Err(cache_failure(cause.as_ref())),

@@ -9,6 +9,7 @@ use crate::v1::progress_client::ProgressClient;
 use crate::v1::{CheckpointReport, OutcomeReport, ProgressReport, Standing};
 use s3_config::{AttemptConfig, OperatorConfig};
 use s3_telemetry::{Progress, Shutdown, last_words, metrics};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -109,12 +110,13 @@ impl Reporting {
             Ok(runtime) => runtime,
             Err(error) => return tracing::warn!(%error, "progress is not reported"),
         };
-        let channel = {
+        let connect = || {
             let _inside = runtime.enter();
             self.endpoint.connect_lazy()
         };
+        let connection = RefCell::new(connect());
         let send = |report: &ProgressReport| {
-            let sent = runtime.block_on(self.send(channel.clone(), report.clone()));
+            let sent = runtime.block_on(self.send(connection.borrow().clone(), report.clone()));
             match &sent {
                 Ok(Standing::Fenced) => {
                     tracing::error!("a newer attempt has taken over; stopping");
@@ -122,7 +124,11 @@ impl Reporting {
                     self.shutdown.request();
                 }
                 Ok(_) => {}
-                Err(status) => metrics().report_failures.with_label_values(&[label(status.code())]).inc(),
+                Err(status) => {
+                    metrics().report_failures.with_label_values(&[label(status.code())]).inc();
+                    // Several operators share the address, and only one of them leads: a new connection may reach it.
+                    connection.replace(connect());
+                }
             }
             sent
         };

@@ -10,6 +10,7 @@ use s3_proto::v1::{ProgressReply, ProgressReport, Standing};
 use s3_proto::{Attempt, Patience, Reporter};
 use s3_telemetry::{CheckpointNote, ExitClass, Outcome, Progress, Shutdown, last_words, metrics};
 use serde_json::json;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 struct Told {
     reports: Vec<(String, ProgressReport)>,
     answers: Vec<Result<Standing, Status>>,
+    /// Of the connections that the reports came over.
+    peers: Vec<SocketAddr>,
 }
 
 #[derive(Clone, Default)]
@@ -28,7 +31,9 @@ struct Operator(Arc<Mutex<Told>>);
 impl Service for Operator {
     async fn report(&self, request: Request<ProgressReport>) -> Result<Response<ProgressReply>, Status> {
         let token = request.metadata().get("authorization").unwrap().to_str().unwrap().to_owned();
+        let peer = request.remote_addr().unwrap();
         let mut told = self.0.lock().unwrap();
+        told.peers.push(peer);
         told.reports.push((token, request.into_inner()));
         let answer = if told.answers.is_empty() { Ok(Standing::Current) } else { told.answers.remove(0) };
         answer.map(|standing| Response::new(ProgressReply { standing: standing.into(), epoch: 7 }))
@@ -118,6 +123,10 @@ fn reports_follow_the_work_and_never_hold_it_up() {
     progress.done(3);
     until("the third state", || operator.reports().iter().filter(|(_, r)| r.done == 3).count() == 3);
     assert_eq!(failures("denied"), refused + 1);
+    // Behind one address another operator may lead: each refusal is followed by a new connection.
+    let peers = operator.0.lock().unwrap().peers.clone();
+    let [.., denied, away, taken] = peers.as_slice() else { panic!("{peers:?}") };
+    assert!(denied != away && away != taken, "{peers:?}");
     assert!(!shutdown.requested());
 
     // The end says what was made.
