@@ -334,8 +334,13 @@ fn module_version(python: &str, package: &str) -> String {
 }
 
 fn peers(model: SocketAddr, folder: &Path) -> Result<Vec<Gateway>> {
-    let names = ["nginx", "vllm-router", "sglang-router", "litellm"];
-    let output = Command::new("tests/tools/peers.sh").args(names).stderr(Stdio::inherit()).output()?;
+    // fewer when some are named, for a quick look
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let names: Vec<&str> = ["nginx", "vllm-router", "sglang-router", "litellm"]
+        .into_iter()
+        .filter(|name| wanted.is_empty() || wanted.iter().any(|one| one == name))
+        .collect();
+    let output = Command::new("tests/tools/peers.sh").args(&names).stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8(output.stdout)?;
     let paths: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
     let mut found = Vec::new();
