@@ -80,7 +80,8 @@ impl Front {
             let front = self.clone();
             async move { Ok::<_, Infallible>(front.reply(request).await) }
         });
-        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        // head and body of a reply are small: one copy costs less than a gathering write
+        let connection = http1::Builder::new().writev(false).serve_connection(TokioIo::new(stream), service);
         let connection = connections.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -2,11 +2,12 @@
 
 use crate::engine::Answered;
 use crate::provider::{Call, CallFailure, Completion, FailureKind, Finish, Message, Role, Sampling};
-use crate::json::{push_number, push_quoted};
+use crate::json::{push_hex, push_number, push_quoted};
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 
 /// An error in OpenAI's shape.
@@ -349,12 +350,13 @@ fn usage(made: &Completion) -> String {
 pub fn completion(model: &str, answered: &Answered, chat: bool) -> Vec<u8> {
     let made = &answered.completion;
     let model = answered.fallback.as_deref().unwrap_or(model);
-    let id = s3_artifacts::digest_bytes(format!("{model}\n{}", made.text).as_bytes());
+    let id = Sha256::new().chain_update(model).chain_update("\n").chain_update(&made.text).finalize();
     let logprobs = made.logprobs.as_deref().unwrap_or("null");
     let mut out = Vec::with_capacity(384 + 2 * model.len() + made.text.len() + logprobs.len());
     let mut put = |text: &str| out.extend_from_slice(text.as_bytes());
     put(if chat { r#"{"id":"chatcmpl-"# } else { r#"{"id":"cmpl-"# });
-    put(&id[..24]);
+    push_hex(&mut out, &id[..12]);
+    let mut put = |text: &str| out.extend_from_slice(text.as_bytes());
     put(if chat { r#"","object":"chat.completion","created":"# } else { r#"","object":"text_completion","created":"# });
     push_number(&mut out, created());
     out.extend_from_slice(br#","model":"#);

@@ -347,14 +347,14 @@ impl Inner {
         beginning: u64,
         last: &mut Option<&'a Site>,
     ) -> Result<Completion, Attempt> {
-        let visit = self.sites.choose(beginning, *last, Instant::now()).map_err(|rest| {
+        let started = Instant::now();
+        let visit = self.sites.choose(beginning, *last, started).map_err(|rest| {
             let message = format!("the endpoint failed too often and rests for {} ms", rest.as_millis());
             Attempt { hint: Some(rest), ..Attempt::again(FailureKind::Unavailable, "breaker", message) }
         })?;
         *last = Some(visit.site());
         let own = Duration::from_millis(self.limits.deadline_ms);
         let limit = order.left().map_or(own, |left| left.min(own));
-        let started = Instant::now();
         let stream = matches!(mode, Mode::Pieces(..)) && self.wire.streams(call);
         let exchange = self.exchange(visit.site(), call, order, mode, stream);
         // a stream's own parts have the deadline, not its whole
@@ -366,12 +366,13 @@ impl Inner {
                 Err(timed_out(limit))
             })
         };
-        self.seconds.observe(started.elapsed().as_secs_f64());
+        let ended = Instant::now();
+        self.seconds.observe((ended - started).as_secs_f64());
         let outage = match &result {
             Ok(_) => false,
             Err(failed) => failed.retry && failed.kind == FailureKind::Unavailable,
         };
-        visit.site().breaker.note(outage, Instant::now());
+        visit.site().breaker.note(outage, ended);
         result
     }
 
@@ -446,7 +447,8 @@ impl Inner {
                 Broken::Before(failed) => failed,
                 Broken::After(status, failed) => charge(status, failed),
             })?;
-            let hint = retry_after(reply.retry_after(), SystemTime::now());
+            let said = Some(reply.retry_after()).filter(|value| !value.is_empty());
+            let hint = said.and_then(|value| retry_after(value, SystemTime::now()));
             return self.completion(reply.status, hint, reply.content_type(), reply.body(), call, order);
         }
         let long = || Attempt::again(FailureKind::Malformed, "malformed", "the reply is longer than 16 MiB");
