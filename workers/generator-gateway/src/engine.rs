@@ -194,7 +194,9 @@ impl Gateway {
             place(second)?;
         }
         for budget in rules.budgets {
-            budget.provider.as_deref().map(place).transpose()?;
+            for provider in &budget.providers {
+                place(provider)?;
+            }
         }
         gateway.second_judges = rules.second_judges;
         Ok(Arc::new(gateway))

@@ -31,7 +31,8 @@ struct Account {
 
 struct Caller {
     name: Arc<str>,
-    budgets: Vec<(Option<String>, BudgetConfig)>,
+    /// With the providers that each counts; none of them counts all.
+    budgets: Vec<(Vec<String>, BudgetConfig)>,
     accounts: BTreeMap<Arc<str>, Account>,
     /// Tokens charged, prompt and answer: counters are looked up once a caller.
     spent: [IntCounter; 2],
@@ -65,6 +66,10 @@ fn reached(budget: &BudgetConfig, used: Usage, strictly: bool) -> Option<String>
     budget.cost.filter(|limit| past(*limit)).map(|limit| format!("{spent:.4} of {limit} in cost"))
 }
 
+fn counts(providers: &[String], provider: &str) -> bool {
+    providers.is_empty() || providers.iter().any(|name| name == provider)
+}
+
 impl Caller {
     fn new(name: &str) -> Self {
         let spent = &s3_telemetry::metrics().gateway_spent;
@@ -76,10 +81,10 @@ impl Caller {
         }
     }
 
-    fn sum(&self, provider: Option<&str>) -> Account {
+    fn sum(&self, providers: &[String]) -> Account {
         let mut sum = Account::default();
         for (name, account) in &self.accounts {
-            if provider.is_none_or(|provider| provider == &**name) {
+            if counts(providers, name) {
                 sum.used += account.used;
                 sum.reserved += account.reserved;
                 sum.open += account.open;
@@ -88,14 +93,14 @@ impl Caller {
         sum
     }
 
-    fn budgets_on<'a>(&'a self, provider: &'a str) -> impl Iterator<Item = &'a (Option<String>, BudgetConfig)> {
-        self.budgets.iter().filter(move |(on, _)| on.as_deref().is_none_or(|on| on == provider))
+    fn budgets_on<'a>(&'a self, provider: &'a str) -> impl Iterator<Item = &'a (Vec<String>, BudgetConfig)> {
+        self.budgets.iter().filter(move |(on, _)| counts(on, provider))
     }
 
     fn obstacle(&self, provider: &str, most: Usage) -> Option<Obstacle> {
         let mut wait = false;
         for (on, budget) in self.budgets_on(provider) {
-            let sum = self.sum(on.as_deref());
+            let sum = self.sum(on);
             if let Some(what) = reached(budget, sum.used, false) {
                 return Some(Obstacle::Spent(what));
             }
@@ -140,7 +145,7 @@ impl Ledger {
         }
         for budget in budgets {
             let caller = callers.entry(budget.caller.clone()).or_insert_with(|| Caller::new(&budget.caller));
-            caller.budgets.push((budget.provider.clone(), budget.budget));
+            caller.budgets.push((budget.providers.clone(), budget.budget));
         }
         Self { callers: Mutex::new(callers), changed: Notify::new(), next: AtomicU64::new(0), cache }
     }
@@ -257,8 +262,8 @@ impl Ledger {
             .budgets
             .iter()
             .map(|(on, budget)| {
-                let used = entry.sum(on.as_deref()).used;
-                json!({"provider": on, "budget": budget, "calls": used.calls, "tokens": used.prompt + used.answer,
+                let used = entry.sum(on).used;
+                json!({"providers": on, "budget": budget, "calls": used.calls, "tokens": used.prompt + used.answer,
                        "cost": cost(budget, used), "spent": reached(budget, used, false).is_some()})
             })
             .collect();
@@ -337,7 +342,7 @@ mod tests {
     use std::time::Duration;
 
     fn budget(caller: &str, budget: BudgetConfig) -> CallerBudget {
-        CallerBudget { caller: caller.into(), provider: None, budget }
+        CallerBudget { caller: caller.into(), providers: Vec::new(), budget }
     }
 
     fn ledger(budgets: &[CallerBudget]) -> Arc<Ledger> {
@@ -361,7 +366,7 @@ mod tests {
             });
         }
         set.join_all().await;
-        let used = ledger.callers()["job"].sum(None).used;
+        let used = ledger.callers()["job"].sum(&[]).used;
         (used.calls, used.prompt + used.answer)
     }
 
@@ -390,10 +395,10 @@ mod tests {
     #[tokio::test]
     async fn budgets_are_kept_apart_and_abandoned_calls_are_charged() {
         let two = BudgetConfig { calls: Some(2), ..BudgetConfig::default() };
-        let on_judge = CallerBudget { provider: Some("judge".into()), ..budget("a", two) };
+        let on_judge = CallerBudget { providers: vec!["judge".into(), "second".into()], ..budget("a", two) };
         let ledger = ledger(&[on_judge, budget("b", two)]);
         let one = Usage { calls: 1, ..Usage::default() };
-        for provider in ["judge", "judge", "answer", "answer", "answer"] {
+        for provider in ["judge", "second", "answer", "answer", "answer"] {
             let order = Order::default();
             let ticket = ledger.open("a", provider, one, &order).await.unwrap();
             order.meter.add(one);
@@ -406,6 +411,7 @@ mod tests {
         let report = ledger.report("a");
         assert_eq!(report["budgets"][0]["spent"], true);
         assert_eq!(report["providers"][0]["calls"], 3);
+        assert!(ledger.open("a", "second", one, &Order::default()).await.is_err());
 
         // the second must wait for the first, up to its deadline
         let order = Order::default();

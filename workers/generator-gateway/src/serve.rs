@@ -42,7 +42,8 @@ pub async fn serve(config: GatewayConfig) -> Result<(), Failure> {
         Some(address) => Some(listen(address, "http").await?),
         None => None,
     };
-    let access = Arc::new(Access::new(config.caller_tokens.as_deref()).map_err(Failure::input)?);
+    let access = Access::new(config.caller_tokens.as_deref(), &config.tokens, config.tokens_only);
+    let access = Arc::new(access.map_err(Failure::input)?);
     let gateway = tokio::task::spawn_blocking({
         let config = config.clone();
         move || build(&config)
