@@ -38,8 +38,9 @@ pub(crate) fn body(model: &str, call: &Call, stream: bool) -> Vec<u8> {
         // writing into memory does not fail
         let _ = write!(out, ",\"{name}\":{value}");
     };
-    member("temperature", &sampling.temperature);
-    member("top_p", &sampling.top_p);
+    // with a point even where nothing follows it
+    member("temperature", &format_args!("{:?}", sampling.temperature));
+    member("top_p", &format_args!("{:?}", sampling.top_p));
     if let Some(limit) = sampling.max_tokens {
         member("max_tokens", &limit);
     }
@@ -336,14 +337,14 @@ mod tests {
         let sent: Value = serde_json::from_slice(&body("m\"", &call, true)).unwrap();
         let expected = serde_json::json!({
             "model": "m\"", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": text}],
-            "temperature": 0.7, "top_p": 1, "max_tokens": 5, "stop": ["\n", "\""], "stream": true,
+            "temperature": 0.7, "top_p": 1.0, "max_tokens": 5, "stop": ["\n", "\""], "stream": true,
             "stream_options": {"include_usage": true},
         });
         assert_eq!(sent, expected);
         call.text = Some(text.into());
         call.sampling = Sampling::greedy(None, &[]);
         let sent: Value = serde_json::from_slice(&body("", &call, false)).unwrap();
-        assert_eq!(sent, serde_json::json!({"prompt": text, "temperature": 0, "top_p": 1, "stream": false}));
+        assert_eq!(sent, serde_json::json!({"prompt": text, "temperature": 0.0, "top_p": 1.0, "stream": false}));
     }
 
     #[test]

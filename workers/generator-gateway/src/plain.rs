@@ -113,6 +113,65 @@ impl Drop for Reply<'_> {
     }
 }
 
+/// A reply that is read as it comes. Its connection goes back when the end has come.
+pub(crate) struct Flow<'a> {
+    pool: &'a Pool,
+    connection: Option<Connection>,
+    head: Head,
+    pub media: String,
+    pub retry_after: String,
+    /// Bytes that are still to come, where that is known.
+    left: usize,
+}
+
+impl Flow<'_> {
+    pub fn status(&self) -> u16 {
+        self.head.status
+    }
+
+    /// The next bytes of the body; none at its end.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Attempt> {
+        loop {
+            let Some(connection) = &mut self.connection else { return Ok(None) };
+            let buffer = &mut connection.buffer;
+            let (bytes, ended) = match self.head.body {
+                Framing::Length(_) => {
+                    let taken: Vec<u8> = buffer.drain(..buffer.len().min(self.left)).collect();
+                    self.left -= taken.len();
+                    (taken, self.left == 0)
+                }
+                Framing::Chunked => {
+                    let mut chunks = Chunks { read: 0, written: 0 };
+                    let ended = chunks.take(buffer).map_err(malformed)?;
+                    let taken = buffer[..chunks.written].to_vec();
+                    buffer.drain(..chunks.read);
+                    if buffer.len() > REPLY_LIMIT {
+                        return Err(malformed("a chunk of the reply is longer than 16 MiB"));
+                    }
+                    (taken, ended)
+                }
+                Framing::Rest => (std::mem::take(buffer), false),
+            };
+            if ended {
+                let keep = self.head.keep && buffer.is_empty();
+                connection.since = Instant::now();
+                if let Some(connection) = self.connection.take().filter(|_| keep) {
+                    self.pool.give(connection);
+                }
+            }
+            if !bytes.is_empty() {
+                return Ok(Some(bytes));
+            }
+            if let Some(connection) = &mut self.connection
+                && !more(&mut connection.stream, &mut connection.buffer).await.map_err(|e| cut(&e.to_string()))?
+            {
+                self.connection = None;
+                return if self.head.body == Framing::Rest { Ok(None) } else { Err(cut("its end did not come")) };
+            }
+        }
+    }
+}
+
 /// Why there is no reply.
 pub(crate) enum Broken {
     /// No connection, or one that broke before a status came.
@@ -213,21 +272,55 @@ impl Pool {
         headers: &[(HeaderName, HeaderValue)],
         body: &[u8],
     ) -> Result<Reply<'_>, Broken> {
+        let mut connection = self.send(reach, url, headers, body).await.map_err(Broken::Before)?;
+        let Connection { stream, buffer, .. } = &mut connection;
+        let head = read_reply_head(stream, buffer).await.map_err(Broken::Before)?;
+        let (head, body) = read_body(stream, buffer, head).await?;
+        connection.since = Instant::now();
+        Ok(Reply { pool: self, connection: Some(connection), status: head.status, head, body })
+    }
+
+    /// Sends a request and reads the head of the reply; its body is read as it comes.
+    pub async fn open(
+        &self,
+        reach: &Arc<Reach>,
+        url: &Url,
+        headers: &[(HeaderName, HeaderValue)],
+        body: &[u8],
+    ) -> Result<Flow<'_>, Attempt> {
+        let mut connection = self.send(reach, url, headers, body).await?;
+        let head = read_reply_head(&mut connection.stream, &mut connection.buffer).await?;
+        let headed = |place: &Range<usize>| {
+            let bytes = connection.buffer.get(place.clone()).unwrap_or_default();
+            String::from_utf8_lossy(bytes).into_owned()
+        };
+        let (media, retry_after) = (headed(&head.media), headed(&head.retry_after));
+        connection.buffer.drain(..head.length);
+        let left = if let Framing::Length(length) = head.body { length } else { 0 };
+        Ok(Flow { pool: self, connection: Some(connection), head, media, retry_after, left })
+    }
+
+    /// Sends a request.
+    async fn send(
+        &self,
+        reach: &Arc<Reach>,
+        url: &Url,
+        headers: &[(HeaderName, HeaderValue)],
+        body: &[u8],
+    ) -> Result<Connection, Attempt> {
         let mut connection = match self.take() {
             Some(connection) => connection,
             None => {
-                let stream = self.connect(reach).await.map_err(Broken::Before)?;
+                let stream = self.connect(reach).await?;
                 Connection { stream, buffer: Vec::with_capacity(STEP), since: Instant::now() }
             }
         };
         connection.buffer.clear();
         self.write(&mut connection.buffer, url, headers, body);
         let Connection { stream, buffer, .. } = &mut connection;
-        stream.write_all(buffer).await.map_err(|e| Broken::Before(lost(&e)))?;
+        stream.write_all(buffer).await.map_err(|e| lost(&e))?;
         buffer.clear();
-        let (head, body) = read(stream, buffer).await?;
-        connection.since = Instant::now();
-        Ok(Reply { pool: self, connection: Some(connection), status: head.status, head, body })
+        Ok(connection)
     }
 
     fn write(&self, out: &mut Vec<u8>, url: &Url, headers: &[(HeaderName, HeaderValue)], body: &[u8]) {
@@ -261,29 +354,37 @@ async fn more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<b
     Ok(stream.read_buf(buffer).await? > 0)
 }
 
-/// Reads one reply: its head, and where in the buffer its body lies.
-async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<(Head, Range<usize>), Broken> {
-    let head = loop {
-        match read_head(buffer).map_err(Broken::Before)? {
+/// Reads until the head of a reply is whole.
+async fn read_reply_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<Head, Attempt> {
+    loop {
+        match read_head(buffer)? {
             // an interim reply; the real one follows
             Some(head) if (100..200).contains(&head.status) => {
                 buffer.drain(..head.length);
                 continue;
             }
-            Some(head) => break head,
+            Some(head) => return Ok(head),
             None if buffer.len() > HEAD_LIMIT => {
-                return Err(Broken::Before(malformed("the head of the reply is longer than 64 KiB")));
+                return Err(malformed("the head of the reply is longer than 64 KiB"));
             }
             None => {}
         }
-        if !more(stream, buffer).await.map_err(|e| Broken::Before(lost(&e)))? {
+        if !more(stream, buffer).await.map_err(|e| lost(&e))? {
             let detail = if buffer.is_empty() { "closed before a reply came" } else { "closed within the head" };
-            return Err(Broken::Before(lost(&std::io::Error::new(ErrorKind::UnexpectedEof, detail))));
+            return Err(lost(&std::io::Error::new(ErrorKind::UnexpectedEof, detail)));
         }
-    };
-    let after = |failed| Broken::After(head.status, failed);
+    }
+}
+
+/// Reads the body of a reply; where in the buffer it lies.
+async fn read_body(
+    stream: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+    mut head: Head,
+) -> Result<(Head, Range<usize>), Broken> {
+    let (status, start) = (head.status, head.length);
+    let after = |failed| Broken::After(status, failed);
     let long = || after(malformed("the reply is longer than 16 MiB"));
-    let (start, mut head) = (head.length, head.clone());
     let body = match head.body {
         Framing::Length(length) => {
             if length > REPLY_LIMIT {
@@ -434,6 +535,161 @@ impl Chunks {
                     self.read = start + size + 2;
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+    use tokio::net::TcpListener;
+
+    /// A server that answers each request with these bytes, cut into pieces, and what it was sent.
+    async fn server(reply: Vec<u8>, piece: usize, close: bool) -> (Pool, Url, Arc<Mutex<(usize, Vec<u8>)>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Url = format!("http://{}/v1/chat?x=1", listener.local_addr().unwrap()).parse().unwrap();
+        let seen = Arc::new(Mutex::new((0, Vec::new())));
+        let noted = seen.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                noted.lock().unwrap().0 += 1;
+                let (reply, noted) = (reply.clone(), noted.clone());
+                tokio::spawn(async move {
+                    let mut buffer = Vec::new();
+                    loop {
+                        while !buffer.ends_with(b"END") {
+                            if stream.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
+                                return;
+                            }
+                        }
+                        noted.lock().unwrap().1 = std::mem::take(&mut buffer);
+                        for part in reply.chunks(piece) {
+                            if stream.write_all(part).await.is_err() {
+                                return;
+                            }
+                            tokio::task::yield_now().await;
+                        }
+                        if close {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        (Pool::new(&url), url, seen)
+    }
+
+    fn reach() -> Arc<Reach> {
+        Arc::new(Reach::with_loopback())
+    }
+
+    /// Asks twice, whole and as it comes: status and body, and how many connections that took.
+    async fn asked(reply: &[u8], piece: usize, close: bool) -> (Result<(u16, Vec<u8>), String>, usize) {
+        let (pool, url, seen) = server(reply.to_vec(), piece, close).await;
+        let headers = [(HeaderName::from_static("x-a"), HeaderValue::from_static("b"))];
+        let whole = match pool.post(&reach(), &url, &headers, b"{} END").await {
+            Ok(reply) => Ok((reply.status, reply.body().to_vec())),
+            Err(Broken::Before(failed) | Broken::After(_, failed)) => Err(failed.message),
+        };
+        let flowing = async {
+            let mut flow = pool.open(&reach(), &url, &headers, b"{} END").await.map_err(|failed| failed.message)?;
+            let mut body = Vec::new();
+            while let Some(bytes) = flow.next().await.map_err(|failed| failed.message)? {
+                body.extend(bytes);
+            }
+            Ok::<_, String>((flow.status(), body))
+        };
+        let flowed = flowing.await;
+        assert_eq!(whole.is_ok(), flowed.is_ok(), "{whole:?} {flowed:?}");
+        if whole.is_ok() {
+            assert_eq!(whole, flowed);
+        }
+        let (connections, request) = seen.lock().unwrap().clone();
+        let head = format!("POST /v1/chat?x=1 HTTP/1.1\r\nhost: 127.0.0.1:{}\r\nx-a: b\r\ncontent-length: 6\r\n\r\n{{}} END", url.port().unwrap());
+        assert_eq!(String::from_utf8(request).unwrap(), head);
+        (whole, connections)
+    }
+
+    #[tokio::test]
+    async fn every_framing_is_read_however_it_is_cut() {
+        let good = [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", false, 1),
+            ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", false, 1),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3;x=y\r\nllo\r\n0\r\n\r\n", false, 1),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\na: b\r\n\r\n", false, 1),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: keep-alive, Close\r\n\r\nhello", false, 2),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 5\r\n\r\nhello", false, 2),
+            ("HTTP/1.1 200 OK\r\n\r\nhello", true, 2),
+            // more than was promised: not believed for another request
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhelloHTTP/1.1 200", false, 2),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", false, 2),
+        ];
+        for (reply, close, connections) in good {
+            // what is too much may come late in small pieces, and then spoils the next reply
+            let pieces: &[usize] = if reply.ends_with("200") { &[1000] } else { &[1, 2, 7, 1000] };
+            for piece in pieces {
+                let (got, used) = asked(reply.as_bytes(), *piece, close).await;
+                assert_eq!(got.unwrap(), (200, b"hello".to_vec()), "{reply:?} by {piece}");
+                assert_eq!(used, connections, "{reply:?} by {piece}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_is_not_whole_is_none() {
+        let whole = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+        for cut in 0..whole.len() {
+            assert!(asked(&whole.as_bytes()[..cut], 1000, true).await.0.is_err(), "{cut}");
+        }
+        let whole = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+        for cut in 0..whole.len() {
+            assert!(asked(&whole.as_bytes()[..cut], 1000, true).await.0.is_err(), "{cut}");
+        }
+        for bad in [
+            "nonsense\r\n\r\n",
+            "HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\nhello",
+            "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+            "HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\nhello",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffff\r\nhello",
+        ] {
+            assert!(asked(bad.as_bytes(), 1000, true).await.0.is_err(), "{bad:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_server_ended_is_not_used_again() {
+        let (pool, url, seen) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec(), 1000, true).await;
+        for round in 1..5 {
+            let reply = pool.post(&reach(), &url, &[], b"END").await;
+            assert!(reply.is_ok_and(|reply| reply.body() == b"ok"), "{round}");
+            // the end of the server's side arrives on its own time
+            let until = Instant::now() + Duration::from_secs(20);
+            while pool.take().map(|connection| pool.give(connection)).is_some() {
+                assert!(Instant::now() < until, "the end of the connection is not seen");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(seen.lock().unwrap().0, round);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), head in any::<bool>()) {
+            let mut all = if head { b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec() } else { Vec::new() };
+            let start = all.len();
+            all.extend(&bytes);
+            let _ = read_head(&all);
+            let mut chunks = Chunks { read: start, written: start };
+            let _ = chunks.take(&mut all);
+            prop_assert!(chunks.written <= chunks.read && chunks.read <= all.len());
         }
     }
 }

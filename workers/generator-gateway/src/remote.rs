@@ -4,7 +4,7 @@ use crate::aws_credentials::AwsKeys;
 use crate::network::{Guard, Reach};
 use crate::openai_wire::{Partial, error_line};
 use crate::pace::Pace;
-use crate::plain::{Broken, CONNECT, REPLY_LIMIT};
+use crate::plain::{Broken, CONNECT, Flow, REPLY_LIMIT};
 use crate::provider::{BoxFuture, Call, CallFailure, Completion, FailureKind, Order, Outcomes, Provider, Usage};
 use crate::retry::{Attempt, RetryPolicy, classify, retry_after, spread};
 use crate::route::{Site, Sites, beginning};
@@ -392,7 +392,7 @@ impl Inner {
             outgoing.headers.push((HeaderName::from_static(DEADLINE_HEADER), left));
         }
         let result = if stream {
-            self.piecewise(outgoing, call, order, mode).await
+            self.piecewise(site, outgoing, call, order, mode).await
         } else {
             self.whole(site, outgoing, call, order).await
         };
@@ -414,17 +414,17 @@ impl Inner {
 
     async fn piecewise(
         &self,
+        site: &Site,
         outgoing: Outgoing<'_>,
         call: &Call,
         order: &Order,
         mode: Mode<'_>,
     ) -> Result<Completion, Attempt> {
         let Mode::Pieces(pieces, sent) = mode else { return Err(Attempt::refused("no stream was asked for")) };
-        let limit = Duration::from_millis(self.limits.deadline_ms);
         tokio::select! {
             biased;
             () = pieces.closed() => Err(Attempt::refused("the caller went away")),
-            result = self.streamed(outgoing, call, order, (pieces, sent), limit) => result,
+            result = self.streamed(site, outgoing, call, order, (pieces, sent)) => result,
         }
     }
 
@@ -496,22 +496,35 @@ impl Inner {
         read
     }
 
+    /// Asks for a stream: its status, hint and content type, and what comes.
+    async fn open<'a>(
+        &self,
+        site: &'a Site,
+        outgoing: Outgoing<'_>,
+    ) -> Result<(u16, Option<Duration>, String, Source<'a>), Attempt> {
+        if let Some(plain) = &site.plain {
+            let flow = plain.open(&self.reach, &outgoing.url, &outgoing.headers, &outgoing.body).await?;
+            let hint = retry_after(&flow.retry_after, SystemTime::now());
+            return Ok((flow.status(), hint, media(&flow.media).to_ascii_lowercase(), Source::Plain(flow)));
+        }
+        let response = self.request(outgoing).send().await.map_err(|e| transport(&e))?;
+        let (status, hint, media) = head(response.status().as_u16(), response.headers());
+        Ok((status, hint, media, Source::Tls(response)))
+    }
+
     async fn streamed(
         &self,
+        site: &Site,
         outgoing: Outgoing<'_>,
         call: &Call,
         order: &Order,
         (pieces, sent): (&mpsc::Sender<String>, &AtomicBool),
-        limit: Duration,
     ) -> Result<Completion, Attempt> {
-        let mut response = tokio::time::timeout(limit, self.request(outgoing).send())
-            .await
-            .map_err(|_| timed_out(limit))?
-            .map_err(|e| transport(&e))?;
-        let (status, hint, media) = head(response.status().as_u16(), response.headers());
+        let limit = Duration::from_millis(self.limits.deadline_ms);
+        let opened = tokio::time::timeout(limit, self.open(site, outgoing)).await;
+        let (status, hint, media, mut source) = opened.map_err(|_| timed_out(limit))??;
         if status != 200 {
-            let bytes = tokio::time::timeout(limit, response.bytes()).await.map_err(|_| timed_out(limit))?;
-            let bytes = bytes.map_err(|e| transport(&e))?;
+            let bytes = tokio::time::timeout(limit, source.rest()).await.map_err(|_| timed_out(limit))??;
             return Err(classify(status, hint, format!("status {status}: {}", error_line(&bytes))));
         }
         let charge = Charge { order, prompt: estimate(call), done: false };
@@ -521,8 +534,8 @@ impl Inner {
         }
         let (mut partial, mut events) = (Partial::default(), Events::default());
         while !partial.done {
-            let chunk = tokio::time::timeout(limit, response.chunk()).await.map_err(|_| timed_out(limit))?;
-            let Some(chunk) = chunk.map_err(|e| transport(&e))? else { break };
+            let chunk = tokio::time::timeout(limit, source.next()).await.map_err(|_| timed_out(limit))?;
+            let Some(chunk) = chunk? else { break };
             let mut fresh = Vec::new();
             let read = events.push(&chunk, |data| {
                 fresh.extend(self.wire.event(data, &mut partial)?);
@@ -542,6 +555,34 @@ impl Inner {
         let completion = partial.end()?;
         charge.settle(used(&completion));
         Ok(completion)
+    }
+}
+
+/// What a stream is read from.
+enum Source<'a> {
+    Plain(Flow<'a>),
+    Tls(reqwest::Response),
+}
+
+impl Source<'_> {
+    async fn next(&mut self) -> Result<Option<Vec<u8>>, Attempt> {
+        match self {
+            Self::Plain(flow) => flow.next().await,
+            Self::Tls(response) => {
+                Ok(response.chunk().await.map_err(|e| transport(&e))?.map(|chunk| chunk.to_vec()))
+            }
+        }
+    }
+
+    /// All that comes, up to the limit of a reply.
+    async fn rest(&mut self) -> Result<Vec<u8>, Attempt> {
+        let mut all = Vec::new();
+        while let Some(bytes) = self.next().await?
+            && all.len() <= REPLY_LIMIT
+        {
+            all.extend(bytes);
+        }
+        Ok(all)
     }
 }
 
