@@ -287,7 +287,8 @@ impl Gateway {
                 lane.count([&answer]);
                 return Ok(answer);
             }
-            let answers = gateway.with_fallbacks(&lane, vec![call], &ask).await?;
+            // boxed, so that calls without these carry no room for them
+            let answers = Box::pin(gateway.with_fallbacks(&lane, vec![call], &ask)).await?;
             answers.into_iter().next().ok_or_else(|| GatewayError::Internal("no outcome".to_owned()))
         })
         .await

@@ -206,6 +206,14 @@ fn estimate(call: &Call) -> u64 {
     call.prompt_bytes() as u64 / 4 + 8
 }
 
+/// A reply of status 200 is charged for by the provider, even one that broke off.
+fn charged(status: u16, failed: Attempt, call: &Call, order: &Order) -> Attempt {
+    if status == 200 {
+        order.meter.add(Usage { calls: 1, prompt: estimate(call), answer: 0 });
+    }
+    failed
+}
+
 fn late(name: &str, reason: &str) -> CallFailure {
     CallFailure::new(FailureKind::Deadline, format!("{name}: the caller's deadline came first ({reason})"))
 }
@@ -321,14 +329,28 @@ impl Inner {
         beginning: u64,
         last: &mut Option<&'a Site>,
     ) -> Result<Completion, Attempt> {
-        let (Some(after), Mode::Whole) = (self.limits.hedge_after_ms, mode) else {
-            return self.attempt(call, order, mode, beginning, last).await;
-        };
+        match (self.limits.hedge_after_ms, mode) {
+            (Some(after), Mode::Whole) => {
+                Box::pin(self.doubled(call, order, beginning, last, Duration::from_millis(after))).await
+            }
+            _ => self.attempt(call, order, mode, beginning, last).await,
+        }
+    }
+
+    async fn doubled<'a>(
+        &'a self,
+        call: &Call,
+        order: &Order,
+        beginning: u64,
+        last: &mut Option<&'a Site>,
+        after: Duration,
+    ) -> Result<Completion, Attempt> {
+        let mode = Mode::Whole;
         let mut elsewhere = None;
         let mut first = Box::pin(self.attempt(call, order, mode, beginning, last));
         tokio::select! {
             result = &mut first => return result,
-            () = tokio::time::sleep(Duration::from_millis(after)) => {}
+            () = tokio::time::sleep(after) => {}
         }
         s3_telemetry::metrics().gateway_retries.with_label_values(&[self.name.as_str(), "hedge"]).inc();
         let mut second =
@@ -392,7 +414,8 @@ impl Inner {
             outgoing.headers.push((HeaderName::from_static(DEADLINE_HEADER), left));
         }
         let result = if stream {
-            self.piecewise(site, outgoing, call, order, mode).await
+            // boxed, as the other way is taken by nearly all calls and carries no room for this one
+            Box::pin(self.piecewise(site, outgoing, call, order, mode)).await
         } else {
             self.whole(site, outgoing, call, order).await
         };
@@ -435,22 +458,26 @@ impl Inner {
         call: &Call,
         order: &Order,
     ) -> Result<Completion, Attempt> {
-        let charge = |status: u16, failed| {
-            if status == 200 {
-                order.meter.add(Usage { calls: 1, prompt: estimate(call), answer: 0 });
-            }
-            failed
-        };
         if let Some(plain) = &site.plain {
             let reply = plain.post(&self.reach, &outgoing.url, &outgoing.headers, &outgoing.body).await;
             let reply = reply.map_err(|broken| match broken {
                 Broken::Before(failed) => failed,
-                Broken::After(status, failed) => charge(status, failed),
+                Broken::After(status, failed) => charged(status, failed, call, order),
             })?;
             let said = Some(reply.retry_after()).filter(|value| !value.is_empty());
             let hint = said.and_then(|value| retry_after(value, SystemTime::now()));
             return self.completion(reply.status, hint, reply.content_type(), reply.body(), call, order);
         }
+        Box::pin(self.whole_over_tls(outgoing, call, order)).await
+    }
+
+    async fn whole_over_tls(
+        &self,
+        outgoing: Outgoing<'_>,
+        call: &Call,
+        order: &Order,
+    ) -> Result<Completion, Attempt> {
+        let charge = |status: u16, failed| charged(status, failed, call, order);
         let long = || Attempt::again(FailureKind::Malformed, "malformed", "the reply is longer than 16 MiB");
         let mut response = self.request(outgoing).send().await.map_err(|e| transport(&e))?;
         let (status, hint, media) = head(response.status().as_u16(), response.headers());
