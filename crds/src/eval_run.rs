@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules::attach(&[
+    &rules::BITWISE_FALLBACKS,
     &rules::ARM_RETRIEVER, &rules::BUDGET_ARM, &rules::BASELINE_ARM, &rules::PAIRED_ARM, &rules::ELIGIBLE_NEEDS_INDEX,
     &rules::SAMPLE_IMMUTABLE, &rules::SEED_IMMUTABLE,
 ])))]

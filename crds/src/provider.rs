@@ -36,6 +36,11 @@ pub struct OpenAiCompatible {
     /// Base address up to and with `/v1`.
     #[schemars(length(max = 2048), regex(pattern = r"^https?://.+$"))]
     pub endpoint: String,
+    /// Further base addresses that serve the same model: a prompt goes where its beginning went before, so that its
+    /// cache is met, unless that server is fuller than the others or down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 2048), regex(pattern = r"^https?://.+$")))]
+    pub replicas: Vec<String>,
     /// Model name sent to the endpoint.
     #[schemars(length(min = 1, max = 253))]
     pub model: String,
@@ -182,6 +187,13 @@ pub struct Limits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub tokens_per_minute: Option<u64>,
+    /// Calls that may wait for their turn; more are refused with a hint when to come back. By default 10,000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub queue: Option<u32>,
+    /// Sends a second attempt beside one that has not answered after this time. It costs calls; by default none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedge_after: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -192,8 +204,37 @@ impl Default for Limits {
             attempts: 6,
             requests_per_minute: None,
             tokens_per_minute: None,
+            queue: None,
+            hedge_after: None,
         }
     }
+}
+
+/// Another provider, with limits of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OtherProvider {
+    /// Who runs it.
+    pub provider: Provider,
+    /// Limits on its calls.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// A measurement that a judge must have passed before it is asked.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JudgeCalibration {
+    /// The report that `s3-generator-gateway calibrate` wrote about this very judge.
+    pub report: DataSource,
+    /// Least lower bound of Cohen's κ (95 %).
+    #[serde(default = "default_kappa")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_kappa: f64,
+}
+
+fn default_kappa() -> f64 {
+    0.6
 }
 
 /// What calls may cost before the job stops with `BudgetExhausted`.
@@ -231,9 +272,18 @@ pub struct Generator {
     /// Limits on its calls.
     #[serde(default)]
     pub limits: Limits,
-    /// What its calls may cost.
+    /// What its calls may cost, those of its fallbacks included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// Providers to ask, in order, when this one cannot answer. Their answers are another model's, and which one
+    /// answers depends on what is up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub fallbacks: Vec<OtherProvider>,
+    /// Token (16 characters or more) by which the gateway knows this resource's calls, the judge's too. With it nobody
+    /// else can speak in its name, and where all users of a gateway have one, nobody can ask without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller_token_secret_ref: Option<SecretKeyRef>,
 }
 
 /// How answers are asked for.
@@ -281,7 +331,13 @@ pub struct Judge {
     /// Limits on its calls.
     #[serde(default)]
     pub limits: Limits,
-    /// What its calls may cost.
+    /// What its calls may cost, those of the second judge included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// A second judge that must agree; where the two differ the answer counts as neither right nor wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<OtherProvider>,
+    /// A calibration that this judge (with its second) must have passed; without it the gateway does not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<JudgeCalibration>,
 }

@@ -157,6 +157,10 @@ rules! {
     BITWISE_DTYPE: "self.determinism != 'Bitwise' || self.searcher.dtype == 'F32'",
         "`determinism: Bitwise` is guaranteed for `searcher.dtype: F32` only; set F32, or `determinism: Relaxed`",
         Check::State(|v| text(v, "/determinism") != "Bitwise" || text(v, "/searcher/dtype") == "F32");
+    /// Which provider answers is not repeated.
+    BITWISE_FALLBACKS: "self.determinism != 'Bitwise' || !has(self.generator.fallbacks) || self.generator.fallbacks.size() == 0",
+        "`generator.fallbacks` answer by what is up, so `determinism: Bitwise` cannot hold; leave them out, or set `determinism: Relaxed`",
+        Check::State(|v| text(v, "/determinism") != "Bitwise" || items(v, "/generator/fallbacks").is_empty());
     /// Something is trained.
     STEPS_OR_WARM_START: "self.steps > 0 || has(self.warmStart)",
         "`steps` is 0 and there is no `warmStart`, so nothing would be trained; set one of them",

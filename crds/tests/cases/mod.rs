@@ -92,6 +92,13 @@ pub fn broken() -> Vec<(Value, &'static str)> {
             "set exactly one provider",
         ),
         (job("/spec/generator/provider", json!({})), "set exactly one provider"),
+        (
+            job(
+                "/spec/generator/fallbacks",
+                json!([{"provider": {"openAiCompatible": {"endpoint": "http://x/v1", "model": "m"}}}]),
+            ),
+            "`generator.fallbacks` answer by what is up",
+        ),
         (index("/spec/source", json!({})), "set exactly one of `build` and `import`"),
         (index("/spec/source/build/lexical", Value::Null), "set `lexical: {}` for BM25"),
         (index("/spec/serving", json!({"method": "Dense"})), "`serving.method` names a ranking"),

@@ -8,10 +8,11 @@ use crate::{
     Role, Symbol, Template, WorkerConfig,
 };
 use s3_config::{
-    AnthropicConfig, AzureOpenAiConfig, BedrockConfig, BudgetConfig, CacheMode, CallLimits, CallerBudget,
-    Endpoint as Peer, GatewayConfig, GeneratorConfig, OpenAiConfig, ProviderConfig,
+    AnthropicConfig, AzureOpenAiConfig, BedrockConfig, BudgetConfig, CacheMode, CalibrationConfig, CallLimits,
+    CallerBudget, Endpoint as Peer, GatewayConfig, GeneratorConfig, OpenAiConfig, ProviderConfig,
 };
-use s3_crds::{Budget, Generator, Judge, Limits, Provider, Quantity, SecretKeyRef};
+use s3_crds::{Budget, Generator, Judge, JudgeCalibration, Limits, OtherProvider, Provider, Quantity, SecretKeyRef};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -26,14 +27,38 @@ pub(crate) struct Draft {
     secrets: BTreeSet<String>,
     endpoints: Vec<Endpoint>,
     budgets: Vec<CallerBudget>,
+    fallbacks: BTreeMap<String, Vec<String>>,
+    second_judges: BTreeMap<String, String>,
+    calibrations: BTreeMap<String, CalibrationConfig>,
+    tokens: BTreeMap<String, PathBuf>,
     loopback: bool,
 }
 
 /// What a provider is asked under.
 struct Terms<'a> {
+    /// Whose terms: `generator` or `judge`.
     field: &'static str,
     limits: &'a Limits,
     budget: Option<&'a Budget>,
+    fallbacks: &'a [OtherProvider],
+    second: Option<&'a OtherProvider>,
+    calibration: Option<&'a JudgeCalibration>,
+}
+
+/// What of its terms makes a provider another than one of the same settings.
+#[derive(Serialize)]
+struct Bond<'a> {
+    field: &'a str,
+    budget: Option<&'a BudgetConfig>,
+    fallbacks: &'a [String],
+    second: Option<&'a String>,
+    calibration: Option<&'a CalibrationConfig>,
+}
+
+impl Bond<'_> {
+    fn is_none(&self) -> bool {
+        self.budget.is_none() && self.fallbacks.is_empty() && self.second.is_none() && self.calibration.is_none()
+    }
 }
 
 /// Gateways by component name.
@@ -54,11 +79,25 @@ impl Gateways {
         draft.owners.insert(resource.to_owned());
         let mut reader = Reader::new(resource, folder);
         let caller = caller_name(resource);
-        let terms = Terms { field: "generator", limits: &generator.limits, budget: generator.budget.as_ref() };
+        let terms = Terms {
+            field: "generator",
+            limits: &generator.limits,
+            budget: generator.budget.as_ref(),
+            fallbacks: &generator.fallbacks,
+            second: None,
+            calibration: None,
+        };
         let model = draft.provider(&mut reader, &caller, &generator.provider, &terms)?;
         let judge = match judge {
             Some(judge) => {
-                let terms = Terms { field: "judge", limits: &judge.limits, budget: judge.budget.as_ref() };
+                let terms = Terms {
+                    field: "judge",
+                    limits: &judge.limits,
+                    budget: judge.budget.as_ref(),
+                    fallbacks: &[],
+                    second: judge.second.as_ref(),
+                    calibration: judge.calibration.as_ref(),
+                };
                 Some(draft.provider(&mut reader, &caller, &judge.provider, &terms)?)
             }
             None => None,
@@ -74,6 +113,10 @@ impl Gateways {
                     format!("`{}` names another file in another resource; choose another name", answer.template),
                 ));
             }
+        }
+        let token_file = generator.caller_token_secret_ref.as_ref().map(|secret| draft.secret(secret));
+        if let Some(file) = &token_file {
+            draft.tokens.insert(caller.clone(), file.clone());
         }
         draft.volumes.append(&mut reader.volumes);
         draft.inputs.extend(
@@ -93,7 +136,7 @@ impl Gateways {
             judge,
             chunk: answer.chunk as usize,
             caller,
-            token_file: None,
+            token_file,
         };
         Ok((name, config))
     }
@@ -105,7 +148,8 @@ impl Gateways {
 }
 
 impl Draft {
-    /// Adds a provider unless it is there; returns the name under which callers ask for it.
+    /// Adds a provider, with those that stand in for it or must agree with it, unless it is there; returns the name
+    /// under which callers ask for it.
     fn provider(
         &mut self,
         reader: &mut Reader<'_>,
@@ -113,9 +157,76 @@ impl Draft {
         provider: &Provider,
         terms: &Terms<'_>,
     ) -> Result<String, PlanError> {
-        let field = format!("{}.provider", terms.field);
-        let limits = call_limits(terms.limits);
-        let mut config = if let Some(built_in) = &provider.built_in {
+        let field = terms.field;
+        let config = self.settings(reader, provider, terms.limits, &format!("{field}.provider"))?;
+        let budget = terms.budget.map(|budget| budget_config(budget, &reader.resource, field)).transpose()?;
+        // What the judge asks is not charged to the generator: a provider with a budget is apart from one without,
+        // and so are those that are charged with it.
+        let mut other = |place: String, other: &OtherProvider| {
+            let config = self.settings(reader, &other.provider, &other.limits, &format!("{field}.{place}.provider"))?;
+            let bond = Bond { field, budget: budget.as_ref(), fallbacks: &[], second: None, calibration: None };
+            self.named(config, &bond)
+        };
+        let places = terms.fallbacks.iter().enumerate();
+        let fallbacks =
+            places.map(|(place, one)| other(format!("fallbacks[{place}]"), one)).collect::<Result<Vec<_>, _>>()?;
+        let second = terms.second.map(|one| other("second".to_owned(), one)).transpose()?;
+        let calibration = match terms.calibration {
+            Some(asked) => {
+                let report = reader.data(&asked.report, "judge.calibration.report")?;
+                Some(CalibrationConfig { report, min_kappa: asked.min_kappa })
+            }
+            None => None,
+        };
+        let bond = Bond {
+            field,
+            budget: budget.as_ref(),
+            fallbacks: &fallbacks,
+            second: second.as_ref(),
+            calibration: calibration.as_ref(),
+        };
+        let name = self.named(config, &bond)?;
+        if let Some(budget) = budget {
+            let providers = std::iter::once(&name).chain(&fallbacks).chain(&second).cloned().collect();
+            self.budgets.push(CallerBudget { caller: caller.to_owned(), providers, budget });
+        }
+        if !fallbacks.is_empty() {
+            self.fallbacks.insert(name.clone(), fallbacks);
+        }
+        self.second_judges.extend(second.map(|second| (name.clone(), second)));
+        self.calibrations.extend(calibration.map(|calibration| (name.clone(), calibration)));
+        Ok(name)
+    }
+
+    /// Names a provider by what it is, so that two resources that ask for the same get the same.
+    fn named(&mut self, mut config: ProviderConfig, bond: &Bond<'_>) -> Result<String, PlanError> {
+        let mut identity = serde_json::to_string(&config).map_err(PlanError::defect)?;
+        if !bond.is_none() {
+            identity.push_str(&serde_json::to_string(bond).map_err(PlanError::defect)?);
+        }
+        let stem = match &config {
+            ProviderConfig::BuiltIn { .. } => "built-in",
+            ProviderConfig::OpenAi(config) => &config.model,
+            ProviderConfig::AzureOpenAi(config) => &config.deployment,
+            ProviderConfig::Anthropic(config) => &config.model,
+            ProviderConfig::Bedrock(config) => &config.model,
+        };
+        let name = format!("{stem}-{}", short_digest(&identity));
+        config.rename(name.clone());
+        self.providers.entry(name.clone()).or_insert(config);
+        Ok(name)
+    }
+
+    /// A provider's configuration; its name is still empty.
+    fn settings(
+        &mut self,
+        reader: &mut Reader<'_>,
+        provider: &Provider,
+        limits: &Limits,
+        field: &str,
+    ) -> Result<ProviderConfig, PlanError> {
+        let limits = call_limits(limits);
+        Ok(if let Some(built_in) = &provider.built_in {
             let field = format!("{field}.builtIn");
             let mut model =
                 reader.model(&built_in.model, built_in.device, built_in.dtype, &format!("{field}.model"))?;
@@ -130,10 +241,13 @@ impl Draft {
             }
         } else if let Some(open) = &provider.open_ai_compatible {
             self.reaches(&open.endpoint, &reader.resource, &format!("{field}.openAiCompatible.endpoint"));
+            for replica in &open.replicas {
+                self.reaches(replica, &reader.resource, &format!("{field}.openAiCompatible.replicas"));
+            }
             ProviderConfig::OpenAi(OpenAiConfig {
                 name: String::new(),
                 base_url: open.endpoint.clone(),
-                replicas: Vec::new(),
+                replicas: open.replicas.clone(),
                 model: open.model.clone(),
                 api_key_file: open.api_key_secret_ref.as_ref().map(|secret| self.secret(secret)),
                 limits,
@@ -170,30 +284,8 @@ impl Draft {
                 limits,
             })
         } else {
-            return Err(PlanError::field(&reader.resource, &field, NO_PROVIDER));
-        };
-        // The name says what the provider is, so two resources that ask for the same get the same. One with a
-        // budget is apart from one without: what the judge asks is not charged to the generator.
-        let mut identity = serde_json::to_string(&config).map_err(PlanError::defect)?;
-        let budget = terms.budget.map(|budget| budget_config(budget, &reader.resource, terms.field)).transpose()?;
-        if let Some(budget) = &budget {
-            identity.push_str(terms.field);
-            identity.push_str(&serde_json::to_string(budget).map_err(PlanError::defect)?);
-        }
-        let stem = match &config {
-            ProviderConfig::BuiltIn { .. } => "built-in",
-            ProviderConfig::OpenAi(config) => &config.model,
-            ProviderConfig::AzureOpenAi(config) => &config.deployment,
-            ProviderConfig::Anthropic(config) => &config.model,
-            ProviderConfig::Bedrock(config) => &config.model,
-        };
-        let name = format!("{stem}-{}", short_digest(&identity));
-        config.rename(name.clone());
-        self.providers.entry(name.clone()).or_insert(config);
-        if let Some(budget) = budget {
-            self.budgets.push(CallerBudget { caller: caller.to_owned(), provider: Some(name.clone()), budget });
-        }
-        Ok(name)
+            return Err(PlanError::field(&reader.resource, field, NO_PROVIDER));
+        })
     }
 
     fn secret(&mut self, secret: &SecretKeyRef) -> PathBuf {
@@ -220,10 +312,13 @@ impl Draft {
             cache: Some(in_work(name, "answers.redb")),
             cache_mode: CacheMode::default(),
             templates: self.templates,
-            fallbacks: BTreeMap::new(),
-            second_judges: BTreeMap::new(),
-            calibrations: BTreeMap::new(),
+            fallbacks: self.fallbacks,
+            second_judges: self.second_judges,
+            calibrations: self.calibrations,
             caller_tokens: None,
+            // one without a token is believed as long as there are such ones, but never under a name that has one
+            tokens_only: !self.tokens.is_empty() && self.tokens.len() == self.owners.len(),
+            tokens: self.tokens,
             budgets: self.budgets,
             allow_addresses: if self.loopback { vec!["127.0.0.0/8".into(), "::1".into()] } else { Vec::new() },
             body_limit: 64 << 20,
@@ -287,6 +382,8 @@ fn call_limits(limits: &Limits) -> CallLimits {
         attempts: limits.attempts,
         requests_per_minute: limits.requests_per_minute,
         tokens_per_minute: limits.tokens_per_minute,
+        queue: limits.queue.map_or(CallLimits::default().queue, |queue| queue as usize),
+        hedge_after_ms: limits.hedge_after.map(s3_crds::Duration::millis),
         ..CallLimits::default()
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::component::in_order;
 use crate::gateway::Gateways;
-use crate::{Component, Placements, Plan, PlanError, Resources, evaluation, index, training};
+use crate::{Component, Placements, Plan, PlanError, Resources, Symbol, evaluation, index, training};
 use std::collections::BTreeMap;
 
 /// Plans all resources together: what several share stands once.
@@ -30,9 +30,21 @@ pub fn plan(resources: &Resources) -> Result<Plan, PlanError> {
     gateways.into_components()?.into_iter().try_for_each(&mut add)?;
     crate::fetch::split(&mut found)?;
     share_owners(&mut found);
+    name_secrets(&mut found);
     let mut notices = resources.notices.clone();
     notices.sort();
     Ok(Plan { components: in_order(found)?, notices, placements: Placements::read(resources) })
+}
+
+/// Notes the secrets that a configuration names, whoever wrote it.
+fn name_secrets(components: &mut BTreeMap<String, Component>) {
+    for component in components.values_mut() {
+        let named = component.config.symbols().into_iter().filter_map(|symbol| match symbol {
+            Symbol::Secret { name, key } => Some(format!("{name}/{key}")),
+            _ => None,
+        });
+        component.secrets.extend(named);
+    }
 }
 
 /// A retriever and its build belong to everything that searches with them.

@@ -202,6 +202,78 @@ fn with_generator(under: &str, beside: &str) -> Result<Plan, Vec<PlanError>> {
     planned(&texts.collect::<Vec<_>>())
 }
 
+/// A job and a run with everything that a generator and a judge can be told.
+fn fully_told(job_token: &str, run_token: &str) -> Plan {
+    let texts = quickstart().into_iter().map(|text| {
+        let Some(start) = text.find("      builtIn:\n") else { return text };
+        let end = text.find("    answer:\n").unwrap();
+        let token = if text.contains("kind: S3TrainingJob") { job_token } else { run_token };
+        let provider = "      openAiCompatible:\n        endpoint: https://one.example.org/v1\n        replicas: [https://two.example.org/v1]\n        model: m\n        apiKeySecretRef: {name: keys, key: token}\n";
+        let beside = "    limits: {hedgeAfter: 1500ms, queue: 7, requestsPerMinute: 600}\n    budget: {calls: 900}\n    fallbacks:\n    - provider: {anthropic: {model: other, apiKeySecretRef: {name: keys, key: anthropic}}}\n      limits: {concurrency: 3}\n";
+        let judge = "  judge:\n    provider: {openAiCompatible: {endpoint: 'https://judge.example.org/v1', model: j}}\n    second:\n      provider: {bedrock: {region: eu-central-1, model: k}}\n    calibration: {report: {uri: 'pvc://data/judge.json'}, minKappa: 0.7}\n    budget: {tokens: 500}\n";
+        let text = format!("{}{provider}{beside}{token}{}", &text[..start], &text[end..]);
+        let at = text.find("  generator:\n").unwrap();
+        format!("{}{judge}  determinism: Relaxed\n{}", &text[..at], &text[at..])
+    });
+    let texts: Vec<String> = texts.map(|text| text.replace("  determinism: Bitwise\n", "")).collect();
+    planned(&texts).unwrap()
+}
+
+#[test]
+fn what_a_generator_and_a_judge_are_told_reaches_the_gateway() {
+    let token = |name: &str| format!("    callerTokenSecretRef: {{name: callers, key: {name}}}\n");
+    let plan = fully_told(&token("job"), &token("run"));
+    let gateways: Vec<_> = plan.components.iter().filter(|c| c.kind == ComponentKind::Gateway).collect();
+    assert_eq!(gateways.len(), 1);
+    let (gateway, config) = (gateways[0], &gateways[0].config.value);
+    let named = |stem: &str| {
+        let names = config["providers"].as_array().unwrap().iter().map(|provider| provider["name"].as_str().unwrap());
+        let found: Vec<&str> = names.filter(|name| name.starts_with(&format!("{stem}-"))).collect();
+        assert_eq!(found.len(), 1, "{stem} of {config}");
+        found[0].to_owned()
+    };
+    let (first, other, judge, second) = (named("m"), named("other"), named("j"), named("k"));
+    assert_eq!(config["fallbacks"][&first], serde_json::json!([other]));
+    assert_eq!(config["secondJudges"][&judge], serde_json::json!(second));
+    assert_eq!(config["calibrations"][&judge]["minKappa"], 0.7);
+    assert_eq!(config["calibrations"][&judge]["report"], "volume://data/judge.json");
+    assert!(gateway.volumes.contains("data") && gateway.inputs.iter().any(|i| i.field.contains("calibration")));
+    let provider = config["providers"].as_array().unwrap().iter().find(|p| p["name"] == first.as_str()).unwrap();
+    assert_eq!(provider["replicas"], serde_json::json!(["https://two.example.org/v1"]));
+    assert_eq!((&provider["limits"]["hedgeAfterMs"], &provider["limits"]["queue"]), (&1500.into(), &7.into()));
+    let budgets = config["budgets"].as_array().unwrap();
+    for (calls, providers) in [(Some(900), [&first, &other]), (None, [&judge, &second])] {
+        let of = |budget: &&serde_json::Value| {
+            budget["budget"]["calls"].as_u64() == calls && budget["providers"] == serde_json::json!(providers)
+        };
+        // one of the job and one of the run
+        assert_eq!(budgets.iter().filter(of).count(), 2, "{budgets:?}");
+    }
+    let urls: Vec<&str> = gateway.endpoints.iter().map(|endpoint| endpoint.url.as_str()).collect();
+    for host in ["one.example.org", "two.example.org", "anthropic", "judge.example.org", "bedrock-runtime.eu-central-1"] {
+        assert!(urls.iter().any(|url| url.contains(host)), "{host} is not in {urls:?}");
+    }
+    // each caller with its own token, and nobody without
+    let tokens = config["tokens"].as_object().unwrap();
+    assert_eq!(tokens["s3trainingjob.quickstart"], "secret://callers/job");
+    assert_eq!(tokens["evalrun.quickstart"], "secret://callers/run");
+    assert_eq!(config["tokensOnly"], true);
+    for component in &plan.components {
+        let own = match component.kind {
+            ComponentKind::Gateway => continue,
+            ComponentKind::Evaluation => "callers/run",
+            _ => "callers/job",
+        };
+        let uses = component.config.value.to_string().contains("tokenFile\":\"secret://");
+        assert_eq!(component.secrets.contains(own), uses, "{}", component.name);
+        assert!(component.secrets.iter().all(|secret| secret == own), "{}: {:?}", component.name, component.secrets);
+    }
+    // one user without a token is let in under its own name, the other's stays its own
+    let config = &fully_told(&token("job"), "").components.into_iter().find(|c| c.kind == ComponentKind::Gateway).unwrap().config.value;
+    assert_eq!(config["tokens"].as_object().unwrap().len(), 1);
+    assert!(config.get("tokensOnly").is_none());
+}
+
 #[test]
 fn every_provider_has_a_gateway_with_its_limits_and_budgets() {
     let key = "        apiKeySecretRef: {name: keys, key: token}\n";

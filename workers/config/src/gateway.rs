@@ -175,15 +175,15 @@ pub struct BudgetConfig {
     pub answer_price: Option<f64>,
 }
 
-/// A budget on what one caller asks of one provider.
+/// A budget on what one caller asks of some providers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CallerBudget {
     /// The caller: the name of its token's file, or what it calls itself where no tokens are configured.
     pub caller: String,
-    /// The provider; none counts all providers together.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub provider: Option<String>,
+    /// The providers that are counted together; empty counts all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub providers: Vec<String>,
     /// What it may cost.
     pub budget: BudgetConfig,
 }
@@ -286,6 +286,13 @@ pub struct GatewayConfig {
     /// reread when it changes. With it every request needs a token, and a token speaks for its caller only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caller_tokens: Option<PathBuf>,
+    /// By caller a file with its token; reread when it changes. Nobody else can speak in the name of one that stands
+    /// here. Beside `callerTokens`, these callers are known too.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tokens: BTreeMap<String, PathBuf>,
+    /// Whether callers that have no token in `tokens` are refused. With `callerTokens` they always are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tokens_only: bool,
     /// What callers' calls may cost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub budgets: Vec<CallerBudget>,

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 7;
 const CLIENTS: usize = 32;
 const CALLER_TOKEN: &str = "token-of-the-benchmark-job";
 const MASTER_KEY: &str = "sk-92df7ad22d7f17a5ec5134f5c407b1b41aa86a3f3ba128e0";
@@ -334,8 +334,13 @@ fn module_version(python: &str, package: &str) -> String {
 }
 
 fn peers(model: SocketAddr, folder: &Path) -> Result<Vec<Gateway>> {
-    let names = ["nginx", "vllm-router", "sglang-router", "litellm"];
-    let output = Command::new("tests/tools/peers.sh").args(names).stderr(Stdio::inherit()).output()?;
+    // fewer when some are named, for a quick look
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let names: Vec<&str> = ["nginx", "vllm-router", "sglang-router", "litellm"]
+        .into_iter()
+        .filter(|name| wanted.is_empty() || wanted.iter().any(|one| one == name))
+        .collect();
+    let output = Command::new("tests/tools/peers.sh").args(&names).stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8(output.stdout)?;
     let paths: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
     let mut found = Vec::new();
@@ -455,10 +460,10 @@ fn measure(folder: &Path) -> Result<()> {
     let mut rows: Vec<[Vec<f64>; 7]> = (0..all.len()).map(|_| Default::default()).collect();
     for round in 0..ROUNDS {
         for (gateway, row) in all.iter().zip(&mut rows) {
-            let (cpu, many) = cpu_per_request(gateway, CLIENTS, Duration::from_secs(4), &numbers, endless, false);
-            let (_, single) = cpu_per_request(gateway, 1, Duration::from_millis(1500), &numbers, endless, false);
+            let (cpu, many) = cpu_per_request(gateway, CLIENTS, Duration::from_secs(3), &numbers, endless, false);
+            let (_, single) = cpu_per_request(gateway, 1, Duration::from_millis(1000), &numbers, endless, false);
             let (stream_cpu, streamed) =
-                cpu_per_request(gateway, 1, Duration::from_millis(1500), &numbers, endless, true);
+                cpu_per_request(gateway, 1, Duration::from_millis(1000), &numbers, endless, true);
             if many.bad > 0 || single.bad > 0 {
                 eprintln!("{}: {} of {} requests failed", gateway.name, many.bad + single.bad, many.done + single.done);
             }

@@ -1,8 +1,9 @@
 //! The gateway itself: batches of calls, de-duplicated, looked up, computed, stored, answered.
 
 use crate::cache::{AnswerCache, Batch, CacheError, Key, key};
-use crate::flight::{Flights, Lead, Part, wait};
+use crate::flight::{Flight, Flights, Lead, Part, wait};
 use crate::ledger::{Ledger, Ticket, most};
+use crate::persistent::Persistent;
 use crate::provider::{Call, CallFailure, Completion, FailureKind, Order, Provider};
 use crate::{TemplateError, Templates};
 use prometheus::IntCounter;
@@ -10,7 +11,7 @@ use s3_config::CallerBudget;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
-use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::JoinSet;
 
 /// Why a whole batch has no result.
@@ -100,7 +101,7 @@ impl Lane {
         self.provider.as_ref()
     }
 
-    fn count(&self, answers: &Answers) {
+    fn count<'a>(&self, answers: impl IntoIterator<Item = &'a Result<Answered, CallFailure>>) {
         for answer in answers {
             match answer {
                 Ok(Answered { cached: true, .. }) => self.counts.cached.inc(),
@@ -193,7 +194,9 @@ impl Gateway {
             place(second)?;
         }
         for budget in rules.budgets {
-            budget.provider.as_deref().map(place).transpose()?;
+            for provider in &budget.providers {
+                place(provider)?;
+            }
         }
         gateway.second_judges = rules.second_judges;
         Ok(Arc::new(gateway))
@@ -260,19 +263,65 @@ impl Gateway {
         calls: Vec<Call>,
         ask: &Ask,
     ) -> Result<Answers, GatewayError> {
-        if let [call] = calls.as_slice()
-            && call.sampling.is_greedy()
-        {
-            // what is in the cache already needs no task of its own
-            let key = key_of(lane.provider(), call)?;
-            if let Some(completion) = self.get(key.as_ref())? {
-                lane.counts.cached.inc();
-                return Ok(vec![Ok(Answered { completion, cached: true, fallback: None })]);
-            }
+        let (gateway, lane, ask) = (self.clone(), lane.clone(), ask.clone());
+        Persistent::new(async move { gateway.with_fallbacks(&lane, calls, &ask).await }).await
+    }
+
+    /// Completes one call, as [`Self::complete`] does.
+    pub async fn complete_one(
+        self: &Arc<Self>,
+        lane: &Arc<Lane>,
+        call: Call,
+        ask: &Ask,
+    ) -> Result<Result<Answered, CallFailure>, GatewayError> {
+        let key = key_of(lane.provider(), &call)?;
+        if let Some(completion) = self.get(key.as_ref())? {
+            lane.counts.cached.inc();
+            return Ok(Ok(cached(completion)));
         }
         let (gateway, lane, ask) = (self.clone(), lane.clone(), ask.clone());
-        let task = tokio::spawn(async move { gateway.with_fallbacks(&lane, calls, &ask).await });
-        task.await.map_err(|e| GatewayError::Internal(e.to_string()))?
+        let simple = lane.fallbacks.is_empty() && !lane.provider.is_serial();
+        Persistent::new(async move {
+            if simple {
+                let answer = gateway.fly(&lane, key, &call, &ask).await?;
+                lane.count([&answer]);
+                return Ok(answer);
+            }
+            // boxed, so that calls without these carry no room for them
+            let answers = Box::pin(gateway.with_fallbacks(&lane, vec![call], &ask)).await?;
+            answers.into_iter().next().ok_or_else(|| GatewayError::Internal("no outcome".to_owned()))
+        })
+        .await
+    }
+
+    /// Makes one call that is not in the cache, or waits for somebody who makes it.
+    async fn fly(
+        &self,
+        lane: &Lane,
+        key: Option<Key>,
+        call: &Call,
+        ask: &Ask,
+    ) -> Result<Result<Answered, CallFailure>, GatewayError> {
+        loop {
+            let duty = match key.map(|key| (key, self.flights.join(key))) {
+                None => None,
+                Some((_, Part::Follow(flight))) => match follow(flight, ask).await {
+                    Some(outcome) => return Ok(outcome),
+                    None => continue,
+                },
+                Some((key, Part::Lead(duty))) => match self.get(Some(&key))? {
+                    // it landed between the look-up and the joining
+                    Some(completion) => return Ok(Ok(cached(completion))),
+                    None => Some(duty),
+                },
+            };
+            let done = self.make_one(lane, 0, key, call, ask).await.map_err(|error| self.breaks(error))?;
+            let outcome = self.keep_one(done).await?;
+            if let Some(duty) = duty {
+                duty.land(outcome.as_ref().map(|a| a.completion.clone()).map_err(Clone::clone));
+            }
+            return Ok(outcome);
+        }
     }
 
     async fn with_fallbacks(
@@ -413,11 +462,11 @@ impl Gateway {
         let mut open: Vec<usize> = (0..unique.len()).filter(|at| outcomes[*at].is_none()).collect();
         while !open.is_empty() {
             let mut lead: Vec<(usize, Option<Lead>)> = Vec::new();
-            let mut follow: Vec<(usize, watch::Receiver<crate::flight::Landed>)> = Vec::new();
+            let mut others: Vec<(usize, Arc<Flight>)> = Vec::new();
             for at in std::mem::take(&mut open) {
                 match unique[at].0.map(|key| (key, self.flights.join(key))) {
                     None => lead.push((at, None)),
-                    Some((_, Part::Follow(flight))) => follow.push((at, flight)),
+                    Some((_, Part::Follow(flight))) => others.push((at, flight)),
                     Some((key, Part::Lead(duty))) => match self.get(Some(&key))? {
                         // it landed between the look-up and the joining
                         Some(completion) => outcomes[at] = Some(Ok(cached(completion))),
@@ -426,24 +475,9 @@ impl Gateway {
                 }
             }
             self.make(lane, unique, lead, outcomes, ask).await?;
-            for (at, flight) in follow {
-                let landed = match ask.deadline {
-                    None => wait(flight).await,
-                    Some(deadline) => match tokio::time::timeout_at(deadline.into(), wait(flight)).await {
-                        Ok(landed) => landed,
-                        Err(_) => Some(Err(CallFailure::new(
-                            FailureKind::Deadline,
-                            "the caller's deadline came first (another caller's identical call was awaited)",
-                        ))),
-                    },
-                };
-                match landed {
-                    Some(Ok(completion)) => outcomes[at] = Some(Ok(cached(completion))),
-                    // another caller's deadline or budget is not this one's
-                    Some(Err(failure)) if is_own(&failure) && ask.deadline.is_none_or(|d| d > Instant::now()) => {
-                        open.push(at);
-                    }
-                    Some(Err(failure)) => outcomes[at] = Some(Err(failure)),
+            for (at, flight) in others {
+                match follow(flight, ask).await {
+                    Some(outcome) => outcomes[at] = Some(outcome),
                     None => open.push(at),
                 }
             }
@@ -461,14 +495,14 @@ impl Gateway {
     ) -> Result<(), GatewayError> {
         let mut done = Vec::with_capacity(lead.len());
         if let [(at, _)] = lead.as_slice() {
-            let (key, call) = unique[*at].clone();
-            done.push(self.make_one(lane, *at, key, call, ask).await.map_err(|error| self.breaks(error))?);
+            let (key, call) = &unique[*at];
+            done.push(self.make_one(lane, *at, *key, call, ask).await.map_err(|error| self.breaks(error))?);
         } else {
             let mut running = JoinSet::new();
             for (at, _) in &lead {
                 let (gateway, lane, at, ask) = (self.clone(), lane.clone(), *at, ask.clone());
                 let (key, call) = unique[at].clone();
-                running.spawn(async move { gateway.make_one(&lane, at, key, call, &ask).await });
+                running.spawn(async move { gateway.make_one(&lane, at, key, &call, &ask).await });
             }
             while let Some(joined) = running.join_next().await {
                 let one = joined.map_err(|e| GatewayError::Internal(e.to_string()))?;
@@ -491,20 +525,31 @@ impl Gateway {
         lane: &Lane,
         at: usize,
         key: Option<Key>,
-        call: Call,
+        call: &Call,
         ask: &Ask,
     ) -> Result<Done, Arc<CacheError>> {
         let provider = lane.provider();
         let order = Order::until(ask.deadline);
-        let ticket = match self.ledger.open(&ask.caller, provider.name(), most(&call), &order).await {
+        let ticket = match self.ledger.open(&ask.caller, provider.name(), most(call), &order).await {
             Ok(ticket) => ticket,
             Err(failure) => return Ok(Done::new(at, key, None, Err(failure))),
         };
         ticket.announce().await?;
-        let mut made = provider.complete(vec![call], order).await;
-        let lost = || CallFailure::new(FailureKind::Unavailable, "the call ended without outcome");
-        let result = made.pop().unwrap_or_else(|| Err(lost()));
+        let result = provider.complete_one(call, &order).await;
         Ok(Done::new(at, key, Some(ticket), result))
+    }
+
+    /// Stores one answer and its charge, as [`Self::keep`] does.
+    async fn keep_one(&self, done: Done) -> Result<Result<Answered, CallFailure>, GatewayError> {
+        let Done { at, key: Some(key), charge, result: Ok(completion) } = done else {
+            return self.keep(vec![done]).await.and_then(first);
+        };
+        match self.cache.keep_in_memory(key, completion) {
+            Ok(completion) => Ok(Ok(Answered { completion, cached: false, fallback: None })),
+            Err(completion) => {
+                self.keep(vec![Done { at, key: Some(key), charge, result: Ok(completion) }]).await.and_then(first)
+            }
+        }
     }
 
     /// Stores a batch's answers and charges in one transaction. Failures are not stored: the next request tries
@@ -569,10 +614,9 @@ impl Gateway {
             });
         }
         let done = Done::new(0, key, Some(ticket), result);
-        let outcome = self.keep(vec![done]).await?.pop().map(|(_, outcome)| outcome);
-        let answers = vec![outcome.unwrap_or_else(|| Err(CallFailure::new(FailureKind::Unavailable, "no outcome")))];
-        lane.count(&answers);
-        answers.into_iter().next().ok_or_else(|| GatewayError::Internal("no outcome".to_owned()))
+        let outcome = self.keep_one(done).await?;
+        lane.count([&outcome]);
+        Ok(outcome)
     }
 }
 
@@ -594,6 +638,27 @@ impl Done {
         }
         Self { at, key, charge, result }
     }
+}
+
+/// Waits for a call that somebody else makes; none when it has to be made again.
+async fn follow(flight: Arc<Flight>, ask: &Ask) -> Option<Result<Answered, CallFailure>> {
+    let landed = match ask.deadline {
+        None => wait(flight).await,
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), wait(flight)).await.unwrap_or_else(|_| {
+            let message = "the caller's deadline came first (another caller's identical call was awaited)";
+            Some(Err(CallFailure::new(FailureKind::Deadline, message)))
+        }),
+    };
+    match landed? {
+        Ok(completion) => Some(Ok(cached(completion))),
+        // another caller's deadline or budget is not this one's
+        Err(failure) if is_own(&failure) && ask.deadline.is_none_or(|deadline| deadline > Instant::now()) => None,
+        Err(failure) => Some(Err(failure)),
+    }
+}
+
+fn first(mut outcomes: Vec<(usize, Result<Answered, CallFailure>)>) -> Result<Result<Answered, CallFailure>, GatewayError> {
+    outcomes.pop().map(|(_, outcome)| outcome).ok_or_else(|| GatewayError::Internal("no outcome".to_owned()))
 }
 
 fn cached(completion: Arc<Completion>) -> Answered {

@@ -2,7 +2,7 @@
 //! receiver that the provider watches: the upstream call ends at once.
 
 use crate::engine::Answered;
-use crate::http_wire::Events;
+use crate::http_wire::Events as Writer;
 use crate::provider::CallFailure;
 use bytes::Bytes;
 use http_body::Frame;
@@ -14,17 +14,17 @@ use tokio::sync::{mpsc, oneshot};
 /// How a stream ended.
 pub(crate) type End = Result<Answered, CallFailure>;
 
-/// The body.
-pub(crate) struct Body {
-    pub events: Events,
+/// The body of a stream.
+pub struct Events {
+    pub(crate) events: Writer,
     /// What is sent before the next piece.
-    pub first: Option<String>,
-    pub pieces: mpsc::Receiver<String>,
-    pub end: oneshot::Receiver<End>,
-    pub ended: bool,
+    pub(crate) first: Option<String>,
+    pub(crate) pieces: mpsc::Receiver<String>,
+    pub(crate) end: oneshot::Receiver<End>,
+    pub(crate) ended: bool,
 }
 
-impl http_body::Body for Body {
+impl http_body::Body for Events {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -50,7 +50,7 @@ impl http_body::Body for Body {
         self.ended = true;
         match end {
             Ok(Ok(answered)) => frame(self.events.close(&answered.completion)),
-            Ok(Err(failure)) => frame(Events::failed(&failure)),
+            Ok(Err(failure)) => frame(Writer::failed(&failure)),
             // the gateway is stopping: the stream just breaks off, without its end
             Err(_) => Poll::Ready(None),
         }

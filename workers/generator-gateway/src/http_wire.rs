@@ -2,9 +2,13 @@
 
 use crate::engine::Answered;
 use crate::provider::{Call, CallFailure, Completion, FailureKind, Finish, Message, Role, Sampling};
-use axum::http::StatusCode;
+use crate::json::{push_hex, push_number, push_quoted};
+use hyper::StatusCode;
 use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 
 /// An error in OpenAI's shape.
 #[derive(Debug)]
@@ -75,7 +79,7 @@ impl ApiError {
 #[derive(Debug, Default)]
 pub struct Request {
     model: String,
-    messages: Option<Vec<WireMessage>>,
+    messages: Option<Vec<Message>>,
     prompt: Option<Value>,
     temperature: Option<f64>,
     top_p: Option<f64>,
@@ -93,15 +97,15 @@ pub struct Request {
 impl<'de> Deserialize<'de> for Request {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Members;
-        impl<'de> serde::de::Visitor<'de> for Members {
+        impl<'de> Visitor<'de> for Members {
             type Value = Request;
             fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 out.write_str("a completion request")
             }
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Request, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Request, A::Error> {
                 let mut request = Request::default();
                 let mut has_model = false;
-                while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+                while let Some(name) = map.next_key::<Cow<'de, str>>()? {
                     match &*name {
                         "model" => {
                             request.model = map.next_value()?;
@@ -123,7 +127,7 @@ impl<'de> Deserialize<'de> for Request {
                         }
                     }
                 }
-                if has_model { Ok(request) } else { Err(serde::de::Error::missing_field("model")) }
+                if has_model { Ok(request) } else { Err(A::Error::missing_field("model")) }
             }
         }
         deserializer.deserialize_map(Members)
@@ -148,17 +152,76 @@ pub struct Manner {
     pub chat: bool,
 }
 
-#[derive(Debug, Deserialize)]
-struct WireMessage {
-    role: String,
-    content: Content,
+/// A message as it comes: other members than these two may ask for nothing.
+impl<'de> Deserialize<'de> for Message {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Message;
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("a message with role and content")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
+                let (mut role, mut content) = (None, None);
+                while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+                    match &*name {
+                        "role" => role = Some(map.next_value::<Role>()?),
+                        "content" => content = Some(map.next_value::<Content>()?.0),
+                        other => {
+                            if !is_neutral(other, &map.next_value()?) {
+                                let message = format!("member {other} of a message is not supported; leave it out");
+                                return Err(A::Error::custom(message));
+                            }
+                        }
+                    }
+                }
+                let role = role.ok_or_else(|| A::Error::missing_field("role"))?;
+                Ok(Message { role, content: content.ok_or_else(|| A::Error::missing_field("content"))? })
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
+impl<'de> Deserialize<'de> for Role {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = Cow::<'de, str>::deserialize(deserializer)?;
+        match &*name {
+            "system" | "developer" => Ok(Self::System),
+            "user" => Ok(Self::User),
+            "assistant" => Ok(Self::Assistant),
+            other => Err(D::Error::custom(format!("role {other:?} is not one of: system, user, assistant"))),
+        }
+    }
+}
+
+/// A text, or the texts of parts one after the other.
+struct Content(String);
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Texts;
+        impl<'de> Visitor<'de> for Texts {
+            type Value = Content;
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("a text or a list of text parts")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Content, E> {
+                Ok(Content(text.to_owned()))
+            }
+            fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Content, E> {
+                Ok(Content(text))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
+                let mut whole = String::new();
+                while let Some(Part::Text { text }) = parts.next_element()? {
+                    whole.push_str(&text);
+                }
+                Ok(Content(whole))
+            }
+        }
+        deserializer.deserialize_any(Texts)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -177,7 +240,9 @@ enum Stop {
 impl Request {
     /// Reads a body.
     pub fn read(body: &[u8]) -> Result<Self, ApiError> {
-        serde_json::from_slice(body).map_err(|e| ApiError::bad(format!("the body is not a completion request: {e}")))
+        // checked once as a whole, not text by text
+        let body = std::str::from_utf8(body).map_err(|_| ApiError::bad("the body is not UTF-8"))?;
+        serde_json::from_str(body).map_err(|e| ApiError::bad(format!("the body is not a completion request: {e}")))
     }
 
     /// The model's name, the call and how its reply is wanted. Parameters that would change the answer and are
@@ -217,7 +282,6 @@ impl Request {
             if messages.is_empty() || self.prompt.is_some() {
                 return Err(ApiError::bad("a chat completion takes messages, and at least one"));
             }
-            let messages = messages.into_iter().map(message).collect::<Result<_, _>>()?;
             return Ok((self.model, Call::chat(messages, sampling), manner));
         }
         let (Some(Value::String(text)), None) = (self.prompt, self.messages) else {
@@ -245,20 +309,6 @@ fn logprobs(chat: bool, wanted: Option<&Value>, top: Option<u8>) -> Result<Optio
     }
 }
 
-fn message(wire: WireMessage) -> Result<Message, ApiError> {
-    let role = match wire.role.as_str() {
-        "system" | "developer" => Role::System,
-        "user" => Role::User,
-        "assistant" => Role::Assistant,
-        other => return Err(ApiError::bad(format!("role {other:?} is not one of: system, user, assistant"))),
-    };
-    let content = match wire.content {
-        Content::Text(text) => text,
-        Content::Parts(parts) => parts.into_iter().map(|Part::Text { text }| text).collect(),
-    };
-    Ok(Message { role, content })
-}
-
 /// Parameters that ask for nothing, or only label the request.
 fn is_neutral(name: &str, value: &Value) -> bool {
     match name {
@@ -266,7 +316,7 @@ fn is_neutral(name: &str, value: &Value) -> bool {
         "frequency_penalty" | "presence_penalty" => value.is_null() || value.as_f64() == Some(0.0),
         "n" | "best_of" => value.is_null() || value.as_u64() == Some(1),
         "response_format" => value.is_null() || value["type"] == "text",
-        "tools" | "functions" | "logit_bias" => {
+        "tools" | "functions" | "logit_bias" | "tool_calls" | "annotations" => {
             value.is_null()
                 || value.as_array().is_some_and(Vec::is_empty)
                 || value.as_object().is_some_and(Map::is_empty)
@@ -297,24 +347,36 @@ fn usage(made: &Completion) -> String {
 }
 
 /// The reply of a completion. Its id follows from the content: same request, same bytes.
-pub fn completion(model: &str, answered: &Answered, chat: bool) -> String {
+pub fn completion(model: &str, answered: &Answered, chat: bool) -> Vec<u8> {
     let made = &answered.completion;
     let model = answered.fallback.as_deref().unwrap_or(model);
-    let id = s3_artifacts::digest_bytes(format!("{model}\n{}", made.text).as_bytes());
-    let (prefix, object, text) = if chat {
-        ("chatcmpl", "chat.completion", format!(r#""message":{{"role":"assistant","content":{}}}"#, quoted(&made.text)))
-    } else {
-        ("cmpl", "text_completion", format!(r#""text":{}"#, quoted(&made.text)))
-    };
-    format!(
-        r#"{{"id":"{prefix}-{}","object":"{object}","created":{},"model":{},"choices":[{{"index":0,{text},"logprobs":{},"finish_reason":"{}"}}],"usage":{}}}"#,
-        &id[..24],
-        created(),
-        quoted(model),
-        made.logprobs.as_deref().unwrap_or("null"),
-        finish_reason(made.finish),
-        usage(made)
-    )
+    let id = Sha256::new().chain_update(model).chain_update("\n").chain_update(&made.text).finalize();
+    let logprobs = made.logprobs.as_deref().unwrap_or("null");
+    let mut out = Vec::with_capacity(384 + 2 * model.len() + made.text.len() + logprobs.len());
+    let mut put = |text: &str| out.extend_from_slice(text.as_bytes());
+    put(if chat { r#"{"id":"chatcmpl-"# } else { r#"{"id":"cmpl-"# });
+    push_hex(&mut out, &id[..12]);
+    let mut put = |text: &str| out.extend_from_slice(text.as_bytes());
+    put(if chat { r#"","object":"chat.completion","created":"# } else { r#"","object":"text_completion","created":"# });
+    push_number(&mut out, created());
+    out.extend_from_slice(br#","model":"#);
+    push_quoted(&mut out, model);
+    out.extend_from_slice(br#","choices":[{"index":0,"#);
+    out.extend_from_slice(if chat { br#""message":{"role":"assistant","content":"# } else { br#""text":"# });
+    push_quoted(&mut out, &made.text);
+    let mut put = |text: &str| out.extend_from_slice(text.as_bytes());
+    put(if chat { r#"},"logprobs":"# } else { r#","logprobs":"# });
+    put(logprobs);
+    put(r#","finish_reason":""#);
+    put(finish_reason(made.finish));
+    put(r#""}],"usage":{"prompt_tokens":"#);
+    push_number(&mut out, made.prompt_tokens.into());
+    out.extend_from_slice(br#","completion_tokens":"#);
+    push_number(&mut out, made.completion_tokens.into());
+    out.extend_from_slice(br#","total_tokens":"#);
+    push_number(&mut out, u64::from(made.prompt_tokens) + u64::from(made.completion_tokens));
+    out.extend_from_slice(b"}}");
+    out
 }
 
 /// The events of one stream.
@@ -395,7 +457,7 @@ mod tests {
             call(r#","temperature":0,"top_p":1,"frequency_penalty":0,"presence_penalty":0,"max_tokens":10"#).unwrap();
         assert_eq!(model, "m");
         assert_eq!(call.sampling, Sampling::greedy(Some(10), &[]));
-        let parts = br#"{"model":"m","messages":[{"role":"developer","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]}"#;
+        let parts = br#"{"model":"m","messages":[{"role":"developer","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}],"name":null,"tool_calls":[]}]}"#;
         let (_, call, _) = Request::read(parts).unwrap().into_call(true).unwrap();
         assert_eq!(call.messages, [Message::new(Role::System, "ab")]);
     }
@@ -429,6 +491,9 @@ mod tests {
             r#"{"model":"m"}"#,
             r#"{"model":"m","messages":[]}"#,
             r#"{"model":"m","messages":[{"role":"tool","content":"x"}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":null}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":"x","name":"me"}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]}"#,
         ] {
             assert!(Request::read(bad.as_bytes()).and_then(|r| r.into_call(true)).is_err(), "{bad}");
         }
@@ -460,7 +525,7 @@ mod tests {
         };
         for chat in [true, false] {
             let answered = Answered { completion: made.clone().into(), cached: false, fallback: None };
-            let reply: Value = serde_json::from_str(&completion("m\"", &answered, chat)).unwrap();
+            let reply: Value = serde_json::from_slice(&completion("m\"", &answered, chat)).unwrap();
             let choice = &reply["choices"][0];
             assert_eq!(reply["model"], "m\"");
             assert_eq!((&choice["finish_reason"], &choice["logprobs"]), (&json!("length"), &json!({"content": []})));

@@ -7,6 +7,7 @@
 
 use crate::cache::{AnswerCache, Batch, CacheError, Intent};
 use crate::provider::{Call, CallFailure, FailureKind, Order, Usage};
+use prometheus::IntCounter;
 use s3_config::{BudgetConfig, CallerBudget};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -28,10 +29,13 @@ struct Account {
     open: usize,
 }
 
-#[derive(Debug, Default)]
 struct Caller {
-    budgets: Vec<(Option<String>, BudgetConfig)>,
-    accounts: BTreeMap<String, Account>,
+    name: Arc<str>,
+    /// With the providers that each counts; none of them counts all.
+    budgets: Vec<(Vec<String>, BudgetConfig)>,
+    accounts: BTreeMap<Arc<str>, Account>,
+    /// Tokens charged, prompt and answer: counters are looked up once a caller.
+    spent: [IntCounter; 2],
 }
 
 /// What keeps a call from starting.
@@ -62,11 +66,25 @@ fn reached(budget: &BudgetConfig, used: Usage, strictly: bool) -> Option<String>
     budget.cost.filter(|limit| past(*limit)).map(|limit| format!("{spent:.4} of {limit} in cost"))
 }
 
+fn counts(providers: &[String], provider: &str) -> bool {
+    providers.is_empty() || providers.iter().any(|name| name == provider)
+}
+
 impl Caller {
-    fn sum(&self, provider: Option<&str>) -> Account {
+    fn new(name: &str) -> Self {
+        let spent = &s3_telemetry::metrics().gateway_spent;
+        Self {
+            name: name.into(),
+            budgets: Vec::new(),
+            accounts: BTreeMap::new(),
+            spent: ["prompt", "completion"].map(|direction| spent.with_label_values(&[name, direction])),
+        }
+    }
+
+    fn sum(&self, providers: &[String]) -> Account {
         let mut sum = Account::default();
         for (name, account) in &self.accounts {
-            if provider.is_none_or(|provider| provider == name) {
+            if counts(providers, name) {
                 sum.used += account.used;
                 sum.reserved += account.reserved;
                 sum.open += account.open;
@@ -75,14 +93,14 @@ impl Caller {
         sum
     }
 
-    fn budgets_on<'a>(&'a self, provider: &'a str) -> impl Iterator<Item = &'a (Option<String>, BudgetConfig)> {
-        self.budgets.iter().filter(move |(on, _)| on.as_deref().is_none_or(|on| on == provider))
+    fn budgets_on<'a>(&'a self, provider: &'a str) -> impl Iterator<Item = &'a (Vec<String>, BudgetConfig)> {
+        self.budgets.iter().filter(move |(on, _)| counts(on, provider))
     }
 
     fn obstacle(&self, provider: &str, most: Usage) -> Option<Obstacle> {
         let mut wait = false;
         for (on, budget) in self.budgets_on(provider) {
-            let sum = self.sum(on.as_deref());
+            let sum = self.sum(on);
             if let Some(what) = reached(budget, sum.used, false) {
                 return Some(Obstacle::Spent(what));
             }
@@ -122,13 +140,12 @@ impl Ledger {
         let mut callers: BTreeMap<String, Caller> = BTreeMap::new();
         for (account, used) in cache.accounts() {
             let (caller, provider) = account.split_once(SEPARATOR).unwrap_or((account, ""));
-            let account =
-                callers.entry(caller.to_owned()).or_default().accounts.entry(provider.to_owned()).or_default();
-            account.used += *used;
+            let caller = callers.entry(caller.to_owned()).or_insert_with(|| Caller::new(caller));
+            caller.accounts.entry(provider.into()).or_default().used += *used;
         }
         for budget in budgets {
-            let caller = callers.entry(budget.caller.clone()).or_default();
-            caller.budgets.push((budget.provider.clone(), budget.budget));
+            let caller = callers.entry(budget.caller.clone()).or_insert_with(|| Caller::new(&budget.caller));
+            caller.budgets.push((budget.providers.clone(), budget.budget));
         }
         Self { callers: Mutex::new(callers), changed: Notify::new(), next: AtomicU64::new(0), cache }
     }
@@ -145,25 +162,26 @@ impl Ledger {
         order: &Order,
     ) -> Result<Ticket, Obstacle> {
         let mut callers = self.callers();
-        let caller = if callers.contains_key(caller) || callers.len() < CALLERS { caller } else { OTHERS };
-        if !callers.contains_key(caller) {
-            callers.insert(caller.to_owned(), Caller::default());
+        let name = if callers.contains_key(caller) || callers.len() < CALLERS { caller } else { OTHERS };
+        if !callers.contains_key(name) {
+            callers.insert(name.to_owned(), Caller::new(name));
         }
-        let Some(entry) = callers.get_mut(caller) else { return Err(Obstacle::Wait) };
+        let Some(entry) = callers.get_mut(name) else { return Err(Obstacle::Wait) };
         if let Some(obstacle) = entry.obstacle(provider, most) {
             return Err(obstacle);
         }
         let budgeted = entry.budgets_on(provider).next().is_some();
-        if !entry.accounts.contains_key(provider) {
-            entry.accounts.insert(provider.to_owned(), Account::default());
-        }
-        if let Some(account) = entry.accounts.get_mut(provider) {
-            account.reserved += most;
-            account.open += 1;
-        }
+        let provider = match entry.accounts.get_key_value(provider) {
+            Some((known, _)) => known.clone(),
+            None => provider.into(),
+        };
+        let account = entry.accounts.entry(provider.clone()).or_default();
+        account.reserved += most;
+        account.open += 1;
         Ok(Ticket {
             ledger: self.clone(),
-            account: format!("{caller}{SEPARATOR}{provider}"),
+            caller: entry.name.clone(),
+            provider,
             most,
             order: order.clone(),
             intent: (budgeted && self.cache.is_durable()).then(|| self.next.fetch_add(1, Ordering::Relaxed)),
@@ -179,6 +197,10 @@ impl Ledger {
         most: Usage,
         order: &Order,
     ) -> Result<Ticket, CallFailure> {
+        // the common case needs no place among those who wait
+        if let Ok(ticket) = self.try_open(caller, provider, most, order) {
+            return Ok(ticket);
+        }
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -233,15 +255,15 @@ impl Ledger {
             .iter()
             .map(|(name, account)| {
                 let used = account.used;
-                json!({"provider": name, "calls": used.calls, "promptTokens": used.prompt, "answerTokens": used.answer})
+                json!({"provider": &**name, "calls": used.calls, "promptTokens": used.prompt, "answerTokens": used.answer})
             })
             .collect();
         let budgets: Vec<Value> = entry
             .budgets
             .iter()
             .map(|(on, budget)| {
-                let used = entry.sum(on.as_deref()).used;
-                json!({"provider": on, "budget": budget, "calls": used.calls, "tokens": used.prompt + used.answer,
+                let used = entry.sum(on).used;
+                json!({"providers": on, "budget": budget, "calls": used.calls, "tokens": used.prompt + used.answer,
                        "cost": cost(budget, used), "spent": reached(budget, used, false).is_some()})
             })
             .collect();
@@ -252,7 +274,8 @@ impl Ledger {
 /// A call under way. However it ends, what its meter says is charged.
 pub(crate) struct Ticket {
     ledger: Arc<Ledger>,
-    account: String,
+    caller: Arc<str>,
+    provider: Arc<str>,
     most: Usage,
     order: Order,
     intent: Option<u64>,
@@ -260,11 +283,16 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
+    /// The account's name in the cache's file.
+    fn account(&self) -> String {
+        format!("{}{SEPARATOR}{}", self.caller, self.provider)
+    }
+
     /// Puts the intent on disk, where there is a budget to keep.
     pub async fn announce(&self) -> Result<(), Arc<CacheError>> {
         let Some(id) = self.intent else { return Ok(()) };
         let (calls, prompt, answer) = (self.most.calls, self.most.prompt, self.most.answer);
-        let intent = Intent { id, account: self.account.clone(), calls, prompt, answer };
+        let intent = Intent { id, account: self.account(), calls, prompt, answer };
         self.ledger.cache.commit(Batch { intents: vec![intent], ..Batch::default() }).await.map(|_| ())
     }
 
@@ -276,21 +304,22 @@ impl Ticket {
     fn end(&mut self, batch: &mut Batch) {
         self.open = false;
         let used = self.order.meter.read();
-        let (caller, provider) = self.account.split_once(SEPARATOR).unwrap_or(("", ""));
-        if let Some(account) = self.ledger.callers().get_mut(caller).and_then(|c| c.accounts.get_mut(provider)) {
-            account.used += used;
-            account.reserved.calls -= self.most.calls;
-            account.reserved.prompt -= self.most.prompt;
-            account.reserved.answer -= self.most.answer;
-            account.open -= 1;
+        if let Some(caller) = self.ledger.callers().get_mut(&*self.caller) {
+            if let Some(account) = caller.accounts.get_mut(&*self.provider) {
+                account.used += used;
+                account.reserved.calls -= self.most.calls;
+                account.reserved.prompt -= self.most.prompt;
+                account.reserved.answer -= self.most.answer;
+                account.open -= 1;
+            }
+            let [prompt, answer] = &caller.spent;
+            prompt.inc_by(used.prompt);
+            answer.inc_by(used.answer);
         }
         self.ledger.changed.notify_waiters();
         batch.settled.extend(self.intent);
-        if used.calls > 0 {
-            let spent = &s3_telemetry::metrics().gateway_spent;
-            spent.with_label_values(&[caller, "prompt"]).inc_by(used.prompt);
-            spent.with_label_values(&[caller, "completion"]).inc_by(used.answer);
-            batch.charges.push((std::mem::take(&mut self.account), used));
+        if used.calls > 0 && self.ledger.cache.is_durable() {
+            batch.charges.push((self.account(), used));
         }
     }
 }
@@ -313,7 +342,7 @@ mod tests {
     use std::time::Duration;
 
     fn budget(caller: &str, budget: BudgetConfig) -> CallerBudget {
-        CallerBudget { caller: caller.into(), provider: None, budget }
+        CallerBudget { caller: caller.into(), providers: Vec::new(), budget }
     }
 
     fn ledger(budgets: &[CallerBudget]) -> Arc<Ledger> {
@@ -337,7 +366,7 @@ mod tests {
             });
         }
         set.join_all().await;
-        let used = ledger.callers()["job"].sum(None).used;
+        let used = ledger.callers()["job"].sum(&[]).used;
         (used.calls, used.prompt + used.answer)
     }
 
@@ -366,10 +395,10 @@ mod tests {
     #[tokio::test]
     async fn budgets_are_kept_apart_and_abandoned_calls_are_charged() {
         let two = BudgetConfig { calls: Some(2), ..BudgetConfig::default() };
-        let on_judge = CallerBudget { provider: Some("judge".into()), ..budget("a", two) };
+        let on_judge = CallerBudget { providers: vec!["judge".into(), "second".into()], ..budget("a", two) };
         let ledger = ledger(&[on_judge, budget("b", two)]);
         let one = Usage { calls: 1, ..Usage::default() };
-        for provider in ["judge", "judge", "answer", "answer", "answer"] {
+        for provider in ["judge", "second", "answer", "answer", "answer"] {
             let order = Order::default();
             let ticket = ledger.open("a", provider, one, &order).await.unwrap();
             order.meter.add(one);
@@ -382,6 +411,7 @@ mod tests {
         let report = ledger.report("a");
         assert_eq!(report["budgets"][0]["spent"], true);
         assert_eq!(report["providers"][0]["calls"], 3);
+        assert!(ledger.open("a", "second", one, &Order::default()).await.is_err());
 
         // the second must wait for the first, up to its deadline
         let order = Order::default();

@@ -3,12 +3,9 @@
 //! A name is resolved once for a connection and the address that was checked is the one connected to, so a
 //! name that changes its meaning in between gains nothing.
 
-use hyper_util::client::legacy::connect::dns::Name as PlainName;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -116,7 +113,8 @@ fn objection_v6(address: Ipv6Addr) -> Option<&'static str> {
 pub(crate) struct Guard(pub Arc<Reach>);
 
 impl Guard {
-    async fn addresses(self, name: String) -> Result<std::vec::IntoIter<SocketAddr>, BoxError> {
+    /// Where a name may be connected to; ports are 0.
+    pub async fn addresses(self, name: String) -> Result<std::vec::IntoIter<SocketAddr>, BoxError> {
         let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
         let mut refused = None;
         let mut fit = Vec::with_capacity(found.len());
@@ -140,20 +138,6 @@ impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
         let guard = self.clone();
         Box::pin(async move { Ok(Box::new(guard.addresses(name.as_str().to_owned()).await?) as Addrs) })
-    }
-}
-
-impl tower_service::Service<PlainName> for Guard {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, name: PlainName) -> Self::Future {
-        Box::pin(self.clone().addresses(name.as_str().to_owned()))
     }
 }
 

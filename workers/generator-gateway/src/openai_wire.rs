@@ -1,60 +1,76 @@
 //! The wire format of upstream chat completions: request body, strict reading of the reply and of streams.
 
 use crate::FailureKind;
-use crate::provider::{Call, Completion, Finish, Message};
+use crate::json::push_quoted;
+use crate::provider::{Call, Completion, Finish};
 use crate::retry::Attempt;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
+use std::io::Write as _;
 use std::sync::Arc;
 
-#[derive(Serialize)]
-struct Body<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    model: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<&'a [Message]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt: Option<&'a str>,
-    temperature: f64,
-    top_p: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_tokens: Option<u32>,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    stop: &'a [String],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    logprobs: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_logprobs: Option<u8>,
-    stream: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stream_options: Option<Value>,
-}
-
-/// The request body; `model` is empty where the address names it.
+/// The request body; `model` is empty where the address names it. Written by hand: a prompt is most of it, and
+/// nothing else of a request costs as much as a slow way to write that.
 pub(crate) fn body(model: &str, call: &Call, stream: bool) -> Vec<u8> {
     let sampling = &call.sampling;
-    let text = call.text.as_deref();
+    let mut out = Vec::with_capacity(call.prompt_bytes() + 64 * call.messages.len() + 256);
+    out.push(b'{');
+    if !model.is_empty() {
+        out.extend_from_slice(b"\"model\":");
+        push_quoted(&mut out, model);
+        out.push(b',');
+    }
+    if let Some(text) = &call.text {
+        out.extend_from_slice(b"\"prompt\":");
+        push_quoted(&mut out, text);
+    } else {
+        out.extend_from_slice(b"\"messages\":[");
+        for (place, message) in call.messages.iter().enumerate() {
+            out.extend_from_slice(if place == 0 { b"{\"role\":" } else { b",{\"role\":" });
+            push_quoted(&mut out, message.role.name());
+            out.extend_from_slice(b",\"content\":");
+            push_quoted(&mut out, &message.content);
+            out.push(b'}');
+        }
+        out.push(b']');
+    }
+    let mut member = |name: &str, value: &dyn std::fmt::Display| {
+        // writing into memory does not fail
+        let _ = write!(out, ",\"{name}\":{value}");
+    };
+    // with a point even where nothing follows it
+    member("temperature", &format_args!("{:?}", sampling.temperature));
+    member("top_p", &format_args!("{:?}", sampling.top_p));
+    if let Some(limit) = sampling.max_tokens {
+        member("max_tokens", &limit);
+    }
     // chats ask with a switch and a number, plain completions with the number alone
-    let (logprobs, top_logprobs) = match (sampling.logprobs, text) {
-        (None, _) => (None, None),
-        (Some(count), Some(_)) => (Some(Value::from(count)), None),
-        (Some(count), None) => (Some(Value::Bool(true)), (count > 0).then_some(count)),
-    };
-    let body = Body {
-        model,
-        messages: text.is_none().then_some(&call.messages),
-        prompt: text,
-        temperature: sampling.temperature,
-        top_p: sampling.top_p,
-        max_tokens: sampling.max_tokens,
-        stop: &sampling.stop,
-        logprobs,
-        top_logprobs,
-        stream,
-        stream_options: stream.then(|| serde_json::json!({"include_usage": true})),
-    };
-    // strings and numbers always have a JSON form
-    serde_json::to_vec(&body).unwrap_or_default()
+    match (sampling.logprobs, &call.text) {
+        (None, _) => {}
+        (Some(count), Some(_)) => member("logprobs", &count),
+        (Some(count), None) => {
+            member("logprobs", &true);
+            if count > 0 {
+                member("top_logprobs", &count);
+            }
+        }
+    }
+    member("stream", &stream);
+    if stream {
+        member("stream_options", &"{\"include_usage\":true}");
+    }
+    if !sampling.stop.is_empty() {
+        out.extend_from_slice(b",\"stop\":[");
+        for (place, stop) in sampling.stop.iter().enumerate() {
+            if place > 0 {
+                out.push(b',');
+            }
+            push_quoted(&mut out, stop);
+        }
+        out.push(b']');
+    }
+    out.push(b'}');
+    out
 }
 
 #[derive(Deserialize)]
@@ -295,7 +311,7 @@ mod tests {
 
     #[test]
     fn log_probabilities_and_plain_texts_are_asked_for_and_read() {
-        use crate::provider::{Role, Sampling};
+        use crate::provider::{Message, Role, Sampling};
         let mut call = Call::chat(vec![Message::new(Role::User, "q")], Sampling::greedy(None, &[]));
         let sent = |call: &Call| serde_json::from_slice::<Value>(&body("m", call, false)).unwrap();
         assert!(sent(&call).get("logprobs").is_none() && sent(&call).get("prompt").is_none());
@@ -308,6 +324,27 @@ mod tests {
         let read = parse(plain.as_bytes()).unwrap();
         assert_eq!((read.text.as_str(), read.finish), (" upon", Finish::Length));
         assert_eq!(read.logprobs.as_deref(), Some(r#"{"token_logprobs":[-0.5]}"#));
+    }
+
+    #[test]
+    fn a_body_says_what_the_call_says() {
+        use crate::provider::{Message, Role, Sampling};
+        let text = "a \"quoted\" line\n\\ and \u{1}, é";
+        let messages = vec![Message::new(Role::System, "s"), Message::new(Role::User, text)];
+        let sampling =
+            Sampling { temperature: 0.7, top_p: 1.0, max_tokens: Some(5), stop: vec!["\n".into(), "\"".into()], logprobs: None };
+        let mut call = Call::chat(messages, sampling);
+        let sent: Value = serde_json::from_slice(&body("m\"", &call, true)).unwrap();
+        let expected = serde_json::json!({
+            "model": "m\"", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": text}],
+            "temperature": 0.7, "top_p": 1.0, "max_tokens": 5, "stop": ["\n", "\""], "stream": true,
+            "stream_options": {"include_usage": true},
+        });
+        assert_eq!(sent, expected);
+        call.text = Some(text.into());
+        call.sampling = Sampling::greedy(None, &[]);
+        let sent: Value = serde_json::from_slice(&body("", &call, false)).unwrap();
+        assert_eq!(sent, serde_json::json!({"prompt": text, "temperature": 0.0, "top_p": 1.0, "stream": false}));
     }
 
     #[test]

@@ -19,6 +19,17 @@ pub enum Role {
     Assistant,
 }
 
+impl Role {
+    /// As chats write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
 /// One message of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
@@ -269,6 +280,19 @@ pub trait Provider: Send + Sync {
 
     /// Computes a batch; outcome i belongs to call i.
     fn complete(&self, calls: Vec<Call>, order: Order) -> BoxFuture<'_, Outcomes>;
+
+    /// Computes one call. Providers that gain from taking it alone do.
+    fn complete_one<'a>(
+        &'a self,
+        call: &'a Call,
+        order: &'a Order,
+    ) -> BoxFuture<'a, Result<Completion, CallFailure>> {
+        Box::pin(async move {
+            let outcome = self.complete(vec![call.clone()], order.clone()).await.pop();
+            let lost = || CallFailure::new(FailureKind::Unavailable, "the call ended without outcome");
+            outcome.unwrap_or_else(|| Err(lost()))
+        })
+    }
 
     /// Computes one call and sends its text piece by piece; the whole is returned at the end. It stops when
     /// nobody receives any more.

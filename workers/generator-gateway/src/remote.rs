@@ -4,17 +4,13 @@ use crate::aws_credentials::AwsKeys;
 use crate::network::{Guard, Reach};
 use crate::openai_wire::{Partial, error_line};
 use crate::pace::Pace;
+use crate::plain::{Broken, CONNECT, Flow, REPLY_LIMIT};
 use crate::provider::{BoxFuture, Call, CallFailure, Completion, FailureKind, Order, Outcomes, Provider, Usage};
 use crate::retry::{Attempt, RetryPolicy, classify, retry_after, spread};
 use crate::route::{Site, Sites, beginning};
 use crate::secret::SecretFile;
 use crate::sse::Events;
 use crate::wire::{Keys, Outgoing, Wire};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use prometheus::Histogram;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use s3_config::{CallLimits, ProviderConfig};
@@ -27,12 +23,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 
-/// Bytes of a reply that are read at most; an answer is never that long.
-const REPLY_LIMIT: usize = 16 << 20;
-
 /// How the gateway names itself.
 const AGENT: &str = "s3-generator-gateway";
-const CONNECT: Duration = Duration::from_secs(10);
 
 /// Milliseconds that the caller still waits; gateways in a row pass the deadline on with it.
 pub(crate) const DEADLINE_HEADER: &str = "x-request-timeout-ms";
@@ -77,15 +69,6 @@ fn rate_key(provider: &ProviderConfig) -> Option<((String, String), &CallLimits)
     })
 }
 
-type Plain = Client<HttpConnector<Guard>, Full<Bytes>>;
-
-fn plain(reach: &Arc<Reach>) -> Plain {
-    let mut connector = HttpConnector::new_with_resolver(Guard(reach.clone()));
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT));
-    Client::builder(TokioExecutor::new()).build(connector)
-}
-
 /// A provider over HTTP. Cheap to clone.
 #[derive(Clone)]
 pub struct Remote(Arc<Inner>);
@@ -98,8 +81,7 @@ struct Inner {
     scope: String,
     digest: String,
     client: reqwest::Client,
-    /// For whole replies without TLS: the same client without what `reqwest` puts around it.
-    plain: Option<Plain>,
+    reach: Arc<Reach>,
     limits: CallLimits,
     retry: RetryPolicy,
     permits: Semaphore,
@@ -158,7 +140,6 @@ impl Remote {
             .collect::<Result<Vec<_>, _>>()
             .map_err(wrong)?;
         let secure = urls.iter().any(|url| url.scheme() == "https");
-        let plain = (!secure).then(|| plain(&around.reach));
         let client = builder(secure).dns_resolver(Arc::new(Guard(around.reach.clone()))).build();
         let client = client.map_err(|e| wrong(format!("no TLS client: {e:?}")))?;
         let (kind, model) = wire.identity();
@@ -174,7 +155,7 @@ impl Remote {
             keys,
             digest,
             client,
-            plain,
+            reach: around.reach.clone(),
             limits: limits.clone(),
             retry,
             permits: Semaphore::new(limits.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
@@ -223,6 +204,14 @@ fn builder(secure: bool) -> reqwest::ClientBuilder {
 /// Tokens of a prompt, roughly; settled by what the provider says.
 fn estimate(call: &Call) -> u64 {
     call.prompt_bytes() as u64 / 4 + 8
+}
+
+/// A reply of status 200 is charged for by the provider, even one that broke off.
+fn charged(status: u16, failed: Attempt, call: &Call, order: &Order) -> Attempt {
+    if status == 200 {
+        order.meter.add(Usage { calls: 1, prompt: estimate(call), answer: 0 });
+    }
+    failed
 }
 
 fn late(name: &str, reason: &str) -> CallFailure {
@@ -280,10 +269,8 @@ impl Inner {
         }
     }
 
-    async fn call(&self, call: &Call, whole: &Order, mode: Mode<'_>) -> Result<Completion, CallFailure> {
-        // a count of its own, because the calls of a batch run side by side
-        let order = &Order::until(whole.deadline);
-        let _count = Counted { from: order, to: whole };
+    /// One call with all that its policy asks for. The order is its own: the rate is settled by what it counts.
+    async fn call(&self, call: &Call, order: &Order, mode: Mode<'_>) -> Result<Completion, CallFailure> {
         let metrics = s3_telemetry::metrics();
         let name = self.name.as_str();
         let beginning = if self.sites.is_single() { 0 } else { beginning(call) };
@@ -342,14 +329,28 @@ impl Inner {
         beginning: u64,
         last: &mut Option<&'a Site>,
     ) -> Result<Completion, Attempt> {
-        let (Some(after), Mode::Whole) = (self.limits.hedge_after_ms, mode) else {
-            return self.attempt(call, order, mode, beginning, last).await;
-        };
+        match (self.limits.hedge_after_ms, mode) {
+            (Some(after), Mode::Whole) => {
+                Box::pin(self.doubled(call, order, beginning, last, Duration::from_millis(after))).await
+            }
+            _ => self.attempt(call, order, mode, beginning, last).await,
+        }
+    }
+
+    async fn doubled<'a>(
+        &'a self,
+        call: &Call,
+        order: &Order,
+        beginning: u64,
+        last: &mut Option<&'a Site>,
+        after: Duration,
+    ) -> Result<Completion, Attempt> {
+        let mode = Mode::Whole;
         let mut elsewhere = None;
         let mut first = Box::pin(self.attempt(call, order, mode, beginning, last));
         tokio::select! {
             result = &mut first => return result,
-            () = tokio::time::sleep(Duration::from_millis(after)) => {}
+            () = tokio::time::sleep(after) => {}
         }
         s3_telemetry::metrics().gateway_retries.with_label_values(&[self.name.as_str(), "hedge"]).inc();
         let mut second =
@@ -368,14 +369,14 @@ impl Inner {
         beginning: u64,
         last: &mut Option<&'a Site>,
     ) -> Result<Completion, Attempt> {
-        let visit = self.sites.choose(beginning, *last, Instant::now()).map_err(|rest| {
+        let started = Instant::now();
+        let visit = self.sites.choose(beginning, *last, started).map_err(|rest| {
             let message = format!("the endpoint failed too often and rests for {} ms", rest.as_millis());
             Attempt { hint: Some(rest), ..Attempt::again(FailureKind::Unavailable, "breaker", message) }
         })?;
         *last = Some(visit.site());
         let own = Duration::from_millis(self.limits.deadline_ms);
         let limit = order.left().map_or(own, |left| left.min(own));
-        let started = Instant::now();
         let stream = matches!(mode, Mode::Pieces(..)) && self.wire.streams(call);
         let exchange = self.exchange(visit.site(), call, order, mode, stream);
         // a stream's own parts have the deadline, not its whole
@@ -387,12 +388,13 @@ impl Inner {
                 Err(timed_out(limit))
             })
         };
-        self.seconds.observe(started.elapsed().as_secs_f64());
+        let ended = Instant::now();
+        self.seconds.observe((ended - started).as_secs_f64());
         let outage = match &result {
             Ok(_) => false,
             Err(failed) => failed.retry && failed.kind == FailureKind::Unavailable,
         };
-        visit.site().breaker.note(outage, Instant::now());
+        visit.site().breaker.note(outage, ended);
         result
     }
 
@@ -404,27 +406,20 @@ impl Inner {
         mode: Mode<'_>,
         stream: bool,
     ) -> Result<Completion, Attempt> {
-        let outgoing = self.wire.outgoing(&site.url, call, stream, &self.keys).await?;
-        let secret = outgoing.secret.clone();
-        let left = order.left().map(|left| left.as_millis() as u64);
-        let mut outgoing = outgoing;
-        if let Some(left) = left {
-            outgoing.headers.insert(HeaderName::from_static(DEADLINE_HEADER), left.into());
+        let mut outgoing = self.wire.outgoing(&site.url, call, stream, &self.keys).await?;
+        let secret = outgoing.secret.take();
+        outgoing.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
+        if let Some(left) = order.left() {
+            let left = HeaderValue::from(left.as_millis() as u64);
+            outgoing.headers.push((HeaderName::from_static(DEADLINE_HEADER), left));
         }
-        let limit = Duration::from_millis(self.limits.deadline_ms);
-        let received = async {
-            if stream {
-                let Mode::Pieces(pieces, sent) = mode else { return Err(Attempt::refused("no stream was asked for")) };
-                tokio::select! {
-                    biased;
-                    () = pieces.closed() => Err(Attempt::refused("the caller went away")),
-                    result = self.streamed(outgoing, call, order, (pieces, sent), limit) => result,
-                }
-            } else {
-                self.whole(outgoing, call, order).await
-            }
+        let result = if stream {
+            // boxed, as the other way is taken by nearly all calls and carries no room for this one
+            Box::pin(self.piecewise(site, outgoing, call, order, mode)).await
+        } else {
+            self.whole(site, outgoing, call, order).await
         };
-        let result = received.await.map_err(|mut failed| {
+        let result = result.map_err(|mut failed| {
             if let Some(secret) = secret.as_deref().filter(|secret| failed.message.contains(secret)) {
                 failed.message = failed.message.replace(secret, "[key]");
             }
@@ -440,69 +435,123 @@ impl Inner {
         Ok(result)
     }
 
-    async fn whole(&self, outgoing: Outgoing, call: &Call, order: &Order) -> Result<Completion, Attempt> {
-        let charge = |status: u16, failed| {
-            if status == 200 {
-                order.meter.add(Usage { calls: 1, prompt: estimate(call), answer: 0 });
-            }
-            failed
-        };
-        let long = || Attempt::again(FailureKind::Malformed, "malformed", "the reply is longer than 16 MiB");
-        let ((status, hint, media), bytes) = if let Some(plain) = &self.plain {
-            let mut request = axum::http::Request::new(Full::new(Bytes::from(outgoing.body)));
-            *request.method_mut() = axum::http::Method::POST;
-            *request.uri_mut() = outgoing.url.as_str().parse().map_err(|_| Attempt::refused("no address"))?;
-            *request.headers_mut() = outgoing.headers;
-            request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
-            let response = plain.request(request).await.map_err(|e| broken(&e, e.is_connect(), "reset"))?;
-            let head = head(response.status().as_u16(), response.headers());
-            let body = Limited::new(response.into_body(), REPLY_LIMIT).collect().await.map_err(|e| {
-                let too_long = e.is::<http_body_util::LengthLimitError>();
-                charge(head.0, if too_long { long() } else { broken(e.as_ref(), false, "truncated") })
+    async fn piecewise(
+        &self,
+        site: &Site,
+        outgoing: Outgoing<'_>,
+        call: &Call,
+        order: &Order,
+        mode: Mode<'_>,
+    ) -> Result<Completion, Attempt> {
+        let Mode::Pieces(pieces, sent) = mode else { return Err(Attempt::refused("no stream was asked for")) };
+        tokio::select! {
+            biased;
+            () = pieces.closed() => Err(Attempt::refused("the caller went away")),
+            result = self.streamed(site, outgoing, call, order, (pieces, sent)) => result,
+        }
+    }
+
+    async fn whole(
+        &self,
+        site: &Site,
+        outgoing: Outgoing<'_>,
+        call: &Call,
+        order: &Order,
+    ) -> Result<Completion, Attempt> {
+        if let Some(plain) = &site.plain {
+            let reply = plain.post(&self.reach, &outgoing.url, &outgoing.headers, &outgoing.body).await;
+            let reply = reply.map_err(|broken| match broken {
+                Broken::Before(failed) => failed,
+                Broken::After(status, failed) => charged(status, failed, call, order),
             })?;
-            (head, body.to_bytes())
-        } else {
-            let request = self.client.post(outgoing.url).headers(outgoing.headers).body(outgoing.body);
-            let mut response = request.send().await.map_err(|e| transport(&e))?;
-            let head = head(response.status().as_u16(), response.headers());
-            let mut bytes = Vec::new();
-            while let Some(chunk) = response.chunk().await.map_err(|e| charge(head.0, transport(&e)))? {
-                if bytes.len() + chunk.len() > REPLY_LIMIT {
-                    return Err(charge(head.0, long()));
-                }
-                bytes.extend_from_slice(&chunk);
+            let said = Some(reply.retry_after()).filter(|value| !value.is_empty());
+            let hint = said.and_then(|value| retry_after(value, SystemTime::now()));
+            return self.completion(reply.status, hint, reply.content_type(), reply.body(), call, order);
+        }
+        Box::pin(self.whole_over_tls(outgoing, call, order)).await
+    }
+
+    async fn whole_over_tls(
+        &self,
+        outgoing: Outgoing<'_>,
+        call: &Call,
+        order: &Order,
+    ) -> Result<Completion, Attempt> {
+        let charge = |status: u16, failed| charged(status, failed, call, order);
+        let long = || Attempt::again(FailureKind::Malformed, "malformed", "the reply is longer than 16 MiB");
+        let mut response = self.request(outgoing).send().await.map_err(|e| transport(&e))?;
+        let (status, hint, media) = head(response.status().as_u16(), response.headers());
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| charge(status, transport(&e)))? {
+            if bytes.len() + chunk.len() > REPLY_LIMIT {
+                return Err(charge(status, long()));
             }
-            (head, Bytes::from(bytes))
-        };
+            bytes.extend_from_slice(&chunk);
+        }
+        self.completion(status, hint, &media, &bytes, call, order)
+    }
+
+    /// The request as the client with TLS and streams sends it.
+    fn request(&self, outgoing: Outgoing<'_>) -> reqwest::RequestBuilder {
+        let headers: HeaderMap = outgoing.headers.into_iter().collect();
+        self.client.post(outgoing.url.into_owned()).headers(headers).body(outgoing.body)
+    }
+
+    /// Reads a whole reply, and charges one that the provider charges for.
+    fn completion(
+        &self,
+        status: u16,
+        hint: Option<Duration>,
+        content_type: &str,
+        body: &[u8],
+        call: &Call,
+        order: &Order,
+    ) -> Result<Completion, Attempt> {
         if status != 200 {
-            return Err(classify(status, hint, format!("status {status}: {}", error_line(&bytes))));
+            return Err(classify(status, hint, format!("status {status}: {}", error_line(body))));
         }
-        if media != "application/json" && !media.ends_with("+json") {
-            let message = format!("the reply is {media:?}, not JSON");
-            return Err(charge(status, Attempt::again(FailureKind::Malformed, "malformed", message)));
+        let read = if is_json(content_type) {
+            self.wire.read(body, call)
+        } else {
+            let message = format!("the reply is {:?}, not JSON", media(content_type));
+            Err(Attempt::again(FailureKind::Malformed, "malformed", message))
+        };
+        order.meter.add(match &read {
+            Ok(completion) => used(completion),
+            Err(_) => Usage { calls: 1, prompt: estimate(call), answer: 0 },
+        });
+        read
+    }
+
+    /// Asks for a stream: its status, hint and content type, and what comes.
+    async fn open<'a>(
+        &self,
+        site: &'a Site,
+        outgoing: Outgoing<'_>,
+    ) -> Result<(u16, Option<Duration>, String, Source<'a>), Attempt> {
+        if let Some(plain) = &site.plain {
+            let flow = plain.open(&self.reach, &outgoing.url, &outgoing.headers, &outgoing.body).await?;
+            let hint = retry_after(&flow.retry_after, SystemTime::now());
+            return Ok((flow.status(), hint, media(&flow.media).to_ascii_lowercase(), Source::Plain(flow)));
         }
-        let completion = self.wire.read(&bytes, call).map_err(|failed| charge(status, failed))?;
-        order.meter.add(used(&completion));
-        Ok(completion)
+        let response = self.request(outgoing).send().await.map_err(|e| transport(&e))?;
+        let (status, hint, media) = head(response.status().as_u16(), response.headers());
+        Ok((status, hint, media, Source::Tls(response)))
     }
 
     async fn streamed(
         &self,
-        outgoing: Outgoing,
+        site: &Site,
+        outgoing: Outgoing<'_>,
         call: &Call,
         order: &Order,
         (pieces, sent): (&mpsc::Sender<String>, &AtomicBool),
-        limit: Duration,
     ) -> Result<Completion, Attempt> {
-        let request = self.client.post(outgoing.url).headers(outgoing.headers).body(outgoing.body);
-        let mut response = tokio::time::timeout(limit, request.send())
-            .await
-            .map_err(|_| timed_out(limit))?
-            .map_err(|e| transport(&e))?;
-        let (status, hint, media) = head(response.status().as_u16(), response.headers());
+        let limit = Duration::from_millis(self.limits.deadline_ms);
+        let opened = tokio::time::timeout(limit, self.open(site, outgoing)).await;
+        let (status, hint, media, mut source) = opened.map_err(|_| timed_out(limit))??;
         if status != 200 {
-            let bytes = tokio::time::timeout(limit, response.bytes()).await.map_err(|_| timed_out(limit))?;
-            let bytes = bytes.map_err(|e| transport(&e))?;
+            let bytes = tokio::time::timeout(limit, source.rest()).await.map_err(|_| timed_out(limit))??;
             return Err(classify(status, hint, format!("status {status}: {}", error_line(&bytes))));
         }
         let charge = Charge { order, prompt: estimate(call), done: false };
@@ -512,8 +561,8 @@ impl Inner {
         }
         let (mut partial, mut events) = (Partial::default(), Events::default());
         while !partial.done {
-            let chunk = tokio::time::timeout(limit, response.chunk()).await.map_err(|_| timed_out(limit))?;
-            let Some(chunk) = chunk.map_err(|e| transport(&e))? else { break };
+            let chunk = tokio::time::timeout(limit, source.next()).await.map_err(|_| timed_out(limit))?;
+            let Some(chunk) = chunk? else { break };
             let mut fresh = Vec::new();
             let read = events.push(&chunk, |data| {
                 fresh.extend(self.wire.event(data, &mut partial)?);
@@ -533,6 +582,34 @@ impl Inner {
         let completion = partial.end()?;
         charge.settle(used(&completion));
         Ok(completion)
+    }
+}
+
+/// What a stream is read from.
+enum Source<'a> {
+    Plain(Flow<'a>),
+    Tls(reqwest::Response),
+}
+
+impl Source<'_> {
+    async fn next(&mut self) -> Result<Option<Vec<u8>>, Attempt> {
+        match self {
+            Self::Plain(flow) => flow.next().await,
+            Self::Tls(response) => {
+                Ok(response.chunk().await.map_err(|e| transport(&e))?.map(|chunk| chunk.to_vec()))
+            }
+        }
+    }
+
+    /// All that comes, up to the limit of a reply.
+    async fn rest(&mut self) -> Result<Vec<u8>, Attempt> {
+        let mut all = Vec::new();
+        while let Some(bytes) = self.next().await?
+            && all.len() <= REPLY_LIMIT
+        {
+            all.extend(bytes);
+        }
+        Ok(all)
     }
 }
 
@@ -570,8 +647,18 @@ fn timed_out(limit: Duration) -> Attempt {
 fn head(status: u16, headers: &HeaderMap) -> (u16, Option<Duration>, String) {
     let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let hint = header(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
-    let media = header(CONTENT_TYPE).unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    (status, hint, media)
+    (status, hint, media(header(CONTENT_TYPE).unwrap_or("")).to_ascii_lowercase())
+}
+
+/// A content type without its parameters.
+fn media(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or("").trim()
+}
+
+fn is_json(content_type: &str) -> bool {
+    let media = media(content_type).as_bytes();
+    let suffix = media.len().checked_sub(5).and_then(|at| media.get(at..));
+    media.eq_ignore_ascii_case(b"application/json") || suffix.is_some_and(|end| end.eq_ignore_ascii_case(b"+json"))
 }
 
 fn transport(error: &reqwest::Error) -> Attempt {
@@ -627,18 +714,29 @@ impl Provider for Remote {
         false
     }
 
-    fn complete(&self, mut calls: Vec<Call>, order: Order) -> BoxFuture<'_, Outcomes> {
+    fn complete_one<'a>(
+        &'a self,
+        call: &'a Call,
+        order: &'a Order,
+    ) -> BoxFuture<'a, Result<Completion, CallFailure>> {
+        Box::pin(self.0.call(call, order, Mode::Whole))
+    }
+
+    fn complete(&self, calls: Vec<Call>, order: Order) -> BoxFuture<'_, Outcomes> {
         Box::pin(async move {
-            if calls.len() == 1
-                && let Some(call) = calls.pop()
-            {
-                return vec![self.0.call(&call, &order, Mode::Whole).await];
+            if let [call] = calls.as_slice() {
+                return vec![self.0.call(call, &order, Mode::Whole).await];
             }
             let mut outcomes: Vec<Option<Result<Completion, CallFailure>>> = vec![None; calls.len()];
             let mut tasks = JoinSet::new();
             for (index, call) in calls.into_iter().enumerate() {
-                let (inner, order) = (self.0.clone(), order.clone());
-                tasks.spawn(async move { (index, inner.call(&call, &order, Mode::Whole).await) });
+                let (inner, whole) = (self.0.clone(), order.clone());
+                tasks.spawn(async move {
+                    // a count of its own, because the calls of a batch run side by side
+                    let own = Order::until(whole.deadline);
+                    let _count = Counted { from: &own, to: &whole };
+                    (index, inner.call(&call, &own, Mode::Whole).await)
+                });
             }
             while let Some(done) = tasks.join_next().await {
                 match done {

@@ -6,6 +6,7 @@
 //! move.
 
 use crate::breaker::Breaker;
+use crate::plain::Pool;
 use crate::provider::Call;
 use sha2::{Digest, Sha256};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,16 +18,18 @@ const PLACES: usize = 128;
 const PREFIX: usize = 512;
 
 /// One server.
-#[derive(Debug)]
 pub(crate) struct Site {
     pub url: reqwest::Url,
     pub breaker: Breaker,
+    /// Connections to it, where it is reached without TLS.
+    pub plain: Option<Pool>,
     load: AtomicUsize,
 }
 
 impl Site {
     pub fn new(url: reqwest::Url) -> Self {
-        Self { url, breaker: Breaker::default(), load: AtomicUsize::new(0) }
+        let plain = (url.scheme() == "http").then(|| Pool::new(&url));
+        Self { url, breaker: Breaker::default(), plain, load: AtomicUsize::new(0) }
     }
 }
 

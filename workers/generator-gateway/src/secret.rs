@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
+
+/// A file is looked at again after this time; each look is a call of the system.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What tells that a file was replaced: an atomic swap changes the inode, an edit the time or the length.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,7 +26,13 @@ pub(crate) struct SecretFile {
     path: PathBuf,
     /// How the configuration calls it, for messages.
     field: &'static str,
-    known: Mutex<Option<(Stamp, Arc<str>)>>,
+    known: Mutex<Option<Known>>,
+}
+
+struct Known {
+    stamp: Stamp,
+    text: Arc<str>,
+    looked: Instant,
 }
 
 impl SecretFile {
@@ -34,21 +43,28 @@ impl SecretFile {
         Ok(secret)
     }
 
-    /// The content as it is now.
+    /// The content as it was a tenth of a second ago, or later.
     pub fn text(&self) -> Result<Arc<str>, String> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let looked = Instant::now();
+        if let Some(known) = known.as_ref()
+            && looked.saturating_duration_since(known.looked) < LOOK
+        {
+            return Ok(known.text.clone());
+        }
         let (field, path) = (self.field, self.path.display());
         let now = stamp(&self.path).map_err(|e| format!("cannot read {field} {path}: {e}"))?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((seen, text)) = known.as_ref()
-            && *seen == now
+        if let Some(known) = known.as_mut()
+            && known.stamp == now
         {
-            return Ok(text.clone());
+            known.looked = looked;
+            return Ok(known.text.clone());
         }
         let text = std::fs::read_to_string(&self.path).map_err(|e| format!("cannot read {field} {path}: {e}"))?;
         let text: Arc<str> = text.trim().into();
         // a file that changed in the last moment may change again within the clock's step: read it again then
         let settled = now.modified.elapsed().is_ok_and(|age| age.as_millis() > 50);
-        *known = settled.then(|| (now, text.clone()));
+        *known = settled.then(|| Known { stamp: now, text: text.clone(), looked });
         Ok(text)
     }
 
@@ -72,14 +88,23 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "first\n").unwrap();
         let secret = SecretFile::open(file.path(), "apiKeyFile").unwrap();
+        let until = |what: &dyn Fn(Result<Arc<str>, String>) -> bool| {
+            let end = Instant::now() + Duration::from_secs(20);
+            while !what(secret.key()) {
+                assert!(Instant::now() < end, "the change is not seen");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
         for text in ["second", "third!", "fourth"] {
             std::fs::write(file.path(), text).unwrap();
+            until(&|key| key.is_ok_and(|key| &*key == text));
+            // seen for good
             assert_eq!(&*secret.key().unwrap(), text);
         }
         std::fs::write(file.path(), "two words").unwrap();
-        assert!(secret.key().unwrap_err().contains("one key"));
+        until(&|key| key.is_err_and(|error| error.contains("one key")));
         let path = file.path().to_owned();
         drop(file);
-        assert!(secret.key().unwrap_err().contains(path.to_str().unwrap()));
+        until(&|key| key.is_err_and(|error| error.contains(path.to_str().unwrap())));
     }
 }

@@ -6,6 +6,7 @@ use crate::cache::{AnswerCache, CacheError};
 use crate::calibration;
 use crate::engine::{Gateway, Rules};
 use crate::grpc::GeneratorService;
+use crate::http::Front;
 use crate::network::Reach;
 use crate::provider::Provider;
 use crate::remote::{Remote, Surroundings};
@@ -41,7 +42,8 @@ pub async fn serve(config: GatewayConfig) -> Result<(), Failure> {
         Some(address) => Some(listen(address, "http").await?),
         None => None,
     };
-    let access = Arc::new(Access::new(config.caller_tokens.as_deref()).map_err(Failure::input)?);
+    let access = Access::new(config.caller_tokens.as_deref(), &config.tokens, config.tokens_only);
+    let access = Arc::new(access.map_err(Failure::input)?);
     let gateway = tokio::task::spawn_blocking({
         let config = config.clone();
         move || build(&config)
@@ -63,15 +65,8 @@ pub async fn serve(config: GatewayConfig) -> Result<(), Failure> {
     });
     let front = http.map(|listener| {
         let stop = shutdown.clone();
-        let router = crate::http::router(gateway.clone(), access.clone(), limit);
-        tokio::spawn(async move {
-            let listener = axum::serve::ListenerExt::tap_io(listener, |stream: &mut tokio::net::TcpStream| {
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "small packets of a connection may wait");
-                }
-            });
-            axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await }).await
-        })
+        let front = Front::new(gateway.clone(), access.clone(), limit);
+        tokio::spawn(front.serve(listener, async move { stop.wait().await }))
     });
     ready.store(true, Ordering::SeqCst);
     progress.phase("serve", 0);

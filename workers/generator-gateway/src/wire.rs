@@ -8,7 +8,8 @@ use crate::secret::SecretFile;
 use crate::sigv4::{self, Unsigned};
 use crate::{anthropic_wire, bedrock_wire, openai_wire};
 use reqwest::Url;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -27,10 +28,13 @@ pub(crate) enum Keys {
     Aws(AwsKeys),
 }
 
+/// Header lines; few, and each name once.
+pub(crate) type Headers = Vec<(HeaderName, HeaderValue)>;
+
 /// A request that is ready to be sent, and the secrets in it, so that no message repeats them.
-pub(crate) struct Outgoing {
-    pub url: Url,
-    pub headers: HeaderMap,
+pub(crate) struct Outgoing<'a> {
+    pub url: Cow<'a, Url>,
+    pub headers: Headers,
     pub body: Vec<u8>,
     pub secret: Option<Arc<str>>,
 }
@@ -81,13 +85,19 @@ impl Wire {
     }
 
     /// The request for a call.
-    pub async fn outgoing(&self, url: &Url, call: &Call, stream: bool, keys: &Keys) -> Result<Outgoing, Attempt> {
-        let mut url = url.clone();
+    pub async fn outgoing<'a>(
+        &self,
+        url: &'a Url,
+        call: &Call,
+        stream: bool,
+        keys: &Keys,
+    ) -> Result<Outgoing<'a>, Attempt> {
+        let mut url = Cow::Borrowed(url);
         let body = match self {
             Self::OpenAi { model } => {
                 if call.text.is_some() {
                     let path = url.path().strip_suffix("/chat/completions").unwrap_or("").to_owned();
-                    url.set_path(&format!("{path}/completions"));
+                    url.to_mut().set_path(&format!("{path}/completions"));
                 }
                 openai_wire::body(model, call, stream)
             }
@@ -98,18 +108,18 @@ impl Wire {
             Self::Anthropic { model } => anthropic_wire::body(model, call, stream)?,
             Self::Bedrock { .. } => bedrock_wire::body(call)?,
         };
-        let mut headers = HeaderMap::with_capacity(6);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let mut headers = Headers::with_capacity(6);
+        headers.push((CONTENT_TYPE, HeaderValue::from_static("application/json")));
         let mut secret = None;
         match keys {
             Keys::None => {}
             Keys::File(file) => {
                 let key = file.key().map_err(Attempt::refused)?;
-                match self {
-                    Self::Azure { .. } => headers.insert(HeaderName::from_static("api-key"), sensitive(&key)?),
-                    Self::Anthropic { .. } => headers.insert(HeaderName::from_static("x-api-key"), sensitive(&key)?),
-                    _ => headers.insert(AUTHORIZATION, sensitive(&format!("Bearer {key}"))?),
-                };
+                headers.push(match self {
+                    Self::Azure { .. } => (HeaderName::from_static("api-key"), sensitive(&key)?),
+                    Self::Anthropic { .. } => (HeaderName::from_static("x-api-key"), sensitive(&key)?),
+                    _ => (AUTHORIZATION, sensitive(&format!("Bearer {key}"))?),
+                });
                 secret = Some(key);
             }
             Keys::Aws(keys) => {
@@ -120,7 +130,7 @@ impl Wire {
         }
         if matches!(self, Self::Anthropic { .. }) {
             let version = HeaderValue::from_static(anthropic_wire::VERSION);
-            headers.insert(HeaderName::from_static("anthropic-version"), version);
+            headers.push((HeaderName::from_static("anthropic-version"), version));
         }
         Ok(Outgoing { url, headers, body, secret })
     }
@@ -148,7 +158,7 @@ fn sign(
     body: &[u8],
     credentials: &sigv4::Credentials,
     wire: &Wire,
-    headers: &mut HeaderMap,
+    headers: &mut Headers,
 ) -> Result<(), Attempt> {
     let Wire::Bedrock { region, .. } = wire else { return Ok(()) };
     let date = sigv4::stamp(SystemTime::now());
@@ -159,11 +169,11 @@ fn sign(
     let mut signed = vec![("content-type", "application/json"), ("host", host.as_str()), ("x-amz-date", date.as_str())];
     if let Some(token) = &credentials.session_token {
         signed.push(("x-amz-security-token", token));
-        headers.insert(HeaderName::from_static("x-amz-security-token"), sensitive(token)?);
+        headers.push((HeaderName::from_static("x-amz-security-token"), sensitive(token)?));
     }
     let request = Unsigned { method: "POST", path: url.path(), query: "", headers: &signed, body };
     let value = sigv4::authorization(&request, credentials, (region, "bedrock"), &date);
-    headers.insert(HeaderName::from_static("x-amz-date"), header(&date)?);
-    headers.insert(AUTHORIZATION, sensitive(&value)?);
+    headers.push((HeaderName::from_static("x-amz-date"), header(&date)?));
+    headers.push((AUTHORIZATION, sensitive(&value)?));
     Ok(())
 }

@@ -159,7 +159,7 @@ async fn a_budget_holds_with_many_clients_and_over_a_kill() {
     let mut world = World::new(&upstream.url());
     // a call uses 14 tokens: the 72nd passes a thousand
     let budget = BudgetConfig { tokens: Some(1000), ..BudgetConfig::default() };
-    world.config.budgets = vec![CallerBudget { caller: "job-a".into(), provider: Some("up".into()), budget }];
+    world.config.budgets = vec![CallerBudget { caller: "job-a".into(), providers: vec!["up".into()], budget }];
     let process = world.start();
     let send = |from: usize, count: usize| {
         let client = world.client();

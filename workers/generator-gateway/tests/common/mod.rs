@@ -315,6 +315,8 @@ impl World {
             second_judges: std::collections::BTreeMap::new(),
             calibrations: std::collections::BTreeMap::new(),
             caller_tokens: None,
+            tokens: std::collections::BTreeMap::new(),
+            tokens_only: false,
             budgets: Vec::new(),
             allow_addresses: vec!["127.0.0.0/8".into()],
             body_limit: 1 << 20,
