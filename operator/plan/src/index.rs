@@ -135,6 +135,9 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
         cache_entries: serving.cache_entries as usize,
         requests_limit: s3_config::default_requests_limit(),
         watch_millis: s3_config::default_watch_millis(),
+        deadline_millis: s3_config::default_deadline_millis(),
+        tokens: None,
+        reranker: None,
     };
     let listens = [("/grpc", GRPC_PORT), ("/http", HTTP_PORT), ("/runtime/admin", ADMIN_PORT)];
     let serve_component = Component {

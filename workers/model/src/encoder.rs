@@ -5,9 +5,12 @@
 //! and a vector is the same to the bit whatever else was in the batch. On other devices texts of similar
 //! length are computed together.
 
+mod pairs;
 mod slices;
 mod tensors;
 mod weights;
+
+pub use pairs::CrossEncoder;
 
 use crate::error::{ModelError, Result};
 use candle_core::{DType, Device};
@@ -54,7 +57,7 @@ impl Encoder {
         } else {
             Body::Tensors(Bert::assemble(folder, &shape, &tensors, |tensor| Ok(tensor.clone()))?, device.clone())
         };
-        Ok(Self { tokenizer: tokenizer(folder, spec, &shape)?, shape, pooling: spec.pooling, body })
+        Ok(Self { tokenizer: tokenizer(folder, spec.max_tokens, &shape)?, shape, pooling: spec.pooling, body })
     }
 
     /// Elements of a vector.
@@ -119,17 +122,17 @@ impl Encoder {
     }
 }
 
-fn tokenizer(folder: &Path, spec: &EncoderSpec, shape: &Shape) -> Result<Tokenizer> {
-    if spec.max_tokens < 3 || spec.max_tokens > shape.positions {
+fn tokenizer(folder: &Path, max_tokens: usize, shape: &Shape) -> Result<Tokenizer> {
+    if max_tokens < 3 || max_tokens > shape.positions {
         return Err(ModelError::invalid(format!(
-            "maxTokens is {}: this encoder takes 3 to {} tokens",
-            spec.max_tokens, shape.positions
+            "maxTokens is {max_tokens}: this encoder takes 3 to {} tokens",
+            shape.positions
         )));
     }
     let path = folder.join("tokenizer.json");
     let bytes = std::fs::read(&path).map_err(ModelError::read(&path))?;
     let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| ModelError::format(&path, e))?;
-    let truncation = TruncationParams { max_length: spec.max_tokens, ..TruncationParams::default() };
+    let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
     tokenizer.with_truncation(Some(truncation)).map_err(|e| ModelError::format(&path, e))?;
     // Some folders ship padding to a fixed length.
     tokenizer.with_padding(None);

@@ -9,7 +9,7 @@
 
 use s3_config::{AuditConfig, RetrieverServeConfig};
 use s3_retriever::audit::read_questions;
-use s3_retriever::engine::{Engine, Method};
+use s3_retriever::engine::{Engine, Method, Search};
 use s3_search::text::{contains, normalize, span_tokens, tokens};
 use std::collections::HashMap;
 use std::path::Path;
@@ -29,7 +29,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (config, sets) = arguments.split_first().unwrap();
     let config: RetrieverServeConfig = s3_config::load(Path::new(config)).unwrap();
-    let engine = Engine::open(&config).unwrap();
+    let engine = std::sync::Arc::new(Engine::open(&config).unwrap());
     println!("index {}, {} passages", engine.index().digest, engine.index().passages.len());
     let mut texts: HashMap<String, Vec<String>> = HashMap::new();
     for set in sets {
@@ -49,14 +49,18 @@ fn main() {
                 open.then_some((question.question, golds))
             })
             .collect();
-        for method in [Method::Lexical, Method::Dense, Method::Hybrid] {
+        let reranked = engine.reranker().is_some().then_some((Method::Hybrid, true));
+        let rankings = [(Method::Lexical, false), (Method::Dense, false), (Method::Hybrid, false)];
+        for (method, rerank) in rankings.into_iter().chain(reranked) {
             let mut hits = [0; DEPTHS.len()];
             for batch in asked.chunks(64) {
                 let queries: Vec<String> = batch.iter().map(|(query, _)| query.clone()).collect();
-                let found = engine.search(&queries, 20, Some(method)).unwrap();
+                let search =
+                    Search { queries, top_k: 20, method: Some(method), rerank: Some(rerank), ..Search::default() };
+                let found = engine.search_blocking(search).unwrap().results;
                 for ((_, golds), found) in batch.iter().zip(found) {
                     let first = found.iter().position(|hit| {
-                        let passage = &hit.passage;
+                        let passage = engine.index().passages.get(hit.position as usize).unwrap();
                         let text = texts
                             .entry(passage.id.clone())
                             .or_insert_with(|| span_tokens(&format!("{} {}", passage.title, passage.text)));
@@ -67,7 +71,7 @@ fn main() {
                     }
                 }
             }
-            print!("| {name} ({}) | {} |", asked.len(), method.label());
+            print!("| {name} ({}) | {} |", asked.len(), if rerank { "hybrid, reranked" } else { method.label() });
             for hits in hits {
                 let (low, high) = wilson(hits, asked.len());
                 let share = 100.0 * hits as f64 / asked.len() as f64;

@@ -94,9 +94,9 @@ fn bm25(arguments: &[String]) {
     let mut builder = LexicalBuilder::default();
     let mut ids = Vec::new();
     let started = cpu_seconds();
-    read_corpus(&corpus, &corpus_digest(&corpus).unwrap(), |passage| {
-        builder.add(&passage.title, &passage.text);
-        ids.push(passage.id);
+    read_corpus(&corpus, &corpus_digest(&corpus).unwrap(), |entry| {
+        builder.add(&entry.title, &entry.text);
+        ids.push(entry.id);
         Ok(())
     })
     .unwrap();

@@ -1,7 +1,7 @@
 //! A published index: its identity, the pointer to the current version, and opening it verified.
 //!
-//! Layout: `<output>/<digest>/{manifest.json, passages.jsonl, passages.ends, lexical.bin, vectors.f16,
-//! vectors.codes}` and the pointer `<output>/CURRENT`, one line: the digest and the sha256 of that version's manifest. The
+//! Layout: `<output>/<digest>/{manifest.json, passages.jsonl, passages.ends, passages.keys, lexical.bin,
+//! vectors.f16, vectors.codes}` and the pointer `<output>/CURRENT`, one line: the digest and the sha256 of that version's manifest. The
 //! pointer thus fixes every byte of the version.
 
 use crate::dense::DenseIndex;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// Manifest kind.
 pub const KIND: &str = "index";
 /// Layout version.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// File of the inverted index.
 pub const LEXICAL: &str = "lexical.bin";
 /// File of the vectors.

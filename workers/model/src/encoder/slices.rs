@@ -7,18 +7,7 @@ use s3_config::Pooling;
 /// The pooled state, not yet normalised.
 pub fn forward(bert: &Bert<Vec<f32>>, shape: &Shape, tokens: &[u32], pooling: Pooling) -> Vec<f32> {
     let h = shape.hidden;
-    let mut x = vec![0f32; tokens.len() * h];
-    for (at, (row, token)) in x.chunks_exact_mut(h).zip(tokens).enumerate() {
-        let word = &bert.words[*token as usize * h..][..h];
-        let position = &bert.positions[at * h..][..h];
-        for ((x, word), position) in row.iter_mut().zip(word).zip(position) {
-            *x = word + position;
-        }
-    }
-    layer_norm(&mut x, &bert.norm, shape.eps);
-    for layer in &bert.layers {
-        x = transform(layer, shape, &x);
-    }
+    let x = states(bert, shape, tokens, tokens.len());
     match pooling {
         Pooling::Cls => x[..h].to_vec(),
         Pooling::Mean => {
@@ -32,6 +21,27 @@ pub fn forward(bert: &Bert<Vec<f32>>, shape: &Shape, tokens: &[u32], pooling: Po
             mean
         }
     }
+}
+
+/// The last layer's states `[tokens, hidden]`; from `second` on tokens are of the second segment.
+pub fn states(bert: &Bert<Vec<f32>>, shape: &Shape, tokens: &[u32], second: usize) -> Vec<f32> {
+    let h = shape.hidden;
+    let mut x = vec![0f32; tokens.len() * h];
+    for (at, (row, token)) in x.chunks_exact_mut(h).zip(tokens).enumerate() {
+        let word = &bert.words[*token as usize * h..][..h];
+        let position = &bert.positions[at * h..][..h];
+        for ((x, word), position) in row.iter_mut().zip(word).zip(position) {
+            *x = word + position;
+        }
+        if at >= second {
+            row.iter_mut().zip(&bert.second).for_each(|(x, more)| *x += more);
+        }
+    }
+    layer_norm(&mut x, &bert.norm, shape.eps);
+    for layer in &bert.layers {
+        x = transform(layer, shape, &x);
+    }
+    x
 }
 
 fn transform(layer: &Layer<Vec<f32>>, shape: &Shape, x: &[f32]) -> Vec<f32> {
@@ -53,7 +63,7 @@ fn residual(mut y: Vec<f32>, x: &[f32]) -> Vec<f32> {
 }
 
 /// `x` `[tokens, inner]` → `[tokens, out]`.
-fn linear(x: &[f32], linear: &Linear<Vec<f32>>, inner: usize) -> Vec<f32> {
+pub fn linear(x: &[f32], linear: &Linear<Vec<f32>>, inner: usize) -> Vec<f32> {
     let (tokens, out) = (x.len() / inner, linear.bias.len());
     let mut y = Vec::with_capacity(tokens * out);
     for _ in 0..tokens {
