@@ -1,8 +1,8 @@
 //! Sentence encoders of the BERT family (multilingual-e5-small, MiniLM and their like): text to a unit
 //! vector.
 //!
-//! On the CPU every text is computed by itself on one thread, many texts side by side: nothing is padded,
-//! and a vector is the same to the bit whatever else was in the batch. On other devices texts of similar
+//! On the CPU texts are computed one after the other in pieces of a few hundred tokens, a thread a piece: nothing is
+//! padded, and a vector is the same to the bit whatever else was in the batch. On other devices texts of similar
 //! length are computed together.
 
 mod pairs;
@@ -22,6 +22,9 @@ use weights::{Bert, Shape};
 
 /// Tokens (padding included) of one batch on a device other than the CPU.
 const BATCH_TOKENS: usize = 1 << 15;
+
+/// Tokens of one piece on the CPU: enough to use a weight often once it is at hand, few enough to stay in the cache.
+const PIECE_TOKENS: usize = 256;
 
 /// How an encoder turns text into a vector; the folder does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,9 +73,8 @@ impl Encoder {
         let tokens = texts.par_iter().map(|text| self.tokens(text.as_ref())).collect::<Result<Vec<_>>>()?;
         let mut vectors = match &self.body {
             Body::Slices(bert) => {
-                let one = |tokens: &Vec<u32>| slices::forward(bert, &self.shape, tokens, self.pooling);
-                // No longer pieces than one text: lengths differ, and so does the work.
-                tokens.par_iter().with_max_len(1).map(one).collect()
+                let one = |piece: &Vec<&[u32]>| slices::forward(bert, &self.shape, piece, self.pooling);
+                pieces(&tokens).par_iter().with_max_len(1).flat_map_iter(one).collect()
             }
             Body::Tensors(bert, device) => self.encode_by_length(bert, device, &tokens)?,
         };
@@ -83,7 +85,7 @@ impl Encoder {
     }
 
     /// Token ids with the special tokens, truncated.
-    fn tokens(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn tokens(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         let ids = encoding.get_ids();
         match ids.iter().find(|id| **id as usize >= self.shape.vocab) {
@@ -120,6 +122,25 @@ impl Encoder {
         }
         Ok(vectors)
     }
+}
+
+/// Texts in order, in pieces of few tokens, and so many that every thread has some.
+fn pieces(texts: &[Vec<u32>]) -> Vec<Vec<&[u32]>> {
+    let all: usize = texts.iter().map(Vec::len).sum();
+    let limit = all.div_ceil(rayon::current_num_threads()).clamp(PIECE_TOKENS / 8, PIECE_TOKENS);
+    let mut pieces: Vec<Vec<&[u32]>> = Vec::new();
+    let mut filled = limit;
+    for text in texts {
+        if filled + text.len() > limit {
+            pieces.push(Vec::new());
+            filled = 0;
+        }
+        filled += text.len();
+        if let Some(piece) = pieces.last_mut() {
+            piece.push(text);
+        }
+    }
+    pieces
 }
 
 fn tokenizer(folder: &Path, max_tokens: usize, shape: &Shape) -> Result<Tokenizer> {

@@ -29,7 +29,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (config, sets) = arguments.split_first().unwrap();
     let config: RetrieverServeConfig = s3_config::load(Path::new(config)).unwrap();
-    let engine = std::sync::Arc::new(Engine::open(&config).unwrap());
+    let engine = Engine::open(&config).unwrap();
     println!("index {}, {} passages", engine.index().digest, engine.index().passages.len());
     let mut texts: HashMap<String, Vec<String>> = HashMap::new();
     for set in sets {

@@ -14,8 +14,9 @@ use crate::round::{Job, Plan};
 use s3_config::{FusionConfig, RetrievalMethod, RetrieverServeConfig};
 use s3_model::encoder::{Encoder, EncoderSpec};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::time::Instant;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 /// Turns texts into unit vectors.
@@ -47,8 +48,15 @@ pub struct Engine {
     fusion: FusionConfig,
     limits: Limits,
     cache: Mutex<Cache>,
-    pool: rayon::ThreadPool,
-    queue: Queue<Job>,
+    queue: Arc<Queue<Work>>,
+}
+
+/// What the engine's thread takes up.
+enum Work {
+    /// Queries, in a round with others.
+    Search(Job),
+    /// Anything else, by itself.
+    Other(Box<dyn FnOnce(&Engine) + Send>),
 }
 
 /// Queries of one round.
@@ -56,7 +64,7 @@ const SHARED: usize = 512;
 
 impl Engine {
     /// Opens the current index, its encoder and the reranker, and asks it about its own passages.
-    pub fn open(config: &RetrieverServeConfig) -> Result<Self> {
+    pub fn open(config: &RetrieverServeConfig) -> Result<Arc<Self>> {
         let index = Index::open_current(&config.index)?;
         let encoder = load_encoder(&index, config)?;
         let engine = Self::assemble(config, index, encoder.map(|encoder| Box::new(encoder) as Box<dyn QueryEncoder>))?;
@@ -68,16 +76,12 @@ impl Engine {
         Ok(engine)
     }
 
-    /// An engine of parts that are open already.
+    /// An engine of parts that are open already, and its thread.
     pub fn assemble(
         config: &RetrieverServeConfig,
         index: Index,
         encoder: Option<Box<dyn QueryEncoder>>,
-    ) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.runtime.threads.unwrap_or(0))
-            .build()
-            .map_err(|error| RetrieverError::Internal(format!("thread pool: {error}")))?;
+    ) -> Result<Arc<Self>> {
         let reranker = config.reranker.as_ref().map(Reranker::load).transpose()?;
         let method = default_method(&index, encoder.is_some(), config.method)?;
         let limits = Limits {
@@ -92,9 +96,11 @@ impl Engine {
             )));
         }
         let cache = Mutex::new(Cache::new(config.cache_entries));
-        let (name, queue) = (index.digest.as_str().into(), Queue::new(SHARED));
+        let (name, queue) = (index.digest.as_str().into(), Arc::new(Queue::new(SHARED)));
         let fusion = config.fusion.clone();
-        Ok(Self { index, name, encoder, reranker, method, fusion, limits, cache, pool, queue })
+        let engine = Arc::new(Self { index, name, encoder, reranker, method, fusion, limits, cache, queue });
+        run(&engine, config.runtime.threads.unwrap_or(0))?;
+        Ok(engine)
     }
 
     /// The index that is served.
@@ -146,24 +152,23 @@ impl Engine {
         };
         let prefix = if passages { &identity.passage_prefix } else { &identity.query_prefix };
         let texts: Vec<String> = texts.into_iter().map(|text| format!("{prefix}{text}")).collect();
-        let found = self.on_pool(move |engine| engine.encoder.as_ref().map(|encoder| encoder.encode(&texts)));
+        let found = self.on_threads(move |engine| engine.encoder.as_ref().map(|encoder| encoder.encode(&texts)));
         found.await?.ok_or_else(broken)?.map_err(SearchError::from)
     }
 
     /// Runs work on the engine's own threads.
-    pub async fn on_pool<T: Send + 'static>(
+    pub async fn on_threads<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> Result<T, SearchError> {
         let (sender, receiver) = oneshot::channel();
-        let engine = self.clone();
-        self.pool.spawn(move || {
-            let work = std::panic::AssertUnwindSafe(|| work(&engine));
-            if let Ok(done) = std::panic::catch_unwind(work) {
-                // whoever asked may have gone
-                let _ = sender.send(done);
+        let other = move |engine: &Self| {
+            // whoever asked may have gone
+            if !sender.is_closed() {
+                let _ = sender.send(work(engine));
             }
-        });
+        };
+        self.queue.push(1, Work::Other(Box::new(other)));
         receiver.await.map_err(|_| broken())
     }
 
@@ -269,11 +274,9 @@ impl Engine {
             return Ok((pending, None));
         }
         let (reply, receiver) = oneshot::channel();
-        let job = Job { queries: missing, plan: pending.plan.clone(), since: Instant::now(), reply };
-        if self.queue.push(job.queries.len(), job) {
-            let engine = self.clone();
-            self.pool.spawn(move || engine.queue.work(|jobs| engine.round(jobs)));
-        }
+        let (plan, runtime) = (pending.plan.clone(), Handle::try_current().ok());
+        let job = Job { queries: missing, plan, since: Instant::now(), reply, runtime };
+        self.queue.push(job.queries.len(), Work::Search(job));
         Ok((pending, Some(receiver)))
     }
 
@@ -321,6 +324,55 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+/// Starts the engine's thread, which with `threads` − 1 others (0: one for each processor) does all the computing. It is
+/// one of them, so that a small round crosses no threads.
+fn run(engine: &Arc<Engine>, threads: usize) -> Result<()> {
+    let (queue, weak) = (engine.queue.clone(), Arc::downgrade(engine));
+    let (started, ready) = mpsc::channel();
+    let body = move || {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build();
+        let failed = pool.as_ref().err().map(ToString::to_string);
+        let fine = failed.is_none();
+        if started.send(failed).is_ok() && fine {
+            queue.work(|work| do_round(&weak, work));
+        }
+    };
+    let failed = |reason: String| RetrieverError::Internal(format!("the engine's threads: {reason}"));
+    std::thread::Builder::new().name("engine".to_owned()).spawn(body).map_err(|error| failed(error.to_string()))?;
+    match ready.recv() {
+        Ok(None) => Ok(()),
+        Ok(Some(reason)) => Err(failed(reason)),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+fn do_round(engine: &Weak<Engine>, round: Vec<Work>) {
+    // without an engine nobody waits
+    let Some(engine) = engine.upgrade() else { return };
+    let mut jobs = Vec::with_capacity(round.len());
+    for work in round {
+        match work {
+            Work::Search(job) => jobs.push(job),
+            Work::Other(work) => {
+                // what it panics with is its caller's; the others of the round are computed
+                let work = std::panic::AssertUnwindSafe(|| work(&engine));
+                if std::panic::catch_unwind(work).is_err() {
+                    tracing::error!("a request broke off");
+                }
+            }
+        }
+    }
+    if !jobs.is_empty() {
+        engine.round(jobs);
     }
 }
 

@@ -182,7 +182,8 @@ fn answered(body: Vec<u8>, engine: &Engine, reply: &Reply, total: Duration) -> R
     let parts = reply.timing.parts().into_iter().filter(|(_, time)| !time.is_zero());
     for (name, time) in parts.chain([("total", total)]) {
         // Writing into a String cannot fail.
-        let _ = write!(timing, "{name};dur={:.3},", time.as_secs_f64() * 1e3);
+        let micros = time.as_micros();
+        let _ = write!(timing, "{name};dur={}.{:03},", micros / 1000, micros % 1000);
     }
     timing.pop();
     let mut response = Response::new(Body::from(body));
@@ -239,7 +240,7 @@ async fn rerank(State(front): State<Arc<Front>>, headers: HeaderMap, body: Resul
             refuse(StatusCode::BAD_REQUEST, &reason)
         })?;
         let top = request.rerank_topk.filter(|top| *top > 0).unwrap_or(TOP_RERANKED as usize);
-        let work = engine.on_pool(move |engine| {
+        let work = engine.on_threads(move |engine| {
             let Some(reranker) = engine.reranker() else { return Ok(Vec::new()) };
             let one = |(query, texts): (String, Vec<String>)| {
                 let scores = reranker.scores(&query, &texts)?;

@@ -9,6 +9,10 @@ use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// A request allocates a dozen times; this one takes half the time of the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Builds search indexes and serves them.
 #[derive(Parser)]
 #[command(version)]

@@ -11,6 +11,7 @@ use s3_config::FusionConfig;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 /// How queries are to be answered, checked.
@@ -41,6 +42,26 @@ pub struct Job {
     pub since: Instant,
     /// Who waits.
     pub reply: oneshot::Sender<Result<Done, String>>,
+    /// Where it waits, when it is a task.
+    pub runtime: Option<Handle>,
+}
+
+/// A job's end, not yet told.
+type Told = (oneshot::Sender<Result<Done, String>>, Result<Done, String>);
+
+/// Tells everyone of a round. A task does it where the callers are tasks: from there a wake-up is a note in a list, while
+/// from this thread each is a system call.
+fn tell(runtime: Option<Handle>, told: Vec<Told>) {
+    let all = move || {
+        for (reply, done) in told {
+            // whoever asked may have gone meanwhile
+            let _ = reply.send(done);
+        }
+    };
+    match runtime {
+        Some(runtime) => drop(runtime.spawn(async move { all() })),
+        None => all(),
+    }
 }
 
 /// A job with what its filter means.
@@ -58,6 +79,8 @@ impl Engine {
     pub(crate) fn round(&self, jobs: Vec<Job>) {
         let started = Instant::now();
         let mut ready = Vec::with_capacity(jobs.len());
+        let mut told = Vec::with_capacity(jobs.len());
+        let runtime = jobs.iter().find_map(|job| job.runtime.clone());
         for job in jobs {
             if job.reply.is_closed() {
                 continue;
@@ -72,7 +95,7 @@ impl Engine {
                     };
                     ready.push(Ready { job, allowed, depth, leg });
                 }
-                Err(error) => fail(job, &error),
+                Err(error) => told.push(failed(job, &error)),
             }
         }
         let computed = self.compute(&ready);
@@ -91,12 +114,12 @@ impl Engine {
                     let lists = job.queries.into_iter().zip(lists.by_ref().map(Arc::from)).collect();
                     let timing = Timing { queue: started.saturating_duration_since(job.since), ..timing };
                     let usage = Usage { round, scanned_bytes: scanned, reranked, ..Usage::default() };
-                    // whoever asked may have gone meanwhile
-                    let _ = job.reply.send(Ok(Done { lists, timing, usage }));
+                    told.push((job.reply, Ok(Done { lists, timing, usage })));
                 }
             }
-            Err(error) => ready.into_iter().for_each(|one| fail(one.job, &error)),
+            Err(error) => told.extend(ready.into_iter().map(|one| failed(one.job, &error))),
         }
+        tell(runtime, told);
     }
 
     /// The rankings of all queries of all jobs, in order.
@@ -197,9 +220,9 @@ impl Engine {
     }
 }
 
-fn fail(job: Job, error: &RetrieverError) {
+fn failed(job: Job, error: &RetrieverError) -> Told {
     tracing::error!(%error, "search failed");
-    let _ = job.reply.send(Err(error.to_string()));
+    (job.reply, Err(error.to_string()))
 }
 
 impl Timing {

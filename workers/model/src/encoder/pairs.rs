@@ -43,7 +43,7 @@ impl CrossEncoder {
         }
         let second = encoding.get_type_ids().iter().position(|kind| *kind == 1).unwrap_or(tokens.len());
         let h = self.shape.hidden;
-        let x = states(&self.bert, &self.shape, tokens, second);
+        let x = states(&self.bert, &self.shape, &[tokens], Some(second));
         let mut pooled = linear(&x[..h], &self.head.pooler, h);
         for x in &mut pooled {
             *x = x.tanh();
