@@ -119,9 +119,13 @@ impl RetrieverService {
 
     async fn within<T>(&self, work: impl Future<Output = Result<T, SearchError>>) -> Result<T, Status> {
         let _permit = self.live.admit().map_err(Status::resource_exhausted)?;
-        match tokio::time::timeout(self.deadline, work).await {
-            Ok(done) => done.map_err(status),
-            Err(_) => {
+        let outcome = match self.deadline.is_zero() {
+            true => None,
+            false => tokio::time::timeout(self.deadline, work).await.ok(),
+        };
+        match outcome {
+            Some(done) => done.map_err(status),
+            None => {
                 s3_telemetry::metrics().retriever_refused.with_label_values(&["deadline"]).inc();
                 let millis = self.deadline.as_millis();
                 Err(Status::deadline_exceeded(format!("not answered within {millis} ms")))

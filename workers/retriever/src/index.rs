@@ -165,8 +165,21 @@ pub struct Verified {
 /// Verifies version `digest` in `output`: every file's sha256 and the identity's digest.
 pub fn verify(output: &Path, digest: &str) -> Result<Verified> {
     let folder = output.join(digest);
-    let manifest = load_manifest(&folder, KIND)?;
-    let bad = |reason: String| RetrieverError::content(&folder, format!("{reason}; build the index again"));
+    parsed(&folder, digest, load_manifest(&folder, KIND)?)
+}
+
+/// What the manifest of version `digest` says, its files unread.
+pub fn unverified(output: &Path, digest: &str) -> Result<Verified> {
+    let folder = output.join(digest);
+    let path = folder.join("manifest.json");
+    let bytes = std::fs::read(&path).map_err(RetrieverError::io("read", &path))?;
+    let manifest = serde_json::from_slice(&bytes)
+        .map_err(|error| RetrieverError::content(&path, format!("not a manifest ({error}); build the index again")))?;
+    parsed(&folder, digest, manifest)
+}
+
+fn parsed(folder: &Path, digest: &str, manifest: Manifest) -> Result<Verified> {
+    let bad = |reason: String| RetrieverError::content(folder, format!("{reason}; build the index again"));
     if manifest.format != FORMAT {
         return Err(bad(format!("layout {} is not {FORMAT}, the one this program reads", manifest.format)));
     }

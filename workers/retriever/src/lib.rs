@@ -36,6 +36,7 @@ pub mod rerank;
 mod round;
 pub mod serve;
 pub mod splice;
+pub mod tools;
 pub mod vectors;
 pub mod words;
 
