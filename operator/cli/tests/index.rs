@@ -17,8 +17,11 @@ impl World {
         // Anserini's layout: several files, the title in quotes on the first line
         for (file, from) in [("a.jsonl", 0), ("b.jsonl", 40)] {
             let line = |at: usize| {
-                let (place, animal) = (["river", "mountain", "city"][at % 3], ["heron", "otter", "lynx", "crane"][at % 4]);
-                format!("{{\"id\":\"p{at}\",\"contents\":\"\\\"The {animal} {at}\\\"\\nA {animal} lives by the {place}.\",\"kind\":\"{animal}\"}}\n")
+                let (place, animal) =
+                    (["river", "mountain", "city"][at % 3], ["heron", "otter", "lynx", "crane"][at % 4]);
+                format!(
+                    "{{\"id\":\"p{at}\",\"contents\":\"\\\"The {animal} {at}\\\"\\nA {animal} lives by the {place}.\",\"kind\":\"{animal}\"}}\n"
+                )
             };
             std::fs::write(world.path("corpus").join(file), (from..from + 40).map(line).collect::<String>()).unwrap();
         }
@@ -70,7 +73,10 @@ fn an_index_is_built_inspected_verified_searched_and_compared() {
     assert!(told.ends_with("whole: 4 files have their sha256\n"), "{told}");
 
     let told = world.told(&["search", "one", "heron river", "lynx", "-k", "3", "--not", "id=p0"]);
-    assert!(told.contains("heron river\n   1.") && told.contains("[p12] The heron 12: A heron lives by the river."), "{told}");
+    assert!(
+        told.contains("heron river\n   1.") && told.contains("[p12] The heron 12: A heron lives by the river."),
+        "{told}"
+    );
     assert!(!told.contains("[p0]"), "{told}");
     let told = world.told(&["search", "one", "lives", "--where", "kind=otter", "--where", "kind=lynx", "--json"]);
     let found: serde_json::Value = serde_json::from_str(&told).unwrap();
@@ -79,9 +85,13 @@ fn an_index_is_built_inspected_verified_searched_and_compared() {
     assert!(hits.iter().all(|hit| hit["metadata"]["kind"] == "otter" || hit["metadata"]["kind"] == "lynx"), "{told}");
 
     world.told(&["build", "--corpus", "corpus", "--output", "two", "--k1", "2", "--b", "0", "--limit", "60"]);
-    std::fs::write(world.path("queries.txt"), "heron river\n\nlynx mountain\n{\"question\": \"otter city\"}\n").unwrap();
+    std::fs::write(world.path("queries.txt"), "heron river\n\nlynx mountain\n{\"question\": \"otter city\"}\n")
+        .unwrap();
     let told = world.told(&["compare", "one", "two", "--queries", "queries.txt", "-k", "5"]);
-    assert!(told.contains("differs in lexical.k1: 0.9 and 2.0") && told.contains("differs in limit: null and 60"), "{told}");
+    assert!(
+        told.contains("differs in lexical.k1: 0.9 and 2.0") && told.contains("differs in limit: null and 60"),
+        "{told}"
+    );
     assert!(told.contains("3 queries, 5 passages each: "), "{told}");
     let told = world.told(&["compare", "one", "one", "--queries", "queries.txt"]);
     assert!(told.contains("100.00 % of the passages are the same") && !told.contains("differs"), "{told}");

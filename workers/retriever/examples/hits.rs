@@ -3,8 +3,10 @@
 //! left out, as are those without any.
 //!
 //! ```text
-//! hits SERVE.yaml NAME=QUESTIONS.jsonl …
+//! hits SERVE.yaml FIRST NAME=QUESTIONS.jsonl …
 //! ```
+//! With a reranker, hybrid search is also asked the first FIRST questions of each set, with it and without: reading
+//! pairs takes long.
 #![allow(clippy::unwrap_used)] // a measuring program: anything unexpected ends it
 
 use s3_config::{AuditConfig, RetrieverServeConfig};
@@ -27,7 +29,8 @@ fn wilson(hits: usize, n: usize) -> (f64, f64) {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (config, sets) = arguments.split_first().unwrap();
+    let [config, first, sets @ ..] = &arguments[..] else { panic!("hits SERVE.yaml FIRST NAME=QUESTIONS.jsonl …") };
+    let first: usize = first.parse().unwrap();
     let config: RetrieverServeConfig = s3_config::load(Path::new(config)).unwrap();
     let engine = Engine::open(&config).unwrap();
     println!("index {}, {} passages", engine.index().digest, engine.index().passages.len());
@@ -49,9 +52,18 @@ fn main() {
                 open.then_some((question.question, golds))
             })
             .collect();
-        let reranked = engine.reranker().is_some().then_some((Method::Hybrid, true));
-        let rankings = [(Method::Lexical, false), (Method::Dense, false), (Method::Hybrid, false)];
-        for (method, rerank) in rankings.into_iter().chain(reranked) {
+        let all = asked.len();
+        let mut rankings = vec![
+            (Method::Lexical, false, "lexical", all),
+            (Method::Dense, false, "dense", all),
+            (Method::Hybrid, false, "hybrid", all),
+        ];
+        if engine.reranker().is_some() {
+            rankings.push((Method::Hybrid, false, "hybrid", first.min(all)));
+            rankings.push((Method::Hybrid, true, "hybrid, reranked", first.min(all)));
+        }
+        for (method, rerank, label, count) in rankings {
+            let asked = &asked[..count];
             let mut hits = [0; DEPTHS.len()];
             for batch in asked.chunks(64) {
                 let queries: Vec<String> = batch.iter().map(|(query, _)| query.clone()).collect();
@@ -71,7 +83,7 @@ fn main() {
                     }
                 }
             }
-            print!("| {name} ({}) | {} |", asked.len(), if rerank { "hybrid, reranked" } else { method.label() });
+            print!("| {name} ({}) | {} |", asked.len(), label);
             for hits in hits {
                 let (low, high) = wilson(hits, asked.len());
                 let share = 100.0 * hits as f64 / asked.len() as f64;

@@ -96,7 +96,11 @@ fn serve(arguments: &[String]) {
     let engine = Engine::assemble(&config, index, Some(encoder)).unwrap();
     let live = Arc::new(Live::new(engine, config.requests_limit));
     let access = Arc::new(Access::open(None).unwrap());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(std::env::var("FRONT").map_or(2, |n| n.parse().unwrap())).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::env::var("FRONT").map_or(2, |n| n.parse().unwrap()))
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         println!("{}", listener.local_addr().unwrap().port());

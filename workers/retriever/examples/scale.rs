@@ -52,11 +52,15 @@ fn step(state: &mut u64) -> f32 {
 /// A vector of its own around its cluster's centre.
 fn vector(seed: u64, d: usize) -> Vec<f32> {
     let mut own = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..4).for_each(|_| drop(step(&mut own)));
+    for _ in 0..4 {
+        step(&mut own);
+    }
     let mut centre = (own % CLUSTERS + 1).wrapping_mul(0xd134_2543_de82_ef95) | 1;
     let mut x: Vec<f32> = (0..d).map(|_| step(&mut centre) + 0.8 * step(&mut own)).collect();
     let norm = x.iter().map(|x| x * x).sum::<f32>().sqrt();
-    x.iter_mut().for_each(|x| *x /= norm);
+    for x in &mut x {
+        *x /= norm;
+    }
     x
 }
 
@@ -112,8 +116,13 @@ fn main() {
     asked.chunks(16).for_each(|batch| drop(index.search(batch, K, false)));
     let batched = batched.elapsed().as_secs_f64() / queries as f64 * 1e3;
     let (all, mapped) = resident();
-    println!("single queries: p50 {p50:.1} ms, p99 {p99:.1} ms, CPU {cpu:.1} ms; batches of 16: {batched:.1} ms a query");
-    println!("resident after {} queries: {all:.0} MiB, of it {mapped:.0} MiB of mapped files (codes, and rows scored again)", 2 * queries);
+    println!(
+        "single queries: p50 {p50:.1} ms, p99 {p99:.1} ms, CPU {cpu:.1} ms; batches of 16: {batched:.1} ms a query"
+    );
+    println!(
+        "resident after {} queries: {all:.0} MiB, of it {mapped:.0} MiB of mapped files (codes, and rows scored again)",
+        2 * queries
+    );
     let factor = GOAL / n as f64;
     println!(
         "times {factor:.2} for 21,015,324: p50 {:.0} ms, CPU {:.0} ms, codes {:.2} GiB",

@@ -100,7 +100,14 @@ mod tests {
         let access = Access::open(Some(folder.path())).unwrap();
         let ask = |value: &str| access.allows(Some(value.as_bytes()));
         assert!(ask("Bearer token-of-job-a-0001") && ask("bearer  token-of-job-a-0001 "));
-        for wrong in ["Bearer token-of-job-a-0002", "Bearer short", "Bearer ", "token-of-job-a-0001", "Basic token-of-job-a-0001", ""] {
+        for wrong in [
+            "Bearer token-of-job-a-0002",
+            "Bearer short",
+            "Bearer ",
+            "token-of-job-a-0001",
+            "Basic token-of-job-a-0001",
+            "",
+        ] {
             assert!(!ask(wrong), "{wrong}");
         }
         assert!(!access.allows(None));

@@ -51,6 +51,9 @@ pub struct Engine {
     queue: Arc<Queue<Work>>,
 }
 
+/// Where a round's reply arrives.
+type Receiver = oneshot::Receiver<Result<Done, String>>;
+
 /// What the engine's thread takes up.
 enum Work {
     /// Queries, in a round with others.
@@ -236,10 +239,7 @@ impl Engine {
     }
 
     /// Takes what is known, and has the rest computed.
-    fn begin(
-        self: &Arc<Self>,
-        mut request: Search,
-    ) -> Result<(Pending, Option<oneshot::Receiver<Result<Done, String>>>), SearchError> {
+    fn begin(self: &Arc<Self>, mut request: Search) -> Result<(Pending, Option<Receiver>), SearchError> {
         let plan = Arc::new(self.plan(&mut request)?);
         let mut results: Vec<Option<Arc<[Ranked]>>> = vec![None; request.queries.len()];
         let mut places: Vec<Vec<usize>> = Vec::new();
@@ -282,7 +282,8 @@ impl Engine {
 
     fn end(&self, pending: Pending, done: Option<Result<Done, String>>) -> Result<Reply, SearchError> {
         let Pending { plan, mut results, places, missing, hits } = pending;
-        let mut reply = Reply { usage: Usage { cached: hits, computed: missing, ..Usage::default() }, ..Reply::default() };
+        let mut reply =
+            Reply { usage: Usage { cached: hits, computed: missing, ..Usage::default() }, ..Reply::default() };
         if let Some(done) = done {
             let done = done.map_err(RetrieverError::Internal)?;
             reply.timing = done.timing;

@@ -46,8 +46,8 @@ struct Retrieve {
 struct Rerank {
     queries: Vec<String>,
     documents: Vec<Vec<Value>>,
-    #[serde(default)]
-    rerank_topk: Option<usize>,
+    #[serde(default, rename = "rerank_topk")]
+    topk: Option<usize>,
     #[serde(default)]
     return_scores: bool,
 }
@@ -128,24 +128,21 @@ impl Front {
                 return Err(refuse(StatusCode::BAD_REQUEST, &format!("{TIMEOUT} is a number of milliseconds")).into());
             }
         };
-        let outcome = match deadline.is_zero() {
-            // the clock ticks in milliseconds; what is due at once would still get one
-            true => None,
-            false => tokio::time::timeout(deadline, work).await.ok(),
-        };
-        match outcome {
-            Some(Ok(done)) => Ok(done),
-            Some(Err(SearchError::Refused { message, .. })) => Err(refuse(StatusCode::BAD_REQUEST, &message).into()),
-            Some(Err(SearchError::Failed(error))) => {
-                tracing::error!(%error, "search failed");
-                Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()).into())
-            }
-            None => {
-                count_refusal("deadline");
-                let reason = format!("not answered within {} ms", deadline.as_millis());
-                Err(refuse(StatusCode::GATEWAY_TIMEOUT, &reason).into())
-            }
+        // the clock ticks in milliseconds; what is due at once would still get one
+        if !deadline.is_zero()
+            && let Ok(done) = tokio::time::timeout(deadline, work).await
+        {
+            return done.map_err(|error| match error {
+                SearchError::Refused { message, .. } => refuse(StatusCode::BAD_REQUEST, &message).into(),
+                SearchError::Failed(error) => {
+                    tracing::error!(%error, "search failed");
+                    refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()).into()
+                }
+            });
         }
+        count_refusal("deadline");
+        let reason = format!("not answered within {} ms", deadline.as_millis());
+        Err(refuse(StatusCode::GATEWAY_TIMEOUT, &reason).into())
     }
 }
 
@@ -244,7 +241,7 @@ async fn rerank(State(front): State<Arc<Front>>, headers: HeaderMap, body: Resul
             count_refusal("rerank");
             refuse(StatusCode::BAD_REQUEST, &reason)
         })?;
-        let top = request.rerank_topk.filter(|top| *top > 0).unwrap_or(TOP_RERANKED as usize);
+        let top = request.topk.filter(|top| *top > 0).unwrap_or(TOP_RERANKED as usize);
         let work = engine.on_threads(move |engine| {
             let Some(reranker) = engine.reranker() else { return Ok(Vec::new()) };
             let one = |(query, texts): (String, Vec<String>)| {
@@ -262,8 +259,7 @@ async fn rerank(State(front): State<Arc<Front>>, headers: HeaderMap, body: Resul
         let entry = |(score, text): (f32, String)| {
             if scores { json!({"document": text, "score": f64::from(score)}) } else { Value::String(text) }
         };
-        let result: Vec<Vec<Value>> =
-            found.into_iter().map(|list| list.into_iter().map(entry).collect()).collect();
+        let result: Vec<Vec<Value>> = found.into_iter().map(|list| list.into_iter().map(entry).collect()).collect();
         Ok::<Response, Refusal>(Json(json!({ "result": result })).into_response())
     };
     let response = reranked.await.unwrap_or_else(|refusal| *refusal);

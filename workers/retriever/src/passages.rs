@@ -31,7 +31,14 @@ impl PassageWriter {
     pub fn create(folder: &Path) -> Result<Self> {
         let paths = [folder.join(PASSAGES), folder.join(PASSAGE_ENDS)];
         let create = |path: &Path| File::create(path).map(BufWriter::new).map_err(RetrieverError::io("create", path));
-        Ok(Self { lines: create(&paths[0])?, ends: create(&paths[1])?, keys: KeyWriter::default(), paths, written: 0, passages: 0 })
+        Ok(Self {
+            lines: create(&paths[0])?,
+            ends: create(&paths[1])?,
+            keys: KeyWriter::default(),
+            paths,
+            written: 0,
+            passages: 0,
+        })
     }
 
     /// Adds the next passage.
@@ -67,7 +74,7 @@ impl PassageStore {
         let path = folder.join(PASSAGES);
         let (lines, ends) = (map(&path)?, map(&folder.join(PASSAGE_ENDS))?);
         let keys = Keys::open(folder, ends.len() / 8)?;
-        let store = Self { lines, ends, keys, path };
+        let store = Self { path, lines, ends, keys };
         let sorted = (0..store.len()).map(|at| store.end(at)).is_sorted();
         let last = store.len().checked_sub(1).map(|last| store.end(last));
         if !sorted || !store.ends.len().is_multiple_of(8) || last != Some(store.lines.len() as u64) {

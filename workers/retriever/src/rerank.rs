@@ -32,7 +32,7 @@ impl Reranker {
     }
 
     /// A ranking's passages by the model's scores.
-    pub fn reorder(&self, query: &str, ranking: Vec<Ranked>, store: &PassageStore) -> Result<Vec<Ranked>> {
+    pub fn reorder(&self, query: &str, ranking: &[Ranked], store: &PassageStore) -> Result<Vec<Ranked>> {
         let texts = ranking
             .iter()
             .map(|one| store.get(one.position as usize).map(|found| rendered(&found.title, &found.text)))

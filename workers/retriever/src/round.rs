@@ -6,6 +6,7 @@ use crate::error::{Result, RetrieverError};
 use crate::filter::{Allowed, Filter};
 use crate::rank::{Ranked, fuse};
 use crate::request::{Method, Timing, Usage};
+use crate::rerank::Reranker;
 use rayon::prelude::*;
 use s3_config::FusionConfig;
 use std::collections::BTreeMap;
@@ -45,6 +46,9 @@ pub struct Job {
     /// Where it waits, when it is a task.
     pub runtime: Option<Handle>,
 }
+
+/// Queries that share a reading: where they stand, and their vectors.
+type Group = (Vec<usize>, Vec<Vec<f32>>);
 
 /// A job's end, not yet told.
 type Told = (oneshot::Sender<Result<Done, String>>, Result<Done, String>);
@@ -88,7 +92,7 @@ impl Engine {
             match job.plan.filter.resolve(&self.index.passages) {
                 Ok(allowed) => {
                     let rerank = self.reranker.as_ref().filter(|_| job.plan.rerank);
-                    let depth = job.plan.k.max(rerank.map_or(0, |reranker| reranker.depth()));
+                    let depth = job.plan.k.max(rerank.map_or(0, Reranker::depth));
                     let leg = match job.plan.method {
                         Method::Hybrid => depth.max(job.plan.fusion.depth),
                         _ => depth,
@@ -139,7 +143,7 @@ impl Engine {
                 Method::Hybrid => fuse(&lexical, &dense, &job.plan.fusion, *depth),
             })
             .collect();
-        let search = started.elapsed() - encode;
+        let search = started.elapsed().saturating_sub(encode);
         let mut timing = Timing { encode, search, ..Timing::default() };
         let Some(reranker) = self.reranker.as_ref().filter(|_| jobs.iter().any(|one| one.job.plan.rerank)) else {
             return Ok((lists, timing));
@@ -150,7 +154,7 @@ impl Engine {
                 if !one.job.plan.rerank {
                     return Ok(list);
                 }
-                let mut list = reranker.reorder(query, list, &self.index.passages)?;
+                let mut list = reranker.reorder(query, &list, &self.index.passages)?;
                 list.truncate(one.job.plan.k);
                 Ok(list)
             })
@@ -187,7 +191,7 @@ impl Engine {
         let mut results: Vec<Vec<Ranked>> = vec![Vec::new(); vectors.len()];
         let Some(index) = &self.index.dense else { return results };
         let owners: Vec<&Ready> = jobs.iter().flat_map(|one| one.job.queries.iter().map(move |_| one)).collect();
-        let mut groups: BTreeMap<(usize, bool), (Vec<usize>, Vec<Vec<f32>>)> = BTreeMap::new();
+        let mut groups: BTreeMap<(usize, bool), Group> = BTreeMap::new();
         for (at, (vector, one)) in vectors.into_iter().zip(&owners).enumerate() {
             let Some(vector) = vector else { continue };
             if let Allowed::Only(positions) = &one.allowed {

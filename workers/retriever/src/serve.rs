@@ -58,9 +58,8 @@ pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(
     let stop = |shutdown: Shutdown| async move { shutdown.wait().await };
     let mut servers = tokio::task::JoinSet::new();
     let service = RetrieverService { live: live.clone(), access: access.clone(), deadline };
-    let service = RetrieverServer::new(service)
-        .max_decoding_message_size(MESSAGE_LIMIT)
-        .max_encoding_message_size(MESSAGE_LIMIT);
+    let service =
+        RetrieverServer::new(service).max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT);
     let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
     let (health, health_service) = tonic_health::server::health_reporter();
     // the self-query has passed: the engine is open
@@ -77,7 +76,8 @@ pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(
         .serve_with_incoming_shutdown(incoming, stop(shutdown.clone()));
     servers.spawn(async move { serving.await.map_err(|error| format!("grpc server: {error}")) });
     if let Some(http) = http {
-        let serving = axum::serve(http.tap_io(undelayed), router(Front { live, access, deadline })).with_graceful_shutdown(stop(shutdown.clone()));
+        let serving = axum::serve(http.tap_io(undelayed), router(Front { live, access, deadline }))
+            .with_graceful_shutdown(stop(shutdown.clone()));
         servers.spawn(async move { serving.await.map_err(|error| format!("http server: {error}")) });
     }
     let leaving = shutdown.clone();

@@ -49,7 +49,9 @@ pub fn document(line: &[u8], out: &mut Vec<u8>) -> bool {
         br#"""#,
         rest,
     ];
-    pieces.iter().for_each(|piece| out.extend_from_slice(piece));
+    for piece in pieces {
+        out.extend_from_slice(piece);
+    }
     true
 }
 
@@ -58,7 +60,9 @@ pub fn document(line: &[u8], out: &mut Vec<u8>) -> bool {
 pub fn contents(line: &[u8], out: &mut Vec<u8>) -> bool {
     let Some(Parts { title, text, .. }) = parts(line) else { return false };
     let pieces: [&[u8]; 5] = [br#""\""#, title, br#"\"\n"#, text, br#"""#];
-    pieces.iter().for_each(|piece| out.extend_from_slice(piece));
+    for piece in pieces {
+        out.extend_from_slice(piece);
+    }
     true
 }
 

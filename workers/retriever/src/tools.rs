@@ -89,7 +89,14 @@ impl Asked {
             deny: *deny,
         };
         let filter = Filter(self.filter.iter().map(condition).collect());
-        Ok(Search { queries: queries.to_vec(), top_k: self.top_k, method, exact: self.exact, filter, ..Search::default() })
+        Ok(Search {
+            queries: queries.to_vec(),
+            top_k: self.top_k,
+            method,
+            exact: self.exact,
+            filter,
+            ..Search::default()
+        })
     }
 }
 

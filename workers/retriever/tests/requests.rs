@@ -63,13 +63,20 @@ async fn filters_find_what_a_search_of_everything_would_keep() {
     let client = client(&served);
     let query = "opera of metal 17";
     for method in [Method::Lexical, Method::Dense] {
-        let everything =
-            SearchRequest { queries: vec![query.into()], top_k: 600, method: method.into(), exact: true, ..Default::default() };
+        let everything = SearchRequest {
+            queries: vec![query.into()],
+            top_k: 600,
+            method: method.into(),
+            exact: true,
+            ..Default::default()
+        };
         let all = client.search(everything.clone()).await.unwrap();
         let all = ids(&all, 0);
         for (filter, keeps) in [
             (vec![is("kind", &["b"])], (|at| at % 4 == 1) as fn(usize) -> bool),
-            (vec![is("kind", &["b", "d"]), not("part", &["0", "2"])], |at| at % 2 == 1 && at / 100 % 2 == 1 || at % 2 == 1 && at >= 400 && at < 500),
+            (vec![is("kind", &["b", "d"]), not("part", &["0", "2"])], |at| {
+                at % 2 == 1 && at / 100 % 2 == 1 || at % 2 == 1 && at >= 400 && at < 500
+            }),
             (vec![not("id", &["p3", "p17", "p34", "nobody"])], |at| ![3, 17, 34].contains(&at)),
             (vec![not("kind", &["a", "b", "c"])], |at| at % 4 == 3),
             (vec![is("id", &["p5", "p70", "p71"])], |at| [5, 70, 71].contains(&at)),
@@ -86,13 +93,19 @@ async fn filters_find_what_a_search_of_everything_would_keep() {
         }
     }
     // titles are fields too, and hybrid search filters both legs
-    let request = SearchRequest { queries: vec![query.into()], top_k: 50, filter: vec![is("kind", &["c"])], ..Default::default() };
+    let request = SearchRequest {
+        queries: vec![query.into()],
+        top_k: 50,
+        filter: vec![is("kind", &["c"])],
+        ..Default::default()
+    };
     let found = client.search(request).await.unwrap();
     assert!(ids(&found, 0).len() == 50 && ids(&found, 0).iter().all(|id| number(id) % 4 == 2));
     let hit = &found.results[0].hits[0];
     assert_eq!((hit.metadata["kind"].as_str(), hit.metadata["part"].len()), ("c", 1));
     let title = hit.passage.as_ref().unwrap().title.clone();
-    let request = SearchRequest { queries: vec![query.into()], filter: vec![is("title", &[&title])], ..Default::default() };
+    let request =
+        SearchRequest { queries: vec![query.into()], filter: vec![is("title", &[&title])], ..Default::default() };
     let found = client.search(request.clone()).await.unwrap();
     assert!(found.results[0].hits.iter().all(|hit| hit.passage.as_ref().unwrap().title == title));
     let bare = client.search(SearchRequest { ids_only: true, ..request }).await.unwrap();
@@ -106,9 +119,8 @@ async fn replies_say_what_they_took_and_fusion_can_be_chosen() {
     world.build();
     let served = Served::start(&world, &world.serve_config());
     let client = client(&served);
-    let request = SearchRequest {
-        queries: vec!["opera".into(), "metal".into(), "opera".into()], top_k: 8, ..Default::default()
-    };
+    let request =
+        SearchRequest { queries: vec!["opera".into(), "metal".into(), "opera".into()], top_k: 8, ..Default::default() };
     let first = client.search(request.clone()).await.unwrap();
     let (timing, usage) = (first.timing.unwrap(), first.usage.unwrap());
     assert_eq!((usage.computed, usage.cached), (2, 0));
@@ -128,7 +140,13 @@ async fn replies_say_what_they_took_and_fusion_can_be_chosen() {
         assert_eq!(ids(&hybrid, 1), ids(&alone, 1), "{method:?}");
     }
     for (bad, says) in [
-        (SearchRequest { fusion: Some(Fusion { lexical_weight: -1.0, depth: 5, ..Default::default() }), ..request.clone() }, "fusion"),
+        (
+            SearchRequest {
+                fusion: Some(Fusion { lexical_weight: -1.0, depth: 5, ..Default::default() }),
+                ..request.clone()
+            },
+            "fusion",
+        ),
         (SearchRequest { fusion: Some(Fusion::default()), ..request.clone() }, "depth is 1 to"),
         (SearchRequest { rerank: Rerank::On.into(), ..request.clone() }, "no reranker"),
     ] {
@@ -168,7 +186,8 @@ async fn health_reflection_streams_deadlines_and_tokens() {
     let health = HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner();
     assert_eq!(health.status(), ServingStatus::Serving);
     let request = ServerReflectionRequest {
-        host: String::new(), message_request: Some(MessageRequest::FileContainingSymbol("s3.v1.Retriever".into())),
+        host: String::new(),
+        message_request: Some(MessageRequest::FileContainingSymbol("s3.v1.Retriever".into())),
     };
     let mut replies = ServerReflectionClient::new(channel.clone())
         .server_reflection_info(tokio_stream::iter([request]))
@@ -238,7 +257,8 @@ async fn rerankers_reorder_and_answer_in_the_references_shapes() {
     let client = client(&served);
     assert!(client.info().await.unwrap().reranker);
     let request = SearchRequest { queries: vec!["opera metal".into()], top_k: 4, ..Default::default() };
-    let plain = client.search(SearchRequest { top_k: 10, rerank: Rerank::Off.into(), ..request.clone() }).await.unwrap();
+    let plain =
+        client.search(SearchRequest { top_k: 10, rerank: Rerank::Off.into(), ..request.clone() }).await.unwrap();
     let reranked = client.search(request.clone()).await.unwrap();
     assert_eq!(reranked.usage.unwrap().reranked, 10);
     assert!(reranked.timing.unwrap().rerank_ns > 0);
@@ -288,11 +308,14 @@ async fn rerankers_reorder_and_answer_in_the_references_shapes() {
         assert!(status == 400 && error["error"].as_str().unwrap().contains(says), "{error}");
     }
     // the combined server's /retrieve: documents as strings
-    let (status, body) =
-        served.retrieve(&json!({"queries": ["opera metal"], "topk_retrieval": 10, "topk_rerank": 2, "return_scores": true}));
+    let (status, body) = served
+        .retrieve(&json!({"queries": ["opera metal"], "topk_retrieval": 10, "topk_rerank": 2, "return_scores": true}));
     assert_eq!(status, 200);
     assert_eq!(body["result"][0].as_array().unwrap().len(), 2);
-    assert_eq!(body["result"][0][0], json!({"document": format!("\"{}\"\n{}", it.title, it.text), "score": first.score}));
+    assert_eq!(
+        body["result"][0][0],
+        json!({"document": format!("\"{}\"\n{}", it.title, it.text), "score": first.score})
+    );
     // without a reranker both are refused
     let other = world.serve_config();
     let served = Served::start(&world, &other);

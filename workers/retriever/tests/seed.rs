@@ -97,11 +97,15 @@ fn a_downloaded_index_is_joined_imported_and_answers_as_the_client_expects() {
         let serve = serve.to_str().unwrap();
         let verified = answer(&["verify", "--config", serve]);
         assert_eq!((&verified["encoderChecked"], &verified["current"]), (&json!(true), &json!(true)));
-        let asked = world.save("asked.yaml", &json!({"queries": ["opera of metal", "river 17"], "topK": 4, "method": "Dense"}));
+        let asked =
+            world.save("asked.yaml", &json!({"queries": ["opera of metal", "river 17"], "topK": 4, "method": "Dense"}));
         let asked = asked.to_str().unwrap();
         let searched = answer(&["search", "--config", serve, "--queries", asked]);
         let compared = answer(&["compare", "--config", serve, "--other", serve, "--queries", asked]);
-        assert_eq!((&compared["overlap"], &compared["sameRanking"], &compared["queries"]), (&json!(1.0), &json!(1.0), &json!(2)));
+        assert_eq!(
+            (&compared["overlap"], &compared["sameRanking"], &compared["queries"]),
+            (&json!(1.0), &json!(1.0), &json!(2))
+        );
 
         // the client's request, and both shapes of the reply
         config["method"] = json!("Dense");
@@ -153,7 +157,8 @@ fn questions_about_what_is_not_there_end_in_one_line() {
         assert!(code == 64 && error.contains(says), "{error}");
     }
     let asked = world.save("asked.yaml", &json!({"queries": []}));
-    let (code, error) = refused(&["compare", "--config", serve, "--other", serve, "--queries", asked.to_str().unwrap()]);
+    let (code, error) =
+        refused(&["compare", "--config", serve, "--other", serve, "--queries", asked.to_str().unwrap()]);
     assert!(code == 64 && error.contains("no queries"), "{error}");
     // damage is found by reading
     let digest = s3_retriever::index::current(&folder).unwrap().0;

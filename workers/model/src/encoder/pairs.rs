@@ -1,8 +1,8 @@
 //! Cross-encoders of the BERT family (ms-marco-MiniLM and their like): two texts read together to one score.
 
 use super::slices::{linear, states};
-use super::weights::{Bert, Head, Shape, read};
 use super::tokenizer;
+use super::weights::{Bert, Head, Shape, read};
 use crate::error::{ModelError, Result};
 use candle_core::Device;
 use rayon::prelude::*;

@@ -178,7 +178,8 @@ impl<T> Head<T> {
                 ModelError::format(&path, format!("tensor {name} is missing: a cross-encoder with one label is needed"))
             })?;
             if tensor.dims() != dims {
-                let reason = format!("tensor {name} is {:?}, a cross-encoder with one label has {dims:?}", tensor.dims());
+                let reason =
+                    format!("tensor {name} is {:?}, a cross-encoder with one label has {dims:?}", tensor.dims());
                 return Err(ModelError::format(&path, reason));
             }
             Ok(make(tensor)?)

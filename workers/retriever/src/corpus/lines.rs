@@ -17,10 +17,13 @@ use std::rc::Rc;
 const LINE_LIMIT: usize = 16 << 20;
 const BUFFER: usize = 1 << 20;
 
+/// Shared with whoever reads on behalf of another.
+type Hasher = Rc<RefCell<Sha256>>;
+
 /// A file that is hashed as it is read.
 struct Hashed {
     file: File,
-    hasher: Rc<RefCell<Sha256>>,
+    hasher: Hasher,
 }
 
 impl Read for Hashed {
@@ -32,7 +35,7 @@ impl Read for Hashed {
 }
 
 /// The file's unpacked content, and the hash of what was read of it.
-fn unpacked(what: &'static str, path: &Path) -> Result<(Box<dyn BufRead>, Rc<RefCell<Sha256>>)> {
+fn unpacked(what: &'static str, path: &Path) -> Result<(Box<dyn BufRead>, Hasher)> {
     let file = File::open(path).map_err(RetrieverError::open(what, path))?;
     let hasher = Rc::new(RefCell::new(Sha256::new()));
     let mut raw = BufReader::with_capacity(BUFFER, Hashed { file, hasher: hasher.clone() });
@@ -49,7 +52,7 @@ fn unpacked(what: &'static str, path: &Path) -> Result<(Box<dyn BufRead>, Rc<Ref
 }
 
 /// sha256 of the whole file, of which a part was hashed as it was read.
-fn whole(path: &Path, reader: Box<dyn BufRead>, hasher: &Rc<RefCell<Sha256>>, read_to_end: bool) -> Result<String> {
+fn whole(path: &Path, reader: Box<dyn BufRead>, hasher: &Hasher, read_to_end: bool) -> Result<String> {
     drop(reader);
     if read_to_end {
         return Ok(hex::encode(hasher.borrow().clone().finalize()));
@@ -175,11 +178,7 @@ pub(crate) fn lines(what: &'static str, path: &Path, mut each: impl FnMut(u64, &
 }
 
 /// The same until `each` wants no more; whether the end was reached.
-fn each_line(
-    path: &Path,
-    reader: &mut dyn BufRead,
-    mut each: impl FnMut(u64, &[u8]) -> Result<bool>,
-) -> Result<bool> {
+fn each_line(path: &Path, reader: &mut dyn BufRead, mut each: impl FnMut(u64, &[u8]) -> Result<bool>) -> Result<bool> {
     let mut line = Vec::new();
     let mut number = 0;
     loop {

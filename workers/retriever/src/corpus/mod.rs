@@ -1,9 +1,9 @@
 //! Reading a corpus as a stream, in the forms that corpora are published in.
 //!
-//! * [`source`]: which files a path means: one file, or a folder in Hugging Face's or Anserini's layout.
-//! * [`lines`]: JSON and tab-separated lines, plain, gzipped or by zstd.
-//! * [`columns`]: Parquet.
-//! * [`record`]: one record to a passage, whatever its fields are called.
+//! * `source`: which files a path means: one file, or a folder in Hugging Face's or Anserini's layout.
+//! * `lines`: JSON and tab-separated lines, plain, gzipped or by zstd.
+//! * `columns`: Parquet.
+//! * `record`: one record to a passage, whatever its fields are called.
 
 mod columns;
 mod lines;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// What a record should look like, for messages.
 const FORM: &str = "expected {\"id\",\"title\",\"text\"} or {\"id\",\"contents\"}, all strings";
-/// Fields that hold an id, a title or a text: ours and the reference's, BEIR's, MedRAG's, DPR's.
+/// Fields that hold an id, a title or a text: ours and the reference's, BEIR's, `MedRAG`'s, DPR's.
 const IDS: [&str; 4] = ["id", "_id", "docid", "doc_id"];
 const TEXTS: [&str; 3] = ["text", "content", "passage"];
 /// Longest value of a field of metadata; longer ones are texts, not something to filter by.

@@ -109,7 +109,9 @@ fn published_layouts_are_read_as_they_are() {
     // one array, as the reference's small corpora
     let array = read(r#" [{"title":"a","text":"b"}, {"title":"c","text":"d"}]"#, None).unwrap();
     assert_eq!(array, rows);
-    for (bad, says) in [(r#"[{"title":"a"}]"#, "line 1"), (r#"[{"text":"a"}"#, "EOF"), (r#"[{"text":"a"}] x"#, "trailing")] {
+    for (bad, says) in
+        [(r#"[{"title":"a"}]"#, "line 1"), (r#"[{"text":"a"}"#, "EOF"), (r#"[{"text":"a"}] x"#, "trailing")]
+    {
         let error = read(bad, None).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
@@ -127,7 +129,8 @@ fn published_layouts_are_read_as_they_are() {
 #[test]
 fn packed_files_are_what_they_unpack_to() {
     let dir = tempfile::tempdir().unwrap();
-    let text: String = (0..3000).map(|at| format!("{{\"id\":\"{at}\",\"title\":\"t\",\"text\":\"x {at}\"}}\n")).collect();
+    let text: String =
+        (0..3000).map(|at| format!("{{\"id\":\"{at}\",\"title\":\"t\",\"text\":\"x {at}\"}}\n")).collect();
     let expected = read(&text, None).unwrap();
     let (first, second) = text.split_at(text.len() / 3);
     for (name, bytes) in [
@@ -197,7 +200,11 @@ fn folders_are_taken_whole_in_order() {
     // Hugging Face's layout
     put("data/train-00001-of-00002.jsonl.zst", &zst(b"{\"id\":\"c\",\"text\":\"3\"}\n"));
     std::fs::create_dir_all(dir.path().join("data")).unwrap();
-    write_parquet(&dir.path().join("data/train-00000-of-00002.parquet"), &[("a", "A", "1", 1), ("b", "B", "2", 2)], Compression::SNAPPY);
+    write_parquet(
+        &dir.path().join("data/train-00000-of-00002.parquet"),
+        &[("a", "A", "1", 1), ("b", "B", "2", 2)],
+        Compression::SNAPPY,
+    );
     put("data/test-00000-of-00001.jsonl", b"{\"id\":\"t\",\"text\":\"test\"}\n");
     let ids = |found: &[Entry]| found.iter().map(|entry| entry.id.clone()).collect::<Vec<_>>().join(" ");
     let found = take(dir.path(), None).unwrap();

@@ -186,7 +186,8 @@ fn describe(version: &Value) -> String {
     }
     let (identity, facts) = (&version["identity"], &version["facts"]);
     let limit = identity["limit"].as_u64().map_or_else(String::new, |n| format!(", the first {}", thousands(n)));
-    let _ = writeln!(out, "  passages    {}, {}", thousands(number(&facts["passages"])), bytes(number(&facts["bytes"])));
+    let _ =
+        writeln!(out, "  passages    {}, {}", thousands(number(&facts["passages"])), bytes(number(&facts["bytes"])));
     let _ = writeln!(out, "  corpus      sha256 {}{limit}", identity["corpusSha256"].as_str().unwrap_or_default());
     if identity["lexical"].is_object() {
         let _ = writeln!(out, "  lexical     BM25, k1 {}, b {}", identity["lexical"]["k1"], identity["lexical"]["b"]);
@@ -263,7 +264,10 @@ pub fn search(args: &SearchArgs) -> Result<ExitCode, Problem> {
         let config = call.save("serve.yaml", &config)?;
         let queries = call.save("queries.yaml", &args.ask.asked(&args.queries)?)?;
         let arguments = [
-            OsStr::new("search"), OsStr::new("--config"), config.as_os_str(), OsStr::new("--queries"),
+            OsStr::new("search"),
+            OsStr::new("--config"),
+            config.as_os_str(),
+            OsStr::new("--queries"),
             queries.as_os_str(),
         ];
         answer(&call.run("search", &arguments, &call.path("progress.json"))?)?
@@ -279,11 +283,16 @@ pub fn search(args: &SearchArgs) -> Result<ExitCode, Problem> {
             println!("   nothing");
         }
         for (place, hit) in hits.iter().enumerate() {
-            let text: String = hit["text"].as_str().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+            let text: String =
+                hit["text"].as_str().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
             let short: String = text.chars().take(SHOWN).collect();
             let more = if short.len() < text.len() { "…" } else { "" };
             let (id, title) = (hit["id"].as_str().unwrap_or_default(), hit["title"].as_str().unwrap_or_default());
-            println!("{:>4}. {:>9.4}  [{id}] {title}: {short}{more}", place + 1, hit["score"].as_f64().unwrap_or_default());
+            println!(
+                "{:>4}. {:>9.4}  [{id}] {title}: {short}{more}",
+                place + 1,
+                hit["score"].as_f64().unwrap_or_default()
+            );
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -294,7 +303,8 @@ fn served(args: &SearchArgs) -> Result<Value, Problem> {
     if args.encoder.is_some() || args.reranker.is_some() {
         return Err(Problem::input("--encoder and --reranker belong to a folder; a server has its own"));
     }
-    let problem = |error: CallError| if error.is_outage() { Problem::unavailable(error) } else { Problem::input(error) };
+    let problem =
+        |error: CallError| if error.is_outage() { Problem::unavailable(error) } else { Problem::input(error) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Problem::internal)?;
     let _inside = runtime.enter();
     let mut client = RetrieverClient::new(&args.index, Duration::from_secs(60), 3).map_err(problem)?;
@@ -338,8 +348,13 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode, Problem> {
     let second = call.save("second.yaml", &config(&args.second, encoder)?)?;
     let asked = call.save("queries.yaml", &args.ask.asked(&queries)?)?;
     let arguments = [
-        OsStr::new("compare"), OsStr::new("--config"), first.as_os_str(), OsStr::new("--other"), second.as_os_str(),
-        OsStr::new("--queries"), asked.as_os_str(),
+        OsStr::new("compare"),
+        OsStr::new("--config"),
+        first.as_os_str(),
+        OsStr::new("--other"),
+        second.as_os_str(),
+        OsStr::new("--queries"),
+        asked.as_os_str(),
     ];
     let text = call.run("compare", &arguments, &call.path("progress.json"))?;
     if args.json {
@@ -349,7 +364,11 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode, Problem> {
     let found = answer(&text)?;
     for which in ["first", "second"] {
         let index = &found[which];
-        println!("{which:<6} {}, {} passages", index["digest"].as_str().unwrap_or_default(), number(&index["passages"]));
+        println!(
+            "{which:<6} {}, {} passages",
+            index["digest"].as_str().unwrap_or_default(),
+            number(&index["passages"])
+        );
     }
     for line in differences(&found["first"]["identity"], &found["second"]["identity"], "") {
         println!("differs in {line}");
@@ -358,7 +377,11 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode, Problem> {
     println!(
         "{} queries, {} passages each: {:.2} % of the passages are the same, the first one for {:.2} % of the queries, \
          the whole ranking for {:.2} %",
-        found["queries"], args.ask.top_k, percent("overlap"), percent("sameFirst"), percent("sameRanking"),
+        found["queries"],
+        args.ask.top_k,
+        percent("overlap"),
+        percent("sameFirst"),
+        percent("sameRanking"),
     );
     for worst in found["worst"].as_array().into_iter().flatten() {
         let share = 100.0 * worst["overlap"].as_f64().unwrap_or_default();
@@ -435,8 +458,10 @@ mod tests {
             only: vec!["kind=a".into(), "kind=b=c".into()],
             not: vec!["id=7".into()],
         };
-        let expected =
-            vec![("kind".to_owned(), vec!["a".to_owned(), "b=c".to_owned()], false), ("id".to_owned(), vec!["7".to_owned()], true)];
+        let expected = vec![
+            ("kind".to_owned(), vec!["a".to_owned(), "b=c".to_owned()], false),
+            ("id".to_owned(), vec!["7".to_owned()], true),
+        ];
         assert_eq!(args.filter().unwrap(), expected);
         assert!(AskArgs { only: vec!["kind".into()], ..args }.filter().is_err());
     }

@@ -22,8 +22,8 @@ pub struct Call {
 
 impl Call {
     pub fn new() -> Result<Self, Problem> {
-        let folder = tempfile::tempdir()
-            .map_err(|error| Problem::io("create a folder in", &std::env::temp_dir(), &error))?;
+        let folder =
+            tempfile::tempdir().map_err(|error| Problem::io("create a folder in", &std::env::temp_dir(), &error))?;
         Ok(Self { folder })
     }
 
