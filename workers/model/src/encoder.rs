@@ -56,7 +56,7 @@ impl Encoder {
         let (shape, tensors) = weights::read(folder, device)?;
         let body = if device.is_cpu() {
             let to_vec = |tensor: &candle_core::Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
-            Body::Slices(Bert::assemble(folder, &shape, &tensors, to_vec)?)
+            Body::Slices(Bert::assemble(folder, &shape, &tensors, to_vec)?.turned())
         } else {
             Body::Tensors(Bert::assemble(folder, &shape, &tensors, |tensor| Ok(tensor.clone()))?, device.clone())
         };

@@ -159,6 +159,13 @@ async fn replies_say_what_they_took_and_fusion_can_be_chosen() {
     assert_eq!((queries.dimensions, queries.values.len()), (32, 64));
     assert_eq!(queries.index_digest, first.index_digest);
     assert!((queries.values[..32].iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
+    // alone or with others, however small the encoder: the same to the bit
+    let many: Vec<String> = (0..5).map(|at| WORDS[..=at].join(" ")).collect();
+    let together = client.embed(EmbedRequest { texts: many.clone(), passages: false }).await.unwrap().values;
+    for (text, vector) in many.into_iter().zip(together.chunks(32)) {
+        let alone = client.embed(EmbedRequest { texts: vec![text], passages: false }).await.unwrap().values;
+        assert_eq!(alone, vector);
+    }
     let passages = client.embed(EmbedRequest { texts, passages: true }).await.unwrap();
     assert_ne!(queries.values, passages.values);
 }

@@ -23,8 +23,8 @@ impl CrossEncoder {
     pub fn load(folder: &Path, max_tokens: usize) -> Result<Self> {
         let (shape, tensors) = read(folder, &Device::Cpu)?;
         let to_vec = |tensor: &candle_core::Tensor| tensor.flatten_all()?.to_vec1();
-        let bert = Bert::assemble(folder, &shape, &tensors, to_vec)?;
-        let head = Head::assemble(folder, &shape, &tensors, to_vec)?;
+        let bert = Bert::assemble(folder, &shape, &tensors, to_vec)?.turned();
+        let head = Head::assemble(folder, &shape, &tensors, to_vec)?.turned();
         Ok(Self { tokenizer: tokenizer(folder, max_tokens, &shape)?, shape, bert, head })
     }
 

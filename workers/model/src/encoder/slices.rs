@@ -77,14 +77,20 @@ fn transform(layer: &Layer<Vec<f32>>, shape: &Shape, x: &[f32], texts: &[&[u32]]
     x
 }
 
-/// `x` `[tokens, inner]` → `[tokens, out]`.
+/// `x` `[tokens, inner]` → `[tokens, out]`, by a weight `[inner, out]`.
 pub fn linear(x: &[f32], linear: &Linear<Vec<f32>>, inner: usize) -> Vec<f32> {
     let (tokens, out) = (x.len() / inner, linear.bias.len());
+    if tokens == 1 {
+        // a product with a vector sums in another order than one with a matrix
+        let mut y = self::linear(&[x, x].concat(), linear, inner);
+        y.truncate(out);
+        return y;
+    }
     let mut y = Vec::with_capacity(tokens * out);
     for _ in 0..tokens {
         y.extend_from_slice(&linear.bias);
     }
-    gemm(&mut y, (tokens, out, inner), View::rows(x, inner), View::transposed(&linear.weight, inner), 1.0, true, 1);
+    gemm(&mut y, (tokens, out, inner), View::rows(x, inner), View::rows(&linear.weight, out), 1.0, true, 1);
     y
 }
 

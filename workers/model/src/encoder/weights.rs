@@ -155,6 +155,40 @@ impl<T> Bert<T> {
     }
 }
 
+impl Linear<Vec<f32>> {
+    /// Turns the weight round, to `[in, out]`. A product with few tokens would sum rows that lie along `in` in another
+    /// order than one with many.
+    fn turn(&mut self) {
+        let out = self.bias.len();
+        let inner = self.weight.len() / out.max(1);
+        let old = std::mem::take(&mut self.weight);
+        self.weight = (0..inner * out).map(|at| old[at % out * inner + at / out]).collect();
+    }
+}
+
+impl Bert<Vec<f32>> {
+    /// Turns every weight to `[in, out]`.
+    #[must_use]
+    pub fn turned(mut self) -> Self {
+        for layer in &mut self.layers {
+            for linear in [&mut layer.qkv, &mut layer.attention, &mut layer.up, &mut layer.down] {
+                linear.turn();
+            }
+        }
+        self
+    }
+}
+
+impl Head<Vec<f32>> {
+    /// Turns every weight to `[in, out]`.
+    #[must_use]
+    pub fn turned(mut self) -> Self {
+        self.pooler.turn();
+        self.classifier.turn();
+        self
+    }
+}
+
 /// What scores a pair: the pooled first state, and the classifier over it.
 pub struct Head<T> {
     /// `[hidden, hidden]`, followed by tanh.
