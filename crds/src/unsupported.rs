@@ -74,7 +74,7 @@ pub const UNSUPPORTED: &[Field] = &[
     ),
     field(INDEX, "spec.source.build.dense.index.efSearch", "belongs to Hnsw, which is not built yet; leave it out"),
     field(INDEX, "spec.source.build.dense.index.factory", "belongs to Factory, which is not built yet; leave it out"),
-    field(INDEX, "spec.reranker", "is not served yet; leave it out"),
+    value(INDEX, "spec.reranker.device", &["Cuda"], "is not served yet: pairs are read on the CPU; use Cpu"),
     // training
     value(JOB, "spec.searcher.adapter.kind", &["Full"], "is not trained yet; use Lora"),
     field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),

@@ -38,6 +38,9 @@ enum Command {
     Ask(commands::ask::AskArgs),
     /// Shows the result of a finished run and where its report page is.
     Report(commands::report::ReportArgs),
+    /// Builds, imports, checks, searches and compares search indexes, without a run.
+    #[command(subcommand)]
+    Index(commands::index::IndexCommand),
     /// Prints the log of a component.
     Logs(commands::logs::LogsArgs),
     /// Shows how far a run is.
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::run(&args),
         Command::Ask(args) => commands::ask::run(&args),
         Command::Report(args) => commands::report::run(&args),
+        Command::Index(command) => commands::index::run(&command),
         Command::Logs(args) => commands::logs::run(&args),
         Command::Status(args) => commands::status::run(&args),
     };

@@ -9,9 +9,11 @@ use crate::{
 };
 use s3_config::{
     AuditConfig, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig,
-    RetrievalMethod, RetrieverServeConfig, VectorsConfig,
+    RerankerConfig, RetrievalMethod, RetrieverServeConfig, VectorsConfig,
 };
-use s3_crds::{Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Resources, RetrieverIndex, VectorIndexKind};
+use s3_crds::{
+    Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Reranker, Resources, RetrieverIndex, VectorIndexKind,
+};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -119,6 +121,10 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
     };
 
     let serving = &spec.serving;
+    let mut served = Reader::new(&resource, index.folder.as_deref());
+    let reranker = spec.reranker.as_ref().map(|reranker| rerank(reranker, &mut served)).transpose()?;
+    let mut volumes = reader.volumes;
+    volumes.extend(served.volumes);
     let stand_in = SocketAddr::from(([0, 0, 0, 0], 0));
     let config = RetrieverServeConfig {
         runtime: runtime(&serve_name),
@@ -135,6 +141,9 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
         cache_entries: serving.cache_entries as usize,
         requests_limit: s3_config::default_requests_limit(),
         watch_millis: s3_config::default_watch_millis(),
+        deadline_millis: s3_config::default_deadline_millis(),
+        tokens: None,
+        reranker,
     };
     let listens = [("/grpc", GRPC_PORT), ("/http", HTTP_PORT), ("/runtime/admin", ADMIN_PORT)];
     let serve_component = Component {
@@ -147,9 +156,9 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
         needs: BTreeSet::from([build_name]),
         ports: listens.iter().map(|(_, port)| (*port).to_owned()).collect(),
         endpoints: Vec::new(),
-        volumes: reader.volumes,
+        volumes,
         secrets: BTreeSet::new(),
-        inputs: Vec::new(),
+        inputs: served.inputs,
         resources: asked(&serving.resources, 0, 0),
         readiness: Readiness::Reported,
         config: Template::new(&WorkerConfig::Retriever(Box::new(config)), &listens)?,
@@ -217,6 +226,15 @@ fn encoded(
         index,
         vectors,
         device: encoder.device.into_config(),
+    })
+}
+
+fn rerank(reranker: &Reranker, reader: &mut Reader<'_>) -> Result<RerankerConfig, PlanError> {
+    Ok(RerankerConfig {
+        model: reader.encoder(&reranker.model, "reranker.model")?,
+        sha256: reranker.model.sha256.clone(),
+        depth: reranker.depth as usize,
+        max_tokens: reranker.max_tokens as usize,
     })
 }
 

@@ -96,6 +96,22 @@ fn equal_gateways_are_one_and_a_searcher_comes_from_its_job() {
 }
 
 #[test]
+fn a_reranker_is_the_servers_and_its_files_are_looked_for() {
+    let reranker = "  reranker:\n    model:\n      uri: pvc://data/models/cross\n    depth: 20\n  fusion:\n";
+    let plan = changed("  fusion:\n", reranker);
+    let server = plan.component("quickstart-retriever").unwrap();
+    let config = &server.config.value["reranker"];
+    assert_eq!((&config["depth"], &config["maxTokens"]), (&20.into(), &512.into()));
+    assert!(config["model"].as_str().unwrap().ends_with("models/cross"), "{config}");
+    let files: Vec<_> = server.inputs.iter().map(|input| input.path.rsplit('/').next().unwrap()).collect();
+    assert_eq!(files, ["model.safetensors", "config.json", "tokenizer.json"]);
+    assert!(server.inputs[0].field.contains("reranker.model"), "{}", server.inputs[0].field);
+    // the index is the same, and is not built again
+    let build = |plan: &Plan| plan.component("quickstart-index").unwrap().config.value.clone();
+    assert_eq!(build(&plan), build(&planned(&quickstart()).unwrap()));
+}
+
+#[test]
 fn only_what_depends_on_a_change_runs_again() {
     let plan = planned(&quickstart()).unwrap();
     let observed = finished(&plan);

@@ -5,13 +5,14 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// A corpus file: one JSON object a line, `{id, title, text}` or the reference's `{id, contents}`.
+/// A corpus: a file or a folder of files of `{id, title, text}` or the reference's `{id, contents}`, as JSON lines,
+/// tab-separated columns (plain, gzipped or by zstd) or Parquet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CorpusConfig {
-    /// The jsonl file.
+    /// The file or folder.
     pub path: PathBuf,
-    /// Expected sha256, lower-case hex.
+    /// Expected sha256, lower-case hex; of a folder that of `sha256sum`'s list of its files in order.
     #[serde(default)]
     pub sha256: Option<String>,
     /// Only the first this many passages.
@@ -224,6 +225,44 @@ pub struct RetrieverServeConfig {
     /// How often to look for a newly published version, milliseconds; 0 serves the first for ever.
     #[serde(default = "default_watch_millis")]
     pub watch_millis: u64,
+    /// A request not answered after this is given up, milliseconds; a caller's own deadline may be shorter.
+    #[serde(default = "default_deadline_millis")]
+    pub deadline_millis: u64,
+    /// Folder of callers' tokens, a file each; none answers everyone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<PathBuf>,
+    /// Reorders the best passages, when wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reranker: Option<RerankerConfig>,
+}
+
+/// A cross-encoder that reads query and passage together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RerankerConfig {
+    /// Folder with `config.json`, `model.safetensors`, `tokenizer.json`.
+    pub model: PathBuf,
+    /// Expected sha256 of `model.safetensors`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Passages reordered per query.
+    #[serde(default = "default_rerank_depth")]
+    pub depth: usize,
+    /// Query and passage together are cut to this, tokens.
+    #[serde(default = "default_pair_tokens")]
+    pub max_tokens: usize,
+}
+
+fn default_rerank_depth() -> usize {
+    32
+}
+fn default_pair_tokens() -> usize {
+    512
+}
+
+/// What [`RetrieverServeConfig::deadline_millis`] is by default.
+pub fn default_deadline_millis() -> u64 {
+    60_000
 }
 
 /// What [`RetrieverServeConfig::requests_limit`] is by default.

@@ -1,13 +1,16 @@
 //! Sentence encoders of the BERT family (multilingual-e5-small, MiniLM and their like): text to a unit
 //! vector.
 //!
-//! On the CPU every text is computed by itself on one thread, many texts side by side: nothing is padded,
-//! and a vector is the same to the bit whatever else was in the batch. On other devices texts of similar
+//! On the CPU texts are computed one after the other in pieces of a few hundred tokens, a thread a piece: nothing is
+//! padded, and a vector is the same to the bit whatever else was in the batch. On other devices texts of similar
 //! length are computed together.
 
+mod pairs;
 mod slices;
 mod tensors;
 mod weights;
+
+pub use pairs::CrossEncoder;
 
 use crate::error::{ModelError, Result};
 use candle_core::{DType, Device};
@@ -19,6 +22,9 @@ use weights::{Bert, Shape};
 
 /// Tokens (padding included) of one batch on a device other than the CPU.
 const BATCH_TOKENS: usize = 1 << 15;
+
+/// Tokens of one piece on the CPU: enough to use a weight often once it is at hand, few enough to stay in the cache.
+const PIECE_TOKENS: usize = 256;
 
 /// How an encoder turns text into a vector; the folder does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +56,11 @@ impl Encoder {
         let (shape, tensors) = weights::read(folder, device)?;
         let body = if device.is_cpu() {
             let to_vec = |tensor: &candle_core::Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
-            Body::Slices(Bert::assemble(folder, &shape, &tensors, to_vec)?)
+            Body::Slices(Bert::assemble(folder, &shape, &tensors, to_vec)?.turned())
         } else {
             Body::Tensors(Bert::assemble(folder, &shape, &tensors, |tensor| Ok(tensor.clone()))?, device.clone())
         };
-        Ok(Self { tokenizer: tokenizer(folder, spec, &shape)?, shape, pooling: spec.pooling, body })
+        Ok(Self { tokenizer: tokenizer(folder, spec.max_tokens, &shape)?, shape, pooling: spec.pooling, body })
     }
 
     /// Elements of a vector.
@@ -67,9 +73,8 @@ impl Encoder {
         let tokens = texts.par_iter().map(|text| self.tokens(text.as_ref())).collect::<Result<Vec<_>>>()?;
         let mut vectors = match &self.body {
             Body::Slices(bert) => {
-                let one = |tokens: &Vec<u32>| slices::forward(bert, &self.shape, tokens, self.pooling);
-                // No longer pieces than one text: lengths differ, and so does the work.
-                tokens.par_iter().with_max_len(1).map(one).collect()
+                let one = |piece: &Vec<&[u32]>| slices::forward(bert, &self.shape, piece, self.pooling);
+                pieces(&tokens).par_iter().with_max_len(1).flat_map_iter(one).collect()
             }
             Body::Tensors(bert, device) => self.encode_by_length(bert, device, &tokens)?,
         };
@@ -80,7 +85,7 @@ impl Encoder {
     }
 
     /// Token ids with the special tokens, truncated.
-    fn tokens(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn tokens(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         let ids = encoding.get_ids();
         match ids.iter().find(|id| **id as usize >= self.shape.vocab) {
@@ -119,17 +124,36 @@ impl Encoder {
     }
 }
 
-fn tokenizer(folder: &Path, spec: &EncoderSpec, shape: &Shape) -> Result<Tokenizer> {
-    if spec.max_tokens < 3 || spec.max_tokens > shape.positions {
+/// Texts in order, in pieces of few tokens, and so many that every thread has some.
+fn pieces(texts: &[Vec<u32>]) -> Vec<Vec<&[u32]>> {
+    let all: usize = texts.iter().map(Vec::len).sum();
+    let limit = all.div_ceil(rayon::current_num_threads()).clamp(PIECE_TOKENS / 8, PIECE_TOKENS);
+    let mut pieces: Vec<Vec<&[u32]>> = Vec::new();
+    let mut filled = limit;
+    for text in texts {
+        if filled + text.len() > limit {
+            pieces.push(Vec::new());
+            filled = 0;
+        }
+        filled += text.len();
+        if let Some(piece) = pieces.last_mut() {
+            piece.push(text);
+        }
+    }
+    pieces
+}
+
+fn tokenizer(folder: &Path, max_tokens: usize, shape: &Shape) -> Result<Tokenizer> {
+    if max_tokens < 3 || max_tokens > shape.positions {
         return Err(ModelError::invalid(format!(
-            "maxTokens is {}: this encoder takes 3 to {} tokens",
-            spec.max_tokens, shape.positions
+            "maxTokens is {max_tokens}: this encoder takes 3 to {} tokens",
+            shape.positions
         )));
     }
     let path = folder.join("tokenizer.json");
     let bytes = std::fs::read(&path).map_err(ModelError::read(&path))?;
     let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| ModelError::format(&path, e))?;
-    let truncation = TruncationParams { max_length: spec.max_tokens, ..TruncationParams::default() };
+    let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
     tokenizer.with_truncation(Some(truncation)).map_err(|e| ModelError::format(&path, e))?;
     // Some folders ship padding to a fixed length.
     tokenizer.with_padding(None);

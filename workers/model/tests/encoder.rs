@@ -25,6 +25,10 @@ fn vectors_equal_the_reference() {
         let prefix = entry["prefix"].as_str().unwrap();
         let prefixed: Vec<String> = texts.iter().map(|text| format!("{prefix}{text}")).collect();
         let vectors = encoder.encode(&prefixed).unwrap();
+        // alone or with others: the same to the bit
+        for (text, vector) in prefixed.iter().zip(&vectors) {
+            assert_eq!(&encoder.encode(&[text]).unwrap()[0], vector, "{name}: {text}");
+        }
         for (at, (vector, expected)) in vectors.iter().zip(entry["vectors"].as_array().unwrap()).enumerate() {
             let expected: Vec<f64> = expected.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
             assert_eq!(vector.len(), expected.len());

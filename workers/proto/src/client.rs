@@ -77,6 +77,17 @@ impl Caller {
         })
     }
 
+    /// Shows this token with every request: the worker knows the caller by it.
+    fn with_token(mut self, token: &str) -> Result<Self, CallError> {
+        let service = self.service;
+        let refused =
+            |_| CallError::Refused { service, status: "the caller's token cannot stand in a header".to_owned() };
+        let mut value = MetadataValue::try_from(format!("Bearer {}", token.trim())).map_err(refused)?;
+        value.set_sensitive(true);
+        self.authorization = Some(value);
+        Ok(self)
+    }
+
     async fn call<M, R, F, Fut>(&self, method: &'static str, message: M, send: F) -> Result<R, CallError>
     where
         M: Clone,
@@ -153,6 +164,24 @@ impl RetrieverClient {
         Caller::new("retriever", address, deadline, attempts).map(Self)
     }
 
+    /// Shows this token with every request, where the retriever asks for one.
+    pub fn with_token(self, token: &str) -> Result<Self, CallError> {
+        self.0.with_token(token).map(Self)
+    }
+
+    /// Vectors of texts.
+    pub async fn embed(&self, request: v1::EmbedRequest) -> Result<v1::EmbedResponse, CallError> {
+        self.0
+            .call("Embed", request, |channel, request| async move {
+                v1::retriever_client::RetrieverClient::new(channel)
+                    .max_decoding_message_size(MESSAGE_LIMIT)
+                    .max_encoding_message_size(MESSAGE_LIMIT)
+                    .embed(request)
+                    .await
+            })
+            .await
+    }
+
     /// Ranks passages for a batch of queries.
     pub async fn search(&self, request: v1::SearchRequest) -> Result<v1::SearchResponse, CallError> {
         self.0
@@ -187,15 +216,8 @@ impl GeneratorClient {
     }
 
     /// Shows this token with every request: the gateway knows the caller by it.
-    pub fn with_token(mut self, token: &str) -> Result<Self, CallError> {
-        let refused = |_| CallError::Refused {
-            service: "generator-gateway",
-            status: "the caller's token cannot stand in a header".to_owned(),
-        };
-        let mut value = MetadataValue::try_from(format!("Bearer {}", token.trim())).map_err(refused)?;
-        value.set_sensitive(true);
-        self.0.authorization = Some(value);
-        Ok(self)
+    pub fn with_token(self, token: &str) -> Result<Self, CallError> {
+        self.0.with_token(token).map(Self)
     }
 
     /// Answers a batch; every item has an answer or a typed failure.

@@ -6,6 +6,9 @@ pub mod v1 {
     tonic::include_proto!("s3.v1");
 }
 
+/// The definitions themselves, for reflection.
+pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/s3.descriptor"));
+
 mod attempt;
 mod client;
 mod report;

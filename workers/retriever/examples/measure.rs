@@ -5,6 +5,7 @@
 //! measure dense ROWS.f32 DIMENSIONS QUERIES.f32     then   KIND BATCH QUERIES K OVERSAMPLE
 //! measure bm25 CORPUS.jsonl QUERIES.txt             then   K
 //! measure encode FOLDER PREFIX TEXTS.txt OUT.f32    writes the texts' vectors; the prefix gets a space
+//! measure encoder FOLDER TEXTS.txt OUT.f32          then   BATCH; the texts' tokens first, their vectors to OUT
 //! ```
 //! Files of vectors are raw little-endian f32. Time is this process' CPU time, on one thread.
 #![allow(clippy::unwrap_used)] // a measuring program: anything unexpected ends it
@@ -94,9 +95,9 @@ fn bm25(arguments: &[String]) {
     let mut builder = LexicalBuilder::default();
     let mut ids = Vec::new();
     let started = cpu_seconds();
-    read_corpus(&corpus, &corpus_digest(&corpus).unwrap(), |passage| {
-        builder.add(&passage.title, &passage.text);
-        ids.push(passage.id);
+    read_corpus(&corpus, &corpus_digest(&corpus).unwrap(), |entry| {
+        builder.add(&entry.title, &entry.text);
+        ids.push(entry.id);
         Ok(())
     })
     .unwrap();
@@ -131,6 +132,24 @@ fn encode(arguments: &[String]) {
     reply(&json!({"seconds": seconds, "texts": texts.len()}));
 }
 
+fn encoder(arguments: &[String]) {
+    let [folder, texts, out] = arguments else { panic!("measure encoder FOLDER TEXTS OUT") };
+    let spec = EncoderSpec { pooling: Pooling::Mean, max_tokens: 256 };
+    let encoder = Encoder::load(Path::new(folder), &spec, &s3_model::device(DeviceKind::Cpu).unwrap()).unwrap();
+    let texts = std::fs::read_to_string(texts).unwrap();
+    let texts: Vec<&str> = texts.lines().collect();
+    reply(&json!({"tokens": texts.iter().map(|text| encoder.tokens(text).unwrap()).collect::<Vec<_>>()}));
+    for line in std::io::stdin().lock().lines() {
+        let batch: usize = line.unwrap().parse().unwrap();
+        let started = cpu_seconds();
+        let vectors: Vec<_> = texts.chunks(batch).flat_map(|texts| encoder.encode(texts).unwrap()).collect();
+        let seconds = cpu_seconds() - started;
+        let bytes: Vec<u8> = vectors.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
+        std::fs::write(out, bytes).unwrap();
+        reply(&json!({"seconds": seconds}));
+    }
+}
+
 fn main() {
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global().unwrap();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -138,6 +157,7 @@ fn main() {
         Some(("dense", rest)) => dense(rest),
         Some(("bm25", rest)) => bm25(rest),
         Some(("encode", rest)) => encode(rest),
-        _ => panic!("measure dense | bm25 | encode"),
+        Some(("encoder", rest)) => encoder(rest),
+        _ => panic!("measure dense | bm25 | encode | encoder"),
     }
 }

@@ -130,18 +130,18 @@ fn publish(
     let mut writer = PassageWriter::create(&staging)?;
     let mut lexical = config.lexical.as_ref().map(|parameters| (LexicalBuilder::default(), parameters));
     let mut read = 0;
-    let passages = read_corpus(&config.corpus, &identity.corpus_sha256, |passage| {
+    let passages = read_corpus(&config.corpus, &identity.corpus_sha256, |entry| {
         if let Some((builder, _)) = &mut lexical {
-            builder.add(&passage.title, &passage.text);
+            builder.add(&entry.title, &entry.text);
         }
         read += 1;
         if read % 1000 == 0 {
             progress.done(read);
             stop_if_asked(shutdown)?;
         }
-        writer.add(&passage)
+        writer.add(&entry)
     })?;
-    writer.finish()?;
+    writer.finish(&staging)?;
     progress.done(passages);
     if let Some((builder, parameters)) = lexical {
         let path = staging.join(LEXICAL);

@@ -1,8 +1,8 @@
 //! Results of earlier queries. A served index never changes, so an entry never goes stale: the key names
 //! the index.
 
-use crate::engine::Method;
 use crate::rank::Ranked;
+use crate::request::Method;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ pub struct Key {
     pub method: Method,
     /// Passages asked for.
     pub k: usize,
+    /// What else was asked for; empty when nothing was.
+    pub plan: Arc<str>,
     /// The query.
     pub query: String,
 }
@@ -61,7 +63,13 @@ mod tests {
 
     #[test]
     fn bounded_and_keeps_what_is_asked_for() {
-        let key = |query: usize| Key { index: "i".into(), method: Method::Lexical, k: 3, query: query.to_string() };
+        let key = |query: usize| Key {
+            index: "i".into(),
+            method: Method::Lexical,
+            k: 3,
+            plan: "".into(),
+            query: query.to_string(),
+        };
         let mut cache = Cache::new(20);
         for at in 0..1000 {
             cache.insert(key(at), Arc::new([]));

@@ -49,7 +49,7 @@ impl PassageEncoder {
     pub fn encode(&self, store: &PassageStore, positions: impl IntoIterator<Item = usize>) -> Result<Vec<Vec<f32>>> {
         let texts = positions
             .into_iter()
-            .map(|at| Ok(format!("{}{}", self.prefix, contents(&store.get(at)?))))
+            .map(|at| store.get(at).map(|it| format!("{}{}", self.prefix, contents(&it.title, &it.text))))
             .collect::<Result<Vec<_>>>()?;
         self.encode_texts(&texts)
     }

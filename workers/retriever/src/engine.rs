@@ -1,70 +1,34 @@
-//! Answers batches of queries from one open index: limits, cache, the legs and their fusion. No sockets.
+//! Answers queries from one open index: limits, cache, and the rounds that compute what is missing. No sockets.
 
-use crate::batch::Batcher;
 use crate::cache::{Cache, Key};
 use crate::corpus::contents;
-use crate::dense::DenseIndex;
 use crate::embed::{cosine, encoder_files};
 use crate::error::{Result, RetrieverError};
 use crate::index::Index;
-use crate::rank::{Ranked, fuse};
-use rayon::prelude::*;
+use crate::queue::Queue;
+use crate::rank::Ranked;
+pub use crate::request::{Method, Reply, Search, SearchError};
+use crate::request::{Timing, Usage};
+use crate::rerank::Reranker;
+use crate::round::{Job, Plan};
 use s3_config::{FusionConfig, RetrievalMethod, RetrieverServeConfig};
 use s3_model::encoder::{Encoder, EncoderSpec};
-use s3_search::Passage;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::time::Instant;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
-/// A ranking that can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Method {
-    /// BM25.
-    Lexical,
-    /// Inner product of embeddings.
-    Dense,
-    /// Reciprocal rank fusion of both.
-    Hybrid,
+/// Turns texts into unit vectors.
+pub trait QueryEncoder: Send + Sync {
+    /// One vector a text, in order.
+    fn encode(&self, texts: &[String]) -> Result<Vec<Vec<f32>>>;
 }
 
-impl Method {
-    /// Label in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Lexical => "lexical",
-            Self::Dense => "dense",
-            Self::Hybrid => "hybrid",
-        }
+impl QueryEncoder for Encoder {
+    fn encode(&self, texts: &[String]) -> Result<Vec<Vec<f32>>> {
+        Ok(Self::encode(self, texts)?)
     }
-}
-
-/// Why a request is answered with nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum SearchError {
-    /// The request is wrong; the label counts it.
-    #[error("{message}")]
-    Refused {
-        /// Label in metrics.
-        reason: &'static str,
-        /// What to change.
-        message: String,
-    },
-    /// Something broke here.
-    #[error(transparent)]
-    Failed(#[from] RetrieverError),
-}
-
-fn refused<T>(reason: &'static str, message: String) -> Result<T, SearchError> {
-    s3_telemetry::metrics().retriever_refused.with_label_values(&[reason]).inc();
-    Err(SearchError::Refused { reason, message })
-}
-
-/// A found passage.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// The passage.
-    pub passage: Passage,
-    /// Its score by the method.
-    pub score: f64,
 }
 
 /// What a request may ask for.
@@ -76,29 +40,52 @@ struct Limits {
 
 /// An open index with everything that searching it needs.
 pub struct Engine {
-    index: Index,
+    pub(crate) index: Index,
     name: Arc<str>,
-    encoder: Option<Encoder>,
+    pub(crate) encoder: Option<Box<dyn QueryEncoder>>,
+    pub(crate) reranker: Option<Reranker>,
     method: Method,
     fusion: FusionConfig,
     limits: Limits,
     cache: Mutex<Cache>,
-    pool: rayon::ThreadPool,
-    batcher: Batcher<(usize, Vec<f32>), Vec<Ranked>>,
+    queue: Arc<Queue<Work>>,
 }
 
-/// Queries of one shared reading of the index.
+/// Where a round's reply arrives.
+type Receiver = oneshot::Receiver<Result<Done, String>>;
+
+/// What the engine's thread takes up.
+enum Work {
+    /// Queries, in a round with others.
+    Search(Job),
+    /// Anything else, by itself.
+    Other(Box<dyn FnOnce(&Engine) + Send>),
+}
+
+/// Queries of one round.
 const SHARED: usize = 512;
 
 impl Engine {
-    /// Opens the current index and its encoder, and asks it about its own passages.
-    pub fn open(config: &RetrieverServeConfig) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.runtime.threads.unwrap_or(0))
-            .build()
-            .map_err(|error| RetrieverError::Internal(format!("thread pool: {error}")))?;
+    /// Opens the current index, its encoder and the reranker, and asks it about its own passages.
+    pub fn open(config: &RetrieverServeConfig) -> Result<Arc<Self>> {
         let index = Index::open_current(&config.index)?;
         let encoder = load_encoder(&index, config)?;
+        let engine = Self::assemble(config, index, encoder.map(|encoder| Box::new(encoder) as Box<dyn QueryEncoder>))?;
+        engine.self_query()?;
+        s3_telemetry::metrics()
+            .retriever_passages
+            .with_label_values::<&str>(&[])
+            .set(engine.index.passages.len() as f64);
+        Ok(engine)
+    }
+
+    /// An engine of parts that are open already, and its thread.
+    pub fn assemble(
+        config: &RetrieverServeConfig,
+        index: Index,
+        encoder: Option<Box<dyn QueryEncoder>>,
+    ) -> Result<Arc<Self>> {
+        let reranker = config.reranker.as_ref().map(Reranker::load).transpose()?;
         let method = default_method(&index, encoder.is_some(), config.method)?;
         let limits = Limits {
             top_k: config.top_k as usize,
@@ -112,14 +99,10 @@ impl Engine {
             )));
         }
         let cache = Mutex::new(Cache::new(config.cache_entries));
-        let name = index.digest.as_str().into();
-        let (fusion, batcher) = (config.fusion.clone(), Batcher::new(SHARED));
-        let engine = Self { index, name, encoder, method, fusion, limits, cache, pool, batcher };
-        engine.self_query()?;
-        s3_telemetry::metrics()
-            .retriever_passages
-            .with_label_values::<&str>(&[])
-            .set(engine.index.passages.len() as f64);
+        let (name, queue) = (index.digest.as_str().into(), Arc::new(Queue::new(SHARED)));
+        let fusion = config.fusion.clone();
+        let engine = Arc::new(Self { index, name, encoder, reranker, method, fusion, limits, cache, queue });
+        run(&engine, config.runtime.threads.unwrap_or(0))?;
         Ok(engine)
     }
 
@@ -133,105 +116,188 @@ impl Engine {
         self.method
     }
 
-    /// Ranks passages for every query, in the request's order. `top_k` zero takes the default.
-    pub fn search(
-        &self,
-        queries: &[String],
-        top_k: u64,
-        method: Option<Method>,
-    ) -> Result<Vec<Vec<Found>>, SearchError> {
-        let method = method.unwrap_or(self.method);
+    /// The reranker, where there is one.
+    pub fn reranker(&self) -> Option<&Reranker> {
+        self.reranker.as_ref()
+    }
+
+    /// The most queries of one request.
+    pub fn queries_limit(&self) -> usize {
+        self.limits.queries
+    }
+
+    /// Ranks passages for every query, in the request's order. What is not known yet is computed on the engine's own
+    /// threads, together with what others ask for at the same time; given up, it is not computed any more.
+    pub async fn search(self: &Arc<Self>, request: Search) -> Result<Reply, SearchError> {
+        let (pending, receiver) = self.begin(request)?;
+        let done = match receiver {
+            Some(receiver) => Some(receiver.await.map_err(|_| broken())?),
+            None => None,
+        };
+        self.end(pending, done)
+    }
+
+    /// The same on the caller's thread, for programs without a runtime.
+    pub fn search_blocking(self: &Arc<Self>, request: Search) -> Result<Reply, SearchError> {
+        let (pending, receiver) = self.begin(request)?;
+        let done = match receiver {
+            Some(receiver) => Some(receiver.blocking_recv().map_err(|_| broken())?),
+            None => None,
+        };
+        self.end(pending, done)
+    }
+
+    /// Vectors of texts, with the prefix of queries or of passages.
+    pub async fn embed(self: &Arc<Self>, texts: Vec<String>, passages: bool) -> Result<Vec<Vec<f32>>, SearchError> {
+        self.few_enough(texts.len())?;
+        let (Some(_), Some(identity)) = (&self.encoder, &self.index.identity.dense) else {
+            return Err(SearchError::refused("method", "this index or server has no encoder".to_owned()));
+        };
+        let prefix = if passages { &identity.passage_prefix } else { &identity.query_prefix };
+        let texts: Vec<String> = texts.into_iter().map(|text| format!("{prefix}{text}")).collect();
+        let found = self.on_threads(move |engine| engine.encoder.as_ref().map(|encoder| encoder.encode(&texts)));
+        found.await?.ok_or_else(broken)?.map_err(SearchError::from)
+    }
+
+    /// Runs work on the engine's own threads.
+    pub async fn on_threads<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, SearchError> {
+        let (sender, receiver) = oneshot::channel();
+        let other = move |engine: &Self| {
+            // whoever asked may have gone
+            if !sender.is_closed() {
+                let _ = sender.send(work(engine));
+            }
+        };
+        self.queue.push(1, Work::Other(Box::new(other)));
+        receiver.await.map_err(|_| broken())
+    }
+
+    fn few_enough(&self, queries: usize) -> Result<(), SearchError> {
         let limit = self.limits.queries;
-        if queries.len() > limit {
-            return refused(
-                "queries",
-                format!("{} queries in one request; at most {limit} are accepted", queries.len()),
-            );
+        if queries <= limit {
+            return Ok(());
         }
+        let message = format!("{queries} queries in one request; at most {limit} are accepted");
+        Err(SearchError::refused("queries", message))
+    }
+
+    /// How a request is answered, or why it is not.
+    fn plan(&self, request: &mut Search) -> Result<Plan, SearchError> {
+        let method = request.method.unwrap_or(self.method);
+        self.few_enough(request.queries.len())?;
         let limit = self.limits.top_k_limit;
-        let k = if top_k == 0 { self.limits.top_k } else { top_k as usize };
+        let k = if request.top_k == 0 { self.limits.top_k } else { request.top_k as usize };
         if k > limit {
-            return refused("top_k", format!("top-k {top_k} is too large; at most {limit} is accepted"));
+            let message = format!("top-k {} is too large; at most {limit} is accepted", request.top_k);
+            return Err(SearchError::refused("top_k", message));
         }
-        if !self.can(method) {
+        if !can(&self.index, self.encoder.is_some(), method) {
             let message =
                 format!("{} search is not available: this index or server lacks a leg for it", method.label());
-            return refused("method", message);
+            return Err(SearchError::refused("method", message));
         }
-        let ranked = self.ranked(queries, k, method);
-        ranked?.iter().map(|list| self.found(list).map_err(SearchError::from)).collect()
+        if request.rerank == Some(true) && self.reranker.is_none() {
+            let message = "reranking is not available: this server has no reranker".to_owned();
+            return Err(SearchError::refused("method", message));
+        }
+        let fusion = request.fusion.take();
+        if let Some(fusion) = &fusion {
+            let numbers = [fusion.constant, fusion.lexical_weight, fusion.dense_weight];
+            let usable = numbers.iter().all(|number| number.is_finite() && *number >= 0.0);
+            if !usable || fusion.depth == 0 || fusion.depth > limit.max(self.fusion.depth) {
+                let most = limit.max(self.fusion.depth);
+                let message = format!("fusion: numbers must not be below 0, and depth is 1 to {most}");
+                return Err(SearchError::refused("fusion", message));
+            }
+        }
+        let own = fusion.is_some();
+        let mut plan = Plan {
+            method,
+            k,
+            exact: request.exact,
+            filter: std::mem::take(&mut request.filter),
+            fusion: fusion.unwrap_or_else(|| self.fusion.clone()),
+            rerank: self.reranker.is_some() && request.rerank != Some(false),
+            key: "".into(),
+        };
+        let plain = !plan.exact && plan.filter.0.is_empty() && !own && plan.rerank == self.reranker.is_some();
+        if !plain {
+            plan.key = format!("{} {} {:?} {}", plan.exact, plan.rerank, plan.fusion, plan.filter.key()).into();
+        }
+        Ok(plan)
     }
 
-    fn can(&self, method: Method) -> bool {
-        can(&self.index, self.encoder.is_some(), method)
+    fn key(&self, plan: &Plan, query: String) -> Key {
+        Key { index: self.name.clone(), method: plan.method, k: plan.k, plan: plan.key.clone(), query }
     }
 
-    fn ranked(&self, queries: &[String], k: usize, method: Method) -> Result<Vec<Arc<[Ranked]>>> {
-        let key = |query: &str| Key { index: self.name.clone(), method, k, query: query.to_owned() };
-        let mut results: BTreeMap<&str, Option<Arc<[Ranked]>>> = BTreeMap::new();
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what is known, and has the rest computed.
+    fn begin(self: &Arc<Self>, mut request: Search) -> Result<(Pending, Option<Receiver>), SearchError> {
+        let plan = Arc::new(self.plan(&mut request)?);
+        let mut results: Vec<Option<Arc<[Ranked]>>> = vec![None; request.queries.len()];
+        let mut places: Vec<Vec<usize>> = Vec::new();
+        let mut missing = Vec::new();
+        let mut seen: HashMap<String, usize> = HashMap::new();
         {
-            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            for query in queries {
-                results.entry(query).or_insert_with(|| cache.get(&key(query)));
+            let several = request.queries.len() > 1;
+            let mut cache = self.cache();
+            for (at, query) in request.queries.into_iter().enumerate() {
+                if let Some(first) = several.then(|| seen.get(&query)).flatten() {
+                    places[*first].push(at);
+                    continue;
+                }
+                let key = self.key(&plan, query);
+                results[at] = cache.get(&key);
+                if results[at].is_none() {
+                    if several {
+                        seen.insert(key.query.clone(), missing.len());
+                    }
+                    places.push(vec![at]);
+                    missing.push(key.query);
+                }
             }
         }
-        let missing: Vec<&str> = results.iter().filter(|(_, found)| found.is_none()).map(|(query, _)| *query).collect();
         let counts = s3_telemetry::metrics();
-        let count = |outcome, number: usize| {
-            counts.retriever_queries.with_label_values(&[method.label(), outcome]).inc_by(number as u64);
-        };
-        count("miss", missing.len());
-        count("hit", queries.len() - missing.len());
-        let computed = self.compute(&missing, k, method)?;
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        for (query, list) in missing.into_iter().zip(computed) {
-            let list: Arc<[Ranked]> = list.into();
-            cache.insert(key(query), list.clone());
-            results.insert(query, Some(list));
+        let hits = results.iter().flatten().count();
+        let label = plan.method.label();
+        counts.retriever_queries.with_label_values(&[label, "miss"]).inc_by(missing.len() as u64);
+        counts.retriever_queries.with_label_values(&[label, "hit"]).inc_by((results.len() - missing.len()) as u64);
+        let pending = Pending { plan, results, places, missing: missing.len(), hits };
+        if missing.is_empty() {
+            return Ok((pending, None));
         }
-        drop(cache);
-        Ok(queries.iter().filter_map(|query| results.get(query.as_str()).cloned().flatten()).collect())
+        let (reply, receiver) = oneshot::channel();
+        let (plan, runtime) = (pending.plan.clone(), Handle::try_current().ok());
+        let job = Job { queries: missing, plan, since: Instant::now(), reply, runtime };
+        self.queue.push(job.queries.len(), Work::Search(job));
+        Ok((pending, Some(receiver)))
     }
 
-    fn compute(&self, queries: &[&str], k: usize, method: Method) -> Result<Vec<Vec<Ranked>>> {
-        match method {
-            Method::Lexical => Ok(self.lexical(queries, k)),
-            Method::Dense => self.dense(queries, k),
-            Method::Hybrid => {
-                let depth = self.fusion.depth.max(k);
-                let legs = self.lexical(queries, depth).into_iter().zip(self.dense(queries, depth)?);
-                Ok(legs.map(|(lexical, dense)| fuse(&lexical, &dense, &self.fusion, k)).collect())
+    fn end(&self, pending: Pending, done: Option<Result<Done, String>>) -> Result<Reply, SearchError> {
+        let Pending { plan, mut results, places, missing, hits } = pending;
+        let mut reply =
+            Reply { usage: Usage { cached: hits, computed: missing, ..Usage::default() }, ..Reply::default() };
+        if let Some(done) = done {
+            let done = done.map_err(RetrieverError::Internal)?;
+            reply.timing = done.timing;
+            reply.usage = Usage { cached: hits, computed: missing, ..done.usage };
+            let mut cache = self.cache();
+            for ((query, list), places) in done.lists.into_iter().zip(places) {
+                cache.insert(self.key(&plan, query), list.clone());
+                for at in places {
+                    results[at] = Some(list.clone());
+                }
             }
         }
-    }
-
-    fn lexical(&self, queries: &[&str], k: usize) -> Vec<Vec<Ranked>> {
-        let Some(index) = &self.index.lexical else { return vec![Vec::new(); queries.len()] };
-        self.pool.install(|| queries.par_iter().map(|query| index.search(query, k)).collect())
-    }
-
-    fn dense(&self, queries: &[&str], k: usize) -> Result<Vec<Vec<Ranked>>> {
-        let (Some(index), Some(encoder), Some(identity)) =
-            (&self.index.dense, &self.encoder, &self.index.identity.dense)
-        else {
-            return Ok(vec![Vec::new(); queries.len()]);
-        };
-        let texts: Vec<String> = queries.iter().map(|query| format!("{}{query}", identity.query_prefix)).collect();
-        let vectors = self.pool.install(|| encoder.encode(&texts))?;
-        let items = vectors.into_iter().map(|vector| (k, vector)).collect();
-        // Callers that are here at the same time share one reading of the index. They wait on their own threads: a
-        // thread of the pool that waited could be the one that the work needs.
-        let together = |items: Vec<(usize, Vec<f32>)>| Some(self.pool.install(|| search_by_k(index, items)));
-        let broken = || RetrieverError::Internal("a shared search broke off".to_owned());
-        self.batcher.run(items, together).ok_or_else(broken)
-    }
-
-    fn found(&self, list: &[Ranked]) -> Result<Vec<Found>> {
-        list.iter()
-            .map(|ranked| {
-                Ok(Found { passage: self.index.passages.get(ranked.position as usize)?, score: ranked.score })
-            })
-            .collect()
+        reply.results = results.into_iter().flatten().collect();
+        Ok(reply)
     }
 
     /// Finds passages by their own words and, when vectors are searched, encodes one again: an encoder
@@ -240,7 +306,7 @@ impl Engine {
         let positions = [0, self.index.passages.len() / 2, self.index.passages.len() - 1];
         for position in positions {
             let passage = self.index.passages.get(position)?;
-            let own = contents(&passage);
+            let own = contents(&passage.title, &passage.text);
             if let (Some(index), Some(encoder), Some(identity)) =
                 (&self.index.dense, &self.encoder, &self.index.identity.dense)
             {
@@ -262,19 +328,77 @@ impl Engine {
     }
 }
 
-/// Searches for every (k, query); those of one k together, since k decides how many candidates are scored.
-fn search_by_k(index: &DenseIndex, items: Vec<(usize, Vec<f32>)>) -> Vec<Vec<Ranked>> {
-    let mut groups: BTreeMap<usize, (Vec<usize>, Vec<Vec<f32>>)> = BTreeMap::new();
-    for (at, (k, query)) in items.into_iter().enumerate() {
-        let (places, queries) = groups.entry(k).or_default();
-        places.push(at);
-        queries.push(query);
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.queue.close();
     }
-    let mut results: BTreeMap<usize, Vec<Ranked>> = BTreeMap::new();
-    for (k, (places, queries)) in groups {
-        results.extend(places.into_iter().zip(index.search(&queries, k, false)));
+}
+
+/// Starts the engine's thread, which with `threads` − 1 others (0: one for each processor) does all the computing. It is
+/// one of them, so that a small round crosses no threads.
+fn run(engine: &Arc<Engine>, threads: usize) -> Result<()> {
+    let (queue, weak) = (engine.queue.clone(), Arc::downgrade(engine));
+    let (started, ready) = mpsc::channel();
+    let body = move || {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build();
+        let failed = pool.as_ref().err().map(ToString::to_string);
+        let fine = failed.is_none();
+        if started.send(failed).is_ok() && fine {
+            queue.work(|work| do_round(&weak, work));
+        }
+    };
+    let failed = |reason: String| RetrieverError::Internal(format!("the engine's threads: {reason}"));
+    std::thread::Builder::new().name("engine".to_owned()).spawn(body).map_err(|error| failed(error.to_string()))?;
+    match ready.recv() {
+        Ok(None) => Ok(()),
+        Ok(Some(reason)) => Err(failed(reason)),
+        Err(error) => Err(failed(error.to_string())),
     }
-    results.into_values().collect()
+}
+
+fn do_round(engine: &Weak<Engine>, round: Vec<Work>) {
+    // without an engine nobody waits
+    let Some(engine) = engine.upgrade() else { return };
+    let mut jobs = Vec::with_capacity(round.len());
+    for work in round {
+        match work {
+            Work::Search(job) => jobs.push(job),
+            Work::Other(work) => {
+                // what it panics with is its caller's; the others of the round are computed
+                let work = std::panic::AssertUnwindSafe(|| work(&engine));
+                if std::panic::catch_unwind(work).is_err() {
+                    tracing::error!("a request broke off");
+                }
+            }
+        }
+    }
+    if !jobs.is_empty() {
+        engine.round(jobs);
+    }
+}
+
+fn broken() -> SearchError {
+    SearchError::Failed(RetrieverError::Internal("the search broke off".to_owned()))
+}
+
+/// A request between its beginning and its end.
+struct Pending {
+    plan: Arc<Plan>,
+    results: Vec<Option<Arc<[Ranked]>>>,
+    /// Per missing query where it stands in the request.
+    places: Vec<Vec<usize>>,
+    missing: usize,
+    hits: usize,
+}
+
+/// What a round computed for one job.
+pub struct Done {
+    /// Queries and their rankings.
+    pub lists: Vec<(String, Arc<[Ranked]>)>,
+    /// Where the time went.
+    pub timing: Timing,
+    /// What it took.
+    pub usage: Usage,
 }
 
 fn can(index: &Index, encoder: bool, method: Method) -> bool {

@@ -34,7 +34,7 @@ pub fn export(config: &IndexBuildConfig, output: &Path, progress: &Progress, shu
     std::fs::create_dir_all(&work).map_err(RetrieverError::io("create folder", &work))?;
     let mut writer = PassageWriter::create(&work)?;
     read_corpus(&config.corpus, &corpus, |passage| writer.add(&passage))?;
-    writer.finish()?;
+    writer.finish(&work)?;
     let store = PassageStore::open(&work)?;
     let encoder = PassageEncoder::load(dense)?;
     let mut vectors = Vectors { dimensions: encoder.dimensions(), values: Vec::new() };

@@ -1,16 +1,31 @@
 //! The gRPC service of `s3.proto`.
 
-use crate::engine::{Found, Method, SearchError};
+use crate::access::{Access, DENIED};
+use crate::engine::{Engine, Method, Reply, Search, SearchError};
+use crate::filter::{Condition, Filter};
 use crate::live::Live;
+use s3_config::FusionConfig;
 use s3_proto::v1::{
-    self, Hit, Hits, RetrieverInfo, RetrieverInfoRequest, SearchRequest, SearchResponse, retriever_server::Retriever,
+    self, EmbedRequest, EmbedResponse, Hit, Hits, RetrieverInfo, RetrieverInfoRequest, SearchRequest, SearchResponse,
+    retriever_server::Retriever,
 };
 use std::sync::Arc;
-use std::time::Instant;
-use tonic::{Request, Response, Status};
+use std::time::{Duration, Instant};
+use tokio_stream::StreamExt;
+use tonic::codegen::BoxStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
 
 /// Serves the engine of now.
-pub struct RetrieverService(pub Arc<Live>);
+#[derive(Clone)]
+pub struct RetrieverService {
+    /// The engine of now.
+    pub live: Arc<Live>,
+    /// Who may ask.
+    pub access: Arc<Access>,
+    /// The longest that a request may take; callers' own deadlines end it earlier.
+    pub deadline: Duration,
+}
 
 fn method_of(number: i32) -> Result<Option<Method>, Status> {
     match v1::Method::try_from(number) {
@@ -22,47 +37,146 @@ fn method_of(number: i32) -> Result<Option<Method>, Status> {
     }
 }
 
-fn hits(found: Vec<Found>) -> Hits {
-    let hit = |Found { passage, score }| {
-        let passage = v1::Passage { id: passage.id, title: passage.title, text: passage.text };
-        Hit { passage: Some(passage), score }
+fn search_of(request: SearchRequest) -> Result<Search, Status> {
+    let rerank = match request.rerank() {
+        v1::Rerank::Default => None,
+        v1::Rerank::Off => Some(false),
+        v1::Rerank::On => Some(true),
     };
-    Hits { hits: found.into_iter().map(hit).collect() }
+    let condition = |v1::Condition { field, any_of, deny }| Condition { field, any_of, deny };
+    let fusion = request.fusion.map(|fusion| FusionConfig {
+        constant: fusion.constant,
+        lexical_weight: fusion.lexical_weight,
+        dense_weight: fusion.dense_weight,
+        depth: fusion.depth as usize,
+    });
+    Ok(Search {
+        method: method_of(request.method)?,
+        queries: request.queries,
+        top_k: u64::from(request.top_k),
+        exact: request.exact,
+        filter: Filter(request.filter.into_iter().map(condition).collect()),
+        fusion,
+        rerank,
+    })
+}
+
+fn status(error: SearchError) -> Status {
+    match error {
+        SearchError::Refused { message, .. } => Status::invalid_argument(message),
+        SearchError::Failed(error) => {
+            tracing::error!(%error, "search failed");
+            Status::internal(error.to_string())
+        }
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn response(engine: &Engine, reply: &Reply, ids_only: bool, started: Instant) -> Result<SearchResponse, Status> {
+    let hit = |one: &crate::rank::Ranked| {
+        let entry = engine.index().passages.entry(one.position as usize)?;
+        let mut passage = v1::Passage { id: entry.id, ..v1::Passage::default() };
+        let mut metadata = std::collections::HashMap::new();
+        if !ids_only {
+            (passage.title, passage.text) = (entry.title, entry.text);
+            metadata = entry.metadata.into_iter().collect();
+        }
+        Ok(Hit { passage: Some(passage), score: one.score, metadata })
+    };
+    let hits = |list: &Arc<[crate::rank::Ranked]>| -> crate::Result<Hits> {
+        Ok(Hits { hits: list.iter().map(hit).collect::<crate::Result<_>>()? })
+    };
+    let results = reply.results.iter().map(hits).collect::<crate::Result<_>>();
+    let usage = reply.usage;
+    Ok(SearchResponse {
+        results: results.map_err(|error| status(error.into()))?,
+        index_digest: engine.index().digest.clone(),
+        timing: Some(v1::Timing {
+            queue_ns: nanos(reply.timing.queue),
+            encode_ns: nanos(reply.timing.encode),
+            search_ns: nanos(reply.timing.search),
+            rerank_ns: nanos(reply.timing.rerank),
+            total_ns: nanos(started.elapsed()),
+        }),
+        usage: Some(v1::Usage {
+            cached: usage.cached as u32,
+            computed: usage.computed as u32,
+            round: usage.round as u32,
+            scanned_bytes: usage.scanned_bytes,
+            reranked: usage.reranked as u32,
+        }),
+    })
+}
+
+impl RetrieverService {
+    fn may_ask(&self, metadata: &MetadataMap) -> Result<(), Status> {
+        let shown = metadata.get("authorization").map(tonic::metadata::MetadataValue::as_bytes);
+        if self.access.allows(shown) { Ok(()) } else { Err(Status::unauthenticated(DENIED)) }
+    }
+
+    async fn within<T>(&self, work: impl Future<Output = Result<T, SearchError>>) -> Result<T, Status> {
+        let _permit = self.live.admit().map_err(Status::resource_exhausted)?;
+        // the clock ticks in milliseconds; what is due at once would still get one
+        if !self.deadline.is_zero()
+            && let Ok(done) = tokio::time::timeout(self.deadline, work).await
+        {
+            return done.map_err(status);
+        }
+        s3_telemetry::metrics().retriever_refused.with_label_values(&["deadline"]).inc();
+        Err(Status::deadline_exceeded(format!("not answered within {} ms", self.deadline.as_millis())))
+    }
+
+    async fn answer(&self, request: SearchRequest) -> Result<SearchResponse, Status> {
+        let started = Instant::now();
+        let ids_only = request.ids_only;
+        let search = search_of(request)?;
+        let engine = self.live.engine();
+        let label = search.method.unwrap_or(engine.method()).label();
+        let reply = self.within(engine.search(search)).await?;
+        let response = response(&engine, &reply, ids_only, started)?;
+        let seconds = started.elapsed().as_secs_f64();
+        s3_telemetry::metrics().retriever_seconds.with_label_values(&["grpc", label]).observe(seconds);
+        Ok(response)
+    }
 }
 
 #[tonic::async_trait]
 impl Retriever for RetrieverService {
     async fn search(&self, request: Request<SearchRequest>) -> Result<Response<SearchResponse>, Status> {
-        let started = Instant::now();
-        let SearchRequest { queries, top_k, method } = request.into_inner();
-        let method = method_of(method)?;
-        let permit = self.0.admit().map_err(Status::resource_exhausted)?;
-        let engine = self.0.engine();
-        let index_digest = engine.index().digest.clone();
-        let label = method.unwrap_or(engine.method()).label();
-        // Ranking computes for long; the runtime's threads stay free for other connections.
-        let found = tokio::task::spawn_blocking(move || {
-            // held for as long as the work goes on, even when the caller has gone
-            let _permit = permit;
-            engine.search(&queries, u64::from(top_k), method)
-        })
-        .await
-        .map_err(|error| Status::internal(error.to_string()))?
-        .map_err(|error| match error {
-            SearchError::Refused { message, .. } => Status::invalid_argument(message),
-            SearchError::Failed(error) => {
-                tracing::error!(%error, "search failed");
-                Status::internal(error.to_string())
-            }
-        })?;
-        let seconds = started.elapsed().as_secs_f64();
-        s3_telemetry::metrics().retriever_seconds.with_label_values(&["grpc", label]).observe(seconds);
-        let results = found.into_iter().map(hits).collect();
-        Ok(Response::new(SearchResponse { results, index_digest }))
+        self.may_ask(request.metadata())?;
+        self.answer(request.into_inner()).await.map(Response::new)
     }
 
-    async fn info(&self, _: Request<RetrieverInfoRequest>) -> Result<Response<RetrieverInfo>, Status> {
-        let engine = self.0.engine();
+    async fn search_stream(
+        &self,
+        request: Request<Streaming<SearchRequest>>,
+    ) -> Result<Response<BoxStream<SearchResponse>>, Status> {
+        self.may_ask(request.metadata())?;
+        let service = self.clone();
+        // one after the other: replies follow in the requests' order, and a caller that does not read is not served on
+        let replies = request.into_inner().then(move |request| {
+            let service = service.clone();
+            async move { service.answer(request?).await }
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
+        self.may_ask(request.metadata())?;
+        let EmbedRequest { texts, passages } = request.into_inner();
+        let engine = self.live.engine();
+        let vectors = self.within(engine.embed(texts, passages)).await?;
+        let dimensions = vectors.first().map_or(0, Vec::len) as u32;
+        let index_digest = engine.index().digest.clone();
+        Ok(Response::new(EmbedResponse { values: vectors.concat(), dimensions, index_digest }))
+    }
+
+    async fn info(&self, request: Request<RetrieverInfoRequest>) -> Result<Response<RetrieverInfo>, Status> {
+        self.may_ask(request.metadata())?;
+        let engine = self.live.engine();
         let index = engine.index();
         let method = match engine.method() {
             Method::Lexical => v1::Method::Lexical,
@@ -75,6 +189,7 @@ impl Retriever for RetrieverService {
             passages: index.passages.len() as u64,
             dimensions: index.dense.as_ref().map_or(0, |dense| dense.dimensions() as u32),
             method: method.into(),
+            reranker: engine.reranker().is_some(),
         }))
     }
 }

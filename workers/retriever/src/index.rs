@@ -1,7 +1,7 @@
 //! A published index: its identity, the pointer to the current version, and opening it verified.
 //!
-//! Layout: `<output>/<digest>/{manifest.json, passages.jsonl, passages.ends, lexical.bin, vectors.f16,
-//! vectors.codes}` and the pointer `<output>/CURRENT`, one line: the digest and the sha256 of that version's manifest. The
+//! Layout: `<output>/<digest>/{manifest.json, passages.jsonl, passages.ends, passages.keys, lexical.bin,
+//! vectors.f16, vectors.codes}` and the pointer `<output>/CURRENT`, one line: the digest and the sha256 of that version's manifest. The
 //! pointer thus fixes every byte of the version.
 
 use crate::dense::DenseIndex;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// Manifest kind.
 pub const KIND: &str = "index";
 /// Layout version.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// File of the inverted index.
 pub const LEXICAL: &str = "lexical.bin";
 /// File of the vectors.
@@ -165,8 +165,21 @@ pub struct Verified {
 /// Verifies version `digest` in `output`: every file's sha256 and the identity's digest.
 pub fn verify(output: &Path, digest: &str) -> Result<Verified> {
     let folder = output.join(digest);
-    let manifest = load_manifest(&folder, KIND)?;
-    let bad = |reason: String| RetrieverError::content(&folder, format!("{reason}; build the index again"));
+    parsed(&folder, digest, load_manifest(&folder, KIND)?)
+}
+
+/// What the manifest of version `digest` says, its files unread.
+pub fn unverified(output: &Path, digest: &str) -> Result<Verified> {
+    let folder = output.join(digest);
+    let path = folder.join("manifest.json");
+    let bytes = std::fs::read(&path).map_err(RetrieverError::io("read", &path))?;
+    let manifest = serde_json::from_slice(&bytes)
+        .map_err(|error| RetrieverError::content(&path, format!("not a manifest ({error}); build the index again")))?;
+    parsed(&folder, digest, manifest)
+}
+
+fn parsed(folder: &Path, digest: &str, manifest: Manifest) -> Result<Verified> {
+    let bad = |reason: String| RetrieverError::content(folder, format!("{reason}; build the index again"));
     if manifest.format != FORMAT {
         return Err(bad(format!("layout {} is not {FORMAT}, the one this program reads", manifest.format)));
     }

@@ -245,6 +245,19 @@ impl LexicalIndex {
         lists
     }
 
+    /// The same of the passages at `positions` only, which rise.
+    pub fn search_among(&self, query: &str, k: usize, positions: &[u32]) -> Vec<Ranked> {
+        let lists = self.lists(query);
+        let mut top = TopK::new(k);
+        for position in positions {
+            let sum: f64 = lists.iter().map(|list| list.of(*position)).sum();
+            if sum > 0.0 {
+                top.push(*position, f64::from(sum as f32));
+            }
+        }
+        top.finish()
+    }
+
     /// The best `k` passages that share a term with the query; fewer when fewer do.
     pub fn search(&self, query: &str, k: usize) -> Vec<Ranked> {
         let mut lists = self.lists(query);
@@ -355,15 +368,7 @@ mod tests {
 
     /// Every passage's sum, sorted: what the windows and bounds must come to.
     fn exhaustive(index: &LexicalIndex, query: &str, k: usize) -> Vec<Ranked> {
-        let lists = index.lists(query);
-        let mut top = TopK::new(k);
-        for position in 0..index.len() as u32 {
-            let sum: f64 = lists.iter().map(|list| list.of(position)).sum();
-            if sum > 0.0 {
-                top.push(position, f64::from(sum as f32));
-            }
-        }
-        top.finish()
+        index.search_among(query, k, &(0..index.len() as u32).collect::<Vec<_>>())
     }
 
     #[test]

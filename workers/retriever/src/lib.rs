@@ -1,13 +1,13 @@
 //! The retriever: builds an index over a corpus and serves it.
 //!
 //! * build: [`corpus`] → [`passages`], [`lexical`], [`embed`] → [`index`] (published by digest)
-//! * serve: [`index`] → [`engine`] → [`grpc`] and [`http`]
+//! * serve: [`index`] → [`engine`], which computes what waits in its [`queue`] in rounds → [`grpc`] and [`http`]
 //!
 //! Ranking ([`lexical`], [`dense`], [`rank`]) is pure; the edges are [`mod@build`] and [`serve`].
 
+pub mod access;
 pub mod analyzer;
 pub mod audit;
-pub mod batch;
 pub mod build;
 pub mod cache;
 pub mod corpus;
@@ -17,18 +17,26 @@ pub mod embed;
 pub mod engine;
 mod error;
 pub mod export;
+pub mod filter;
 pub mod flat;
 pub mod grpc;
 pub mod http;
 pub mod index;
+pub mod keys;
 pub mod lexical;
 pub mod lexical_file;
 pub mod live;
 mod mapped;
 pub mod passages;
 pub mod porter;
+pub mod queue;
 pub mod rank;
+pub mod request;
+pub mod rerank;
+mod round;
 pub mod serve;
+pub mod splice;
+pub mod tools;
 pub mod vectors;
 pub mod words;
 

@@ -22,9 +22,9 @@ pub struct Live {
 
 impl Live {
     /// Serves an engine; at most `limit` requests at once.
-    pub fn new(engine: Engine, limit: usize) -> Self {
+    pub fn new(engine: Arc<Engine>, limit: usize) -> Self {
         let limit = limit.clamp(1, Semaphore::MAX_PERMITS);
-        Self { engine: RwLock::new(Arc::new(engine)), admission: Arc::new(Semaphore::new(limit)), limit }
+        Self { engine: RwLock::new(engine), admission: Arc::new(Semaphore::new(limit)), limit }
     }
 
     /// The engine of now.
@@ -46,7 +46,7 @@ impl Live {
         if digest == self.engine().index().digest {
             return Ok(false);
         }
-        let engine = Arc::new(Engine::open(config)?);
+        let engine = Engine::open(config)?;
         tracing::info!(index = %engine.index().digest, passages = engine.index().passages.len(), "serving a new version");
         let old = std::mem::replace(&mut *self.engine.write().unwrap_or_else(PoisonError::into_inner), engine);
         drop(old);

@@ -1,10 +1,12 @@
 //! `s3-retriever serve`: the current index over gRPC and HTTP.
 
+use crate::access::Access;
 use crate::engine::Engine;
 use crate::error::{Result, RetrieverError};
 use crate::grpc::RetrieverService;
-use crate::http::router;
+use crate::http::{Front, router};
 use crate::live::Live;
+use axum::serve::ListenerExt;
 use s3_config::RetrieverServeConfig;
 use s3_proto::MESSAGE_LIMIT;
 use s3_proto::v1::retriever_server::RetrieverServer;
@@ -13,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -49,20 +51,40 @@ pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(
         "serving"
     );
 
+    let access = Arc::new(Access::open(config.tokens.as_deref())?);
+    let deadline = Duration::from_millis(config.deadline_millis);
     let live = Arc::new(Live::new(engine, config.requests_limit));
     tokio::spawn(live.clone().watch(config, shutdown.clone()));
     let stop = |shutdown: Shutdown| async move { shutdown.wait().await };
     let mut servers = tokio::task::JoinSet::new();
-    let service = RetrieverServer::new(RetrieverService(live.clone()))
-        .max_decoding_message_size(MESSAGE_LIMIT)
-        .max_encoding_message_size(MESSAGE_LIMIT);
+    let service = RetrieverService { live: live.clone(), access: access.clone(), deadline };
+    let service =
+        RetrieverServer::new(service).max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT);
     let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
-    let serving = Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, stop(shutdown.clone()));
+    let (health, health_service) = tonic_health::server::health_reporter();
+    // the self-query has passed: the engine is open
+    health.set_serving::<RetrieverServer<RetrieverService>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(s3_proto::DESCRIPTOR)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(Failure::internal)?;
+    let serving = Server::builder()
+        .add_service(service)
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(incoming, stop(shutdown.clone()));
     servers.spawn(async move { serving.await.map_err(|error| format!("grpc server: {error}")) });
     if let Some(http) = http {
-        let serving = axum::serve(http, router(live)).with_graceful_shutdown(stop(shutdown.clone()));
+        let serving = axum::serve(http.tap_io(undelayed), router(Front { live, access, deadline }))
+            .with_graceful_shutdown(stop(shutdown.clone()));
         servers.spawn(async move { serving.await.map_err(|error| format!("http server: {error}")) });
     }
+    let leaving = shutdown.clone();
+    tokio::spawn(async move {
+        leaving.wait().await;
+        health.set_not_serving::<RetrieverServer<RetrieverService>>().await;
+    });
     progress.phase("serve", 0);
     progress.ready();
     ready.store(true, Ordering::SeqCst);
@@ -87,6 +109,12 @@ pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(
                 return Ok(());
             }
         }
+    }
+}
+
+fn undelayed(stream: &mut TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection without TCP_NODELAY");
     }
 }
 

@@ -185,7 +185,7 @@ fn damaged_files(each: usize) -> usize {
     let folder = output.join(&digest);
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.push(output.join("CURRENT"));
-    assert_eq!(files.len(), 7);
+    assert_eq!(files.len(), 8);
     let mut mutations = 0;
     for path in files {
         let whole = std::fs::read(&path).unwrap();
@@ -224,7 +224,7 @@ fn every_kind_of_dense_index_is_built_and_searched() {
     let world = World::new(700);
     let mut digests = Vec::new();
     let mut rankings = Vec::new();
-    for (kind, files) in [("Flat", 6), ("ScalarQuantized", 7), ("OneBit", 7)] {
+    for (kind, files) in [("Flat", 7), ("ScalarQuantized", 8), ("OneBit", 8)] {
         let mut config = world.build_config();
         config["dense"]["index"] = json!({"kind": kind, "recallTarget": 0.97});
         let path = world.save("kind.yaml", &config);

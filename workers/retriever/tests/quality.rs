@@ -29,9 +29,9 @@ fn golds(question: &Question) -> Option<Vec<Vec<String>>> {
 fn index() -> (s3_retriever::lexical::LexicalIndex, Vec<s3_search::Passage>) {
     let corpus = CorpusConfig { path: data("corpus/wiki-vital.jsonl"), sha256: None, limit: None };
     let (mut builder, mut passages) = (LexicalBuilder::default(), Vec::new());
-    let count = read_corpus(&corpus, &corpus_digest(&corpus).unwrap(), |passage| {
-        builder.add(&passage.title, &passage.text);
-        passages.push(passage);
+    let count = read_corpus(&corpus, &corpus_digest(&corpus).unwrap(), |entry| {
+        builder.add(&entry.title, &entry.text);
+        passages.push(entry.passage());
         Ok(())
     });
     assert_eq!(count.unwrap(), 10_033);

@@ -14,7 +14,12 @@ fn client(served: &Served) -> RetrieverClient {
 }
 
 fn search(queries: &[&str], top_k: u32, method: Method) -> SearchRequest {
-    SearchRequest { queries: queries.iter().map(ToString::to_string).collect(), top_k, method: method.into() }
+    SearchRequest {
+        queries: queries.iter().map(ToString::to_string).collect(),
+        top_k,
+        method: method.into(),
+        ..Default::default()
+    }
 }
 
 #[tokio::test]

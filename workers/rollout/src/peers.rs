@@ -90,8 +90,12 @@ impl Retrieve for RetrieverPeer {
     ) -> Result<Vec<Vec<Passage>>, RolloutError> {
         let mut found = Vec::with_capacity(queries.len());
         for part in queries.chunks(QUERIES) {
-            let request =
-                v1::SearchRequest { queries: part.to_vec(), top_k, method: i32::from(convert::method(method)) };
+            let request = v1::SearchRequest {
+                queries: part.to_vec(),
+                top_k,
+                method: i32::from(convert::method(method)),
+                ..v1::SearchRequest::default()
+            };
             let response = self.link.wait(self.client.search(request))?;
             if response.index_digest != self.digest {
                 return Err(Self::reply(format!(

@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod ask;
+pub mod index;
 pub mod logs;
 pub mod plan;
 pub mod report;

@@ -58,10 +58,14 @@ impl v1::retriever_server::Retriever for FakeRetriever {
             let mut order: Vec<usize> = (0..PASSAGES).collect();
             order.sort_by_key(|index| hash(&["rank", query, &index.to_string()]));
             let hits = order.into_iter().take(request.top_k as usize);
-            v1::Hits { hits: hits.map(|index| v1::Hit { passage: Some(passage(index)), score: 1.0 }).collect() }
+            v1::Hits {
+                hits: hits
+                    .map(|index| v1::Hit { passage: Some(passage(index)), score: 1.0, ..Default::default() })
+                    .collect(),
+            }
         };
         let results = request.queries.iter().map(rank).collect();
-        Ok(Response::new(v1::SearchResponse { results, index_digest: "fake-index".into() }))
+        Ok(Response::new(v1::SearchResponse { results, index_digest: "fake-index".into(), ..Default::default() }))
     }
 
     async fn info(&self, _: Request<v1::RetrieverInfoRequest>) -> Result<Response<v1::RetrieverInfo>, Status> {

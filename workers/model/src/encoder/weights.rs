@@ -47,6 +47,8 @@ pub struct Bert<T> {
     pub words: T,
     /// `[positions, hidden]`, the embedding of the first segment added in.
     pub positions: T,
+    /// What the embedding of the second segment has more than the first's, `[hidden]`.
+    pub second: T,
     pub norm: Norm<T>,
     pub layers: Vec<Layer<T>>,
 }
@@ -136,16 +138,90 @@ impl<T> Bert<T> {
                 norm: norm(&name("output.LayerNorm"))?,
             })
         };
-        // One segment only, so its embedding can be added to every position once.
+        // Texts have one segment only, so its embedding can be added to every position once; pairs add the rest.
         let types = tensors.iter().find(|(name, _)| name.ends_with("embeddings.token_type_embeddings.weight"));
         let kinds = types.and_then(|(_, tensor)| tensor.dims().first().copied()).unwrap_or(2);
-        let segment = get("embeddings.token_type_embeddings.weight", &[kinds, h])?.narrow(0, 0, 1)?;
+        let segments = get("embeddings.token_type_embeddings.weight", &[kinds, h])?;
+        let segment = segments.narrow(0, 0, 1)?;
+        let second = (segments.narrow(0, kinds.saturating_sub(1).min(1), 1)? - &segment)?.flatten_all()?;
         let positions = get("embeddings.position_embeddings.weight", &[shape.positions, h])?.broadcast_add(&segment)?;
         Ok(Self {
             words: make(&get("embeddings.word_embeddings.weight", &[shape.vocab, h])?)?,
             positions: make(&positions)?,
+            second: make(&second)?,
             norm: norm("embeddings.LayerNorm")?,
             layers: (0..shape.layers).map(layer).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl Linear<Vec<f32>> {
+    /// Turns the weight round, to `[in, out]`. A product with few tokens would sum rows that lie along `in` in another
+    /// order than one with many.
+    fn turn(&mut self) {
+        let out = self.bias.len();
+        let inner = self.weight.len() / out.max(1);
+        let old = std::mem::take(&mut self.weight);
+        self.weight = (0..inner * out).map(|at| old[at % out * inner + at / out]).collect();
+    }
+}
+
+impl Bert<Vec<f32>> {
+    /// Turns every weight to `[in, out]`.
+    #[must_use]
+    pub fn turned(mut self) -> Self {
+        for layer in &mut self.layers {
+            for linear in [&mut layer.qkv, &mut layer.attention, &mut layer.up, &mut layer.down] {
+                linear.turn();
+            }
+        }
+        self
+    }
+}
+
+impl Head<Vec<f32>> {
+    /// Turns every weight to `[in, out]`.
+    #[must_use]
+    pub fn turned(mut self) -> Self {
+        self.pooler.turn();
+        self.classifier.turn();
+        self
+    }
+}
+
+/// What scores a pair: the pooled first state, and the classifier over it.
+pub struct Head<T> {
+    /// `[hidden, hidden]`, followed by tanh.
+    pub pooler: Linear<T>,
+    /// `[1, hidden]`.
+    pub classifier: Linear<T>,
+}
+
+impl<T> Head<T> {
+    /// Picks the tensors of a `BertForSequenceClassification` with one label.
+    pub fn assemble(
+        folder: &Path,
+        shape: &Shape,
+        tensors: &BTreeMap<String, Tensor>,
+        make: impl Fn(&Tensor) -> candle_core::Result<T>,
+    ) -> Result<Self> {
+        let path = folder.join("model.safetensors");
+        let get = |name: &str, dims: &[usize]| -> Result<T> {
+            let found = tensors.get(name).or_else(|| tensors.get(&format!("bert.{name}")));
+            let tensor = found.ok_or_else(|| {
+                ModelError::format(&path, format!("tensor {name} is missing: a cross-encoder with one label is needed"))
+            })?;
+            if tensor.dims() != dims {
+                let reason =
+                    format!("tensor {name} is {:?}, a cross-encoder with one label has {dims:?}", tensor.dims());
+                return Err(ModelError::format(&path, reason));
+            }
+            Ok(make(tensor)?)
+        };
+        let h = shape.hidden;
+        Ok(Self {
+            pooler: Linear { weight: get("pooler.dense.weight", &[h, h])?, bias: get("pooler.dense.bias", &[h])? },
+            classifier: Linear { weight: get("classifier.weight", &[1, h])?, bias: get("classifier.bias", &[1])? },
         })
     }
 }
@@ -193,6 +269,10 @@ pub mod tests {
                 put(format!("encoder.layer.{at}.{part}.bias"), &[out]);
             }
         }
+        for (name, out) in [("pooler.dense", h), ("classifier", 1)] {
+            put(format!("{name}.weight"), &[out, h]);
+            put(format!("{name}.bias"), &[out]);
+        }
         candle_core::safetensors::save(&all, folder.join("model.safetensors")).unwrap();
         let config = serde_json::json!({
             "model_type": "bert", "vocab_size": 12, "hidden_size": h, "num_attention_heads": 4, "num_hidden_layers": 2,
@@ -209,7 +289,9 @@ pub mod tests {
                 "type": "TemplateProcessing",
                 "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
                            {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
-                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                "pair": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                         {"SpecialToken": {"id": "[SEP]", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}},
+                         {"SpecialToken": {"id": "[SEP]", "type_id": 1}}],
                 "special_tokens": {"[CLS]": special("[CLS]", 2), "[SEP]": special("[SEP]", 3)},
             },
             "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"},

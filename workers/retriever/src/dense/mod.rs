@@ -135,6 +135,11 @@ impl DenseIndex {
         }
     }
 
+    /// The best `k` of the passages at `positions`, scored exactly.
+    pub fn search_among(&self, query: &[f32], k: usize, positions: &[u32]) -> Vec<Ranked> {
+        self.score_again(query, k, positions)
+    }
+
     /// Recall at `k` of this index: the share of the exact best passages that a search finds, averaged over
     /// the queries.
     pub fn recall(&self, queries: &[Vec<f32>], exact: &[Vec<Ranked>], k: usize) -> f64 {
@@ -213,32 +218,38 @@ impl DenseIndex {
 
     /// The best `k` of each query's candidates by their exact scores.
     fn rescored(&self, queries: &[Vec<f32>], k: usize, candidates: &[Vec<Ranked>]) -> Vec<Vec<Ranked>> {
-        const GROUP: usize = 4;
-        let width = self.rows.width();
         let one = |(query, candidates): (&Vec<f32>, &Vec<Ranked>)| {
-            let flat = self.padded(std::slice::from_ref(query));
             // by rising position: the vectors' file is read forwards
             let mut positions: Vec<u32> = candidates.iter().map(|one| one.position).collect();
             positions.sort_unstable();
-            let mut rows = vec![0.0; GROUP * width];
-            let mut best = TopK::new(k);
-            for (number, group) in positions.chunks(GROUP).enumerate() {
-                for position in positions.iter().skip((number + 1) * GROUP).take(GROUP) {
-                    self.rows.ask_for(*position as usize);
-                }
-                for (row, position) in rows.chunks_exact_mut(width).zip(group) {
-                    self.rows.read(*position as usize, row);
-                }
-                let mut scores = [0.0; GROUP];
-                let rows = &rows[..group.len() * width];
-                kernels::scores(self.level, rows, &flat, width, &mut Out { values: &mut scores, stride: GROUP });
-                for (position, score) in group.iter().zip(scores) {
-                    best.push(*position, f64::from(score));
-                }
-            }
-            best.finish()
+            self.score_again(query, k, &positions)
         };
         queries.par_iter().zip(candidates).map(one).collect()
+    }
+
+    /// The best `k` of the rows at `positions` by their exact scores.
+    fn score_again(&self, query: &[f32], k: usize, positions: &[u32]) -> Vec<Ranked> {
+        const GROUP: usize = 4;
+        let width = self.rows.width();
+        let mut flat = vec![0.0; width];
+        flat[..query.len()].copy_from_slice(query);
+        let mut rows = vec![0.0; GROUP * width];
+        let mut best = TopK::new(k);
+        for (number, group) in positions.chunks(GROUP).enumerate() {
+            for position in positions.iter().skip((number + 1) * GROUP).take(GROUP) {
+                self.rows.ask_for(*position as usize);
+            }
+            for (row, position) in rows.chunks_exact_mut(width).zip(group) {
+                self.rows.read(*position as usize, row);
+            }
+            let mut scores = [0.0; GROUP];
+            let rows = &rows[..group.len() * width];
+            kernels::scores(self.level, rows, &flat, width, &mut Out { values: &mut scores, stride: GROUP });
+            for (position, score) in group.iter().zip(scores) {
+                best.push(*position, f64::from(score));
+            }
+        }
+        best.finish()
     }
 }
 

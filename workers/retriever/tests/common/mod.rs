@@ -52,6 +52,11 @@ pub fn write_encoder(folder: &Path, seed: u32) {
         tensors.push((layer(&format!("{name}.weight")), vec![out, inner]));
         tensors.push((layer(&format!("{name}.bias")), vec![out]));
     }
+    // as a cross-encoder it has a head with one label
+    for (name, out) in [("pooler.dense", h), ("classifier", 1)] {
+        tensors.push((format!("{name}.weight"), vec![out, h]));
+        tensors.push((format!("{name}.bias"), vec![out]));
+    }
     let mut state = seed;
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, shape) in tensors {
@@ -79,7 +84,12 @@ pub fn write_encoder(folder: &Path, seed: u32) {
         special.iter().chain(&WORDS).enumerate().map(|(at, word)| ((*word).into(), at.into())).collect();
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "decoder": null,
+        "post_processor": {
+            "type": "TemplateProcessing", "special_tokens": {},
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        },
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"},
     });
     std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
@@ -200,11 +210,16 @@ impl Served {
     }
 
     pub fn try_request(&self, verb: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
+        self.request_with(verb, path, "", body)
+    }
+
+    /// The same with further headers, each with its line break.
+    pub fn request_with(&self, verb: &str, path: &str, headers: &str, body: &str) -> std::io::Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.http)?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let head =
             format!("{verb} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
-        stream.write_all(format!("{head}content-type: application/json\r\n\r\n{body}").as_bytes())?;
+        stream.write_all(format!("{head}{headers}content-type: application/json\r\n\r\n{body}").as_bytes())?;
         let mut reply = String::new();
         stream.read_to_string(&mut reply)?;
         let (head, body) = reply.split_once("\r\n\r\n").unwrap_or((&reply, ""));

@@ -81,12 +81,16 @@ impl v1::retriever_server::Retriever for FakeRetriever {
             order.sort_by_key(|index| hash(&["rank", query, &index.to_string()]));
             let hits = order.into_iter().take(request.top_k as usize).enumerate().map(|(place, index)| {
                 let Passage { id, title, text } = passage(index);
-                v1::Hit { passage: Some(v1::Passage { id, title, text }), score: 1.0 / (place + 1) as f64 }
+                v1::Hit {
+                    passage: Some(v1::Passage { id, title, text }),
+                    score: 1.0 / (place + 1) as f64,
+                    ..Default::default()
+                }
             });
             v1::Hits { hits: hits.collect() }
         };
         let results = request.queries.iter().map(rank).collect();
-        Ok(Response::new(v1::SearchResponse { results, index_digest: "fake-index".into() }))
+        Ok(Response::new(v1::SearchResponse { results, index_digest: "fake-index".into(), ..Default::default() }))
     }
 
     async fn info(&self, _: Request<v1::RetrieverInfoRequest>) -> Result<Response<v1::RetrieverInfo>, Status> {
