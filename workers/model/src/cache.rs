@@ -50,7 +50,7 @@ impl KvCache {
     ) -> Result<Self> {
         let store = match kernels {
             Kernels::Slices => Store::Rows(vec![vec![RowKv::default(); rows]; config.layers]),
-            Kernels::Tensors => {
+            _ => {
                 let shape = (rows, config.kv_heads, GROWTH, config.head_dim);
                 let layers = (0..config.layers)
                     .map(|_| {

@@ -6,6 +6,8 @@ mod attention;
 mod cache;
 mod config;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder;
 mod device;
 pub mod encoder;
@@ -29,7 +31,9 @@ mod train;
 pub use cache::KvCache;
 pub use config::{Architecture, DecoderConfig};
 pub use decoder::{Decoder, Trainable};
-pub use device::{device, working_dtype};
+pub use device::{device, peak_memory, working_dtype};
+#[cfg(feature = "cuda")]
+pub use device::{start_timing, timings};
 pub use error::{ModelError, Result};
 pub use generate::{GenerateRequest, Generated, Sampling, generate};
 pub use gguf::Gguf;
