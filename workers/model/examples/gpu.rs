@@ -197,6 +197,11 @@ mod gpu {
         };
         time(NEW_TOKENS)?;
         peak_memory(device)?;
+        start_timing();
+        time(2)?;
+        for (name, ms, n) in timings()?.iter().filter(|(name, ..)| !name.starts_with("attend_1") && !name.starts_with("attend_6")).take(24) {
+            println!("    {name:<34} {n:>5} x  {:>8.1} us each", ms * 1e3 / *n as f64);
+        }
         let (mut first, mut all) = (f64::MAX, Vec::new());
         for _ in 0..3 {
             first = first.min(time(1)?);

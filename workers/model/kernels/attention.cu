@@ -219,26 +219,58 @@ __device__ void delta_of(const bf16 *o, const bf16 *g, float *delta, int heads, 
     if (lane == 0) delta[(at % heads) * total + at / heads] = sum;
 }
 
-// dk, dv: grid (key heads, rows, blocks of 64 keys). Scores are computed transposed, so that a warp owns 16 keys
-// and the group's queries pass by, Q at a time.
+// Writes the 16 rows of this warp, times `factor`, as f32.
+template <int HD>
+__device__ __forceinline__ void write_sums(float *to, long long stride, int valid, float (*x)[4], float factor) {
+    int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int n = 0; n < HD / 8; n++) {
+        if (g < valid)
+            *reinterpret_cast<float2 *>(to + g * stride + n * 8 + 2 * t) = make_float2(x[n][0] * factor, x[n][1] * factor);
+        if (g + 8 < valid)
+            *reinterpret_cast<float2 *>(to + (g + 8) * stride + n * 8 + 2 * t) =
+                make_float2(x[n][2] * factor, x[n][3] * factor);
+    }
+}
+
+// out [tokens, kv heads, width] = sum over the group's heads of parts [tokens, heads, width], in order.
+extern "C" __global__ void sum_groups(const float *parts, bf16 *out, int group, int width, long long vectors) {
+    long long at = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (at >= vectors * 8) return;
+    const float *from = parts + (at / width) * group * width + at % width;
+    Eight sum;
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum.x[i] = 0.f;
+    for (int g = 0; g < group; g++) {
+        float4 low = *reinterpret_cast<const float4 *>(from + g * width);
+        float4 high = *reinterpret_cast<const float4 *>(from + g * width + 4);
+        sum.x[0] += low.x, sum.x[1] += low.y, sum.x[2] += low.z, sum.x[3] += low.w;
+        sum.x[4] += high.x, sum.x[5] += high.y, sum.x[6] += high.z, sum.x[7] += high.w;
+    }
+    store8(out + at, sum);
+}
+
+// Terms of dk, dv by each query head, f32 [tokens, heads, HD]: grid (heads, rows, blocks of 64 keys, the longest
+// first). Scores are computed transposed, so that a warp owns 16 keys and the queries pass by, Q at a time.
 template <int HD, int Q>
 __device__ void by_keys(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *d_o, const float *lse,
-                        const float *delta, bf16 *dk, bf16 *dv, const int *starts, int heads, int kv_heads, int total,
+                        const float *delta, float *dk, float *dv, const int *starts, int heads, int kv_heads, int total,
                         float factor, float scale) {
     constexpr int LD = HD + 8;
     extern __shared__ __align__(16) bf16 shared[];
     bf16 *sk = shared, *sv = sk + TILE * LD, *sq = sv + TILE * LD, *sg = sq + 2 * Q * LD;
     float *sl = reinterpret_cast<float *>(sg + 2 * Q * LD), *sd = sl + 2 * Q;
-    int kv = blockIdx.x, row = blockIdx.y, start = starts[row], len = starts[row + 1] - start;
+    int head = blockIdx.x, row = blockIdx.y, start = starts[row], len = starts[row + 1] - start;
     int first = blockIdx.z * TILE;
     if (first >= len) return;
-    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, group = heads / kv_heads;
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    int kv = head / (heads / kv_heads);
     long long width = (long long)heads * HD, kv_width = (long long)kv_heads * HD;
     fetch<HD, TILE>(sk, k + (start + first) * kv_width + kv * HD, kv_width, len - first);
     fetch<HD, TILE>(sv, v + (start + first) * kv_width + kv * HD, kv_width, len - first);
-    int from = first / Q, blocks = (len + Q - 1) / Q - from, steps = blocks * group;
+    int from = first / Q, steps = (len + Q - 1) / Q - from;
     auto bring = [&](int step, int stage) {
-        int head = kv * group + step / blocks, at = (from + step % blocks) * Q;
+        int at = (from + step) * Q;
         fetch<HD, Q>(sq + stage * Q * LD, q + (start + at) * width + head * HD, width, len - at);
         fetch<HD, Q>(sg + stage * Q * LD, d_o + (start + at) * width + head * HD, width, len - at);
         if (threadIdx.x < Q) {
@@ -262,7 +294,7 @@ __device__ void by_keys(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 
             copies_wait<0>();
         }
         __syncthreads();
-        int at = (from + step % blocks) * Q;
+        int at = (from + step) * Q;
         clear<Q / 8>(p);
         clear<Q / 8>(d);
         scores<HD, Q>(p, sk + warp * 16 * LD, sq + stage * Q * LD);
@@ -281,8 +313,8 @@ __device__ void by_keys(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 
         __syncthreads();
     }
     int mine = first + warp * 16;
-    write_rows<HD>(dk + (start + mine) * kv_width + kv * HD, kv_width, len - mine, sum_k, scale, scale);
-    write_rows<HD>(dv + (start + mine) * kv_width + kv * HD, kv_width, len - mine, sum_v, 1.f, 1.f);
+    write_sums<HD>(dk + (start + mine) * width + head * HD, width, len - mine, sum_k, scale);
+    write_sums<HD>(dv + (start + mine) * width + head * HD, width, len - mine, sum_v, 1.f);
 }
 
 // dq: grid (heads, rows, blocks of 64 queries, the last first).
@@ -356,8 +388,8 @@ __device__ void by_queries(const bf16 *q, const bf16 *k, const bf16 *v, const bf
         delta_of<HD>(o, g, delta, heads, total);                                                                       \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS) by_keys_##HD(                                                \
-        const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *d_o, const float *lse, const float *delta, bf16 *dk,  \
-        bf16 *dv, const int *starts, int heads, int kv_heads, int total, float factor, float scale) {                  \
+        const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *d_o, const float *lse, const float *delta, float *dk, \
+        float *dv, const int *starts, int heads, int kv_heads, int total, float factor, float scale) {                 \
         by_keys<HD, Q>(q, k, v, d_o, lse, delta, dk, dv, starts, heads, kv_heads, total, factor, scale);               \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS) by_queries_##HD(                                             \

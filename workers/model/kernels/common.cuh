@@ -9,8 +9,7 @@ struct Eight {
     float x[8];
 };
 
-__device__ __forceinline__ Eight load8(const bf16 *p) {
-    uint4 raw = *reinterpret_cast<const uint4 *>(p);
+__device__ __forceinline__ Eight eight(uint4 raw) {
     const __nv_bfloat162 *h = reinterpret_cast<const __nv_bfloat162 *>(&raw);
     Eight out;
 #pragma unroll
@@ -22,12 +21,27 @@ __device__ __forceinline__ Eight load8(const bf16 *p) {
     return out;
 }
 
+__device__ __forceinline__ Eight load8(const bf16 *p) { return eight(*reinterpret_cast<const uint4 *>(p)); }
+
 __device__ __forceinline__ void store8(bf16 *p, const Eight &v) {
     uint4 raw;
     __nv_bfloat162 *h = reinterpret_cast<__nv_bfloat162 *>(&raw);
 #pragma unroll
     for (int i = 0; i < 4; i++) h[i] = __floats2bfloat162_rn(v.x[2 * i], v.x[2 * i + 1]);
     *reinterpret_cast<uint4 *>(p) = raw;
+}
+
+// A kernel that was queued to overlap its predecessor may begin while that still runs: what the predecessor writes
+// may be touched only after the wait. Without such a queueing both do nothing.
+__device__ __forceinline__ void await_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void allow_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
 }
 
 __device__ __forceinline__ float warp_sum(float x) {

@@ -109,18 +109,18 @@ extern "C" __global__ void column_partials(const bf16 *x, float *partial, int ro
     partial[(size_t)blockIdx.y * width + column + 1] = sum.y;
 }
 
-// out[c] = (accumulate ? out[c] : 0) + sum over blocks of partial[b][c], in order of b within eight lanes.
+// out[c] = (accumulate ? out[c] : 0) + sum over blocks of partial[b][c], in order of b within 32 lanes.
 extern "C" __global__ void sum_partials(const float *partial, float *out, int blocks, int width, int accumulate) {
-    __shared__ float lanes[8][33];
+    __shared__ float lanes[32][33];
     int column = blockIdx.x * 32 + threadIdx.x;
     float sum = 0.f;
     if (column < width)
-        for (int b = threadIdx.y; b < blocks; b += 8) sum += partial[(size_t)b * width + column];
+        for (int b = threadIdx.y; b < blocks; b += 32) sum += partial[(size_t)b * width + column];
     lanes[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y == 0 && column < width) {
         sum = accumulate ? out[column] : 0.f;
-        for (int i = 0; i < 8; i++) sum += lanes[i][threadIdx.x];
+        for (int i = 0; i < 32; i++) sum += lanes[i][threadIdx.x];
         out[column] = sum;
     }
 }

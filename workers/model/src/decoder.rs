@@ -109,6 +109,13 @@ pub(crate) struct Saved {
     pub(crate) act: Option<Tensor>,
 }
 
+impl Saved {
+    /// Without what one pass over memory gives again.
+    pub(crate) fn lighter(self) -> Self {
+        Self { n1: None, n2: None, act: None, ..self }
+    }
+}
+
 impl Decoder {
     /// Loads a GGUF file or a Hugging Face folder, its tokenizer, and the adapter when one is
     /// named; digests are checked first. Quantised weights are dequantised once.
@@ -373,7 +380,7 @@ impl Decoder {
 
     /// Last hidden states `[items, hidden]` after the final norm. Runs on a thread of the pool, where each of
     /// the many small parallel parts begins without waking one.
-    fn advance(&self, cache: &mut KvCache, items: &[(usize, &[u32])]) -> Result<Tensor> {
+    pub(crate) fn advance(&self, cache: &mut KvCache, items: &[(usize, &[u32])]) -> Result<Tensor> {
         rayon::scope(|_| self.advance_here(cache, items))
     }
 

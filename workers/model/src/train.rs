@@ -105,14 +105,15 @@ impl Decoder {
         if prepared.sources.is_empty() {
             return finished(grads);
         }
-        let kept_from = self.layers.len() - self.layers_kept(prepared.tokens.len());
+        let (kept_layers, whole) = self.layers_kept(prepared.tokens.len());
+        let kept_from = self.layers.len() - kept_layers;
         let mut kept = Vec::new();
         let mut inputs = vec![self.embed_tokens(&prepared.tokens)?];
         for index in 0..self.layers.len() {
             let saved = self.layer_parts(index, &inputs[index], &prepared.batch, None)?;
             inputs.push(self.layer_end(index, &saved)?);
             if index >= kept_from {
-                kept.push(self.lighter(saved));
+                kept.push(if whole { saved } else { saved.lighter() });
             }
         }
         let full = self.trainable == Trainable::Full;
@@ -154,14 +155,6 @@ impl Decoder {
             )?;
         }
         finished(grads)
-    }
-
-    /// Without what one pass over memory gives again, where memory is scarcer than time.
-    fn lighter(&self, saved: Saved) -> Saved {
-        match self.kernels {
-            Kernels::Slices => saved,
-            _ => Saved { n1: None, n2: None, act: None, ..saved },
-        }
     }
 
     /// Gradient by all hidden states, from that by some distinct ones.
@@ -240,18 +233,24 @@ impl Decoder {
         Ok(Prepared { batch, tokens, sources, targets })
     }
 
-    /// Layers whose intermediate results are kept for the backward pass; the others compute them again,
-    /// to the same bits. On a GPU memory is scarcer than time.
-    fn layers_kept(&self, tokens: usize) -> usize {
+    /// Layers whose intermediate results are kept for the backward pass, and whether whole; the others compute
+    /// them again, to the same bits. Without own kernels memory is scarcer than time on a GPU. With them, what one
+    /// pass over memory gives again is kept only where all layers' fit.
+    fn layers_kept(&self, tokens: usize) -> (usize, bool) {
         let c = &self.config;
         let attention = 2 * (c.heads + c.kv_heads) * c.head_dim;
-        let (token, budget) = match self.kernels {
-            Kernels::Slices => (4 * c.hidden + attention + 3 * c.ffn, KEPT_ACTIVATIONS),
-            Kernels::Tensors => return 0,
+        let all = self.layers.len();
+        let fit = |token: usize, budget: usize| all.min(budget / (token * tokens.max(1)));
+        match self.kernels {
+            Kernels::Slices => (fit(4 * c.hidden + attention + 3 * c.ffn, KEPT_ACTIVATIONS), true),
+            Kernels::Tensors => (0, true),
             #[cfg(feature = "cuda")]
-            Kernels::Fused => (c.hidden + attention + 2 * c.ffn, self.kept_bytes / size_of::<half::bf16>()),
-        };
-        self.layers.len().min(budget / (token * tokens.max(1)))
+            Kernels::Fused => {
+                let budget = self.kept_bytes / size_of::<half::bf16>();
+                let whole = fit(3 * c.hidden + attention + 3 * c.ffn, budget) == all;
+                (if whole { all } else { fit(c.hidden + attention + 2 * c.ffn, budget) }, whole)
+            }
+        }
     }
 
     /// Whether all logits are kept between the head's passes.

@@ -185,9 +185,22 @@ pub(crate) fn backward(
     let blocks = rows.longest.div_ceil(TILE);
     let queries = if d == 64 { 64 } else { 32 }; // that pass by at once: what the registers hold
     let bytes = shared(2, TILE, d) + shared(4, queries, d) + 16 * queries as u32;
-    let shape = Shape::new((config.kv_heads, rows.count, blocks), THREADS).with_shared(bytes);
-    let args = [&inputs[..], &stats, &[arg(&dk, DType::BF16)?, arg(&dv, DType::BF16)?], &after].concat();
+    let shape = Shape::new((config.heads, rows.count, blocks), THREADS).with_shared(bytes);
+    let parts = || fresh((tokens, config.heads * d), DType::F32, &device);
+    let (parts_k, parts_v) = (parts()?, parts()?);
+    let args = [&inputs[..], &stats, &[arg(&parts_k, DType::F32)?, arg(&parts_v, DType::F32)?], &after].concat();
     launch(&device, "attention", named(d, "by_keys_64", "by_keys_128")?, shape, &args)?;
+    for (parts, sum) in [(&parts_k, &dk), (&parts_v, &dv)] {
+        let vectors = sum.elem_count() / 8;
+        let args = [
+            arg(parts, DType::F32)?,
+            arg(sum, DType::BF16)?,
+            Arg::Int(config.group() as i32),
+            Arg::Int(d as i32),
+            Arg::Long(vectors as i64),
+        ];
+        launch(&device, "attention", "sum_groups", Shape::each(vectors), &args)?;
+    }
     let shape = Shape::new((config.heads, rows.count, blocks), THREADS).with_shared(shared(6, TILE, d));
     let args = [&inputs[..], &stats, &[arg(&dq, DType::BF16)?], &after].concat();
     launch(&device, "attention", named(d, "by_queries_64", "by_queries_128")?, shape, &args)?;

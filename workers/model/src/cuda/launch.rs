@@ -14,7 +14,7 @@ use candle_core::{
         cudarc::{
             cublas::{self, sys as blas},
             driver::{
-                CudaEvent, CudaFunction, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg,
+                CudaEvent, CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
                 sys::{self, CUfunction_attribute_enum},
             },
             nvrtc::Ptx,
@@ -33,6 +33,9 @@ const MODULES: [(&str, &[u8]); 5] = [
     ("decode", include_bytes!(concat!(env!("OUT_DIR"), "/decode.fatbin"))),
 ];
 
+/// Scratch memory of cuBLAS: what it takes by itself on Hopper.
+const WORKSPACE: usize = 32 << 20;
+
 /// Shared memory that a kernel gets without asking.
 const SHARED_FREE: u32 = 48 << 10;
 
@@ -44,6 +47,14 @@ pub(crate) fn prepare(device: &Device) -> Result<()> {
     unsafe { device.disable_event_tracking() };
     let (mut pool, mut keep) = (std::ptr::null_mut(), u64::MAX);
     let context = device.cuda_stream().context().clone();
+    // A workspace of its own, so that products can be recorded. It lives as long as the process, as the device does.
+    let workspace = device.alloc_zeros::<u8>(WORKSPACE)?;
+    let address = start(&workspace, device, 0);
+    std::mem::forget(workspace);
+    // SAFETY: the handle is open, the memory is never freed
+    unsafe { blas::cublasSetWorkspace_v2(*device.cublas_handle().handle(), address as *mut _, WORKSPACE) }
+        .result()
+        .map_err(|e| failed("cuBLAS workspace", e))?;
     // SAFETY: the device is open; the attribute is a u64
     unsafe {
         sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()).result().map_err(|e| failed("memory pool", e))?;
@@ -138,11 +149,13 @@ pub(crate) struct Shape {
     pub(crate) grid: (usize, usize, usize),
     pub(crate) block: (u32, u32),
     pub(crate) shared: u32,
+    /// Whether the kernel may begin while its predecessor on the stream still runs; it waits for that itself.
+    pub(crate) overlaps: bool,
 }
 
 impl Shape {
     pub(crate) fn new(grid: (usize, usize, usize), threads: u32) -> Self {
-        Self { grid, block: (threads, 1), shared: 0 }
+        Self { grid, block: (threads, 1), shared: 0, overlaps: false }
     }
     /// One thread for each of `n` items.
     pub(crate) fn each(n: usize) -> Self {
@@ -150,6 +163,10 @@ impl Shape {
     }
     pub(crate) fn with_shared(mut self, bytes: u32) -> Self {
         self.shared = bytes;
+        self
+    }
+    pub(crate) fn overlapping(mut self, overlaps: bool) -> Self {
+        self.overlaps = overlaps;
         self
     }
 }
@@ -194,6 +211,9 @@ pub(crate) fn launch(device: &CudaDevice, module: &str, name: &'static str, shap
     };
     let function = function(device, module, name, shape.shared)?;
     let stream = device.cuda_stream();
+    if shape.overlaps {
+        return timed(device, || name.to_owned(), || launch_overlapping(&stream, &function, config, args));
+    }
     let mut builder = stream.launch_builder(&function);
     for arg in args {
         match arg {
@@ -208,6 +228,50 @@ pub(crate) fn launch(device: &CudaDevice, module: &str, name: &'static str, shap
     Ok(())
 }
 
+fn launch_overlapping(
+    stream: &CudaStream,
+    function: &CudaFunction,
+    config: LaunchConfig,
+    args: &[Arg],
+) -> Result<()> {
+    let mut places: Vec<*mut std::ffi::c_void> = args
+        .iter()
+        .map(|arg| match arg {
+            Arg::At(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Arg::Int(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Arg::Long(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Arg::Float(x) => std::ptr::from_ref(x).cast_mut().cast(),
+        })
+        .collect();
+    stream.context().bind_to_thread().map_err(|e| failed("a kernel", e))?;
+    // SAFETY: a union of plain numbers, for which zeros are valid
+    let mut value: sys::CUlaunchAttributeValue = unsafe { std::mem::zeroed() };
+    value.programmaticStreamSerializationAllowed = 1;
+    let mut attribute = sys::CUlaunchAttribute_st {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value,
+    };
+    let config = sys::CUlaunchConfig_st {
+        gridDimX: config.grid_dim.0,
+        gridDimY: config.grid_dim.1,
+        gridDimZ: config.grid_dim.2,
+        blockDimX: config.block_dim.0,
+        blockDimY: config.block_dim.1,
+        blockDimZ: config.block_dim.2,
+        sharedMemBytes: config.shared_mem_bytes,
+        hStream: stream.cu_stream(),
+        attrs: &raw mut attribute,
+        numAttrs: 1,
+    };
+    // SAFETY: as in `launch`; the driver copies arguments and attributes before it returns
+    unsafe {
+        sys::cuLaunchKernelEx(&raw const config, function.cu_function(), places.as_mut_ptr(), std::ptr::null_mut())
+    }
+    .result()
+    .map_err(|e| failed("a kernel", e))
+}
+
 /// The GPU that a tensor is on.
 pub(crate) fn device_of(tensor: &Tensor) -> Result<CudaDevice> {
     match tensor.device() {
@@ -216,7 +280,7 @@ pub(crate) fn device_of(tensor: &Tensor) -> Result<CudaDevice> {
     }
 }
 
-fn start<T>(slice: &CudaSlice<T>, device: &CudaDevice, offset: usize) -> u64 {
+pub(crate) fn start<T>(slice: &CudaSlice<T>, device: &CudaDevice, offset: usize) -> u64 {
     let stream = device.cuda_stream();
     let (address, _guard) = slice.device_ptr(&stream);
     address + (offset * size_of::<T>()) as u64
@@ -287,6 +351,7 @@ pub(crate) fn product(out: &Tensor, lhs: Side, rhs: Side, scale: f32, keep: f32)
     };
     let device = device_of(out)?;
     let (a, b, c) = (at(rhs.0)?, at(lhs.0)?, at(out)?);
+    device.cuda_stream().context().bind_to_thread().map_err(|e| failed("matrix product", e))?;
     // cuBLAS stores by columns: the transposed product of the transposed sides, which lie there already.
     // SAFETY: the three addresses are of live tensors with these sizes; `out` is written by this product alone
     timed(&device, || format!("product {m} x {n} x {k}"), || unsafe {

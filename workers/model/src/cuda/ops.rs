@@ -20,18 +20,22 @@ fn threads(width: usize) -> u32 {
 }
 
 pub(crate) fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    let y = fresh(x.shape(), DType::BF16, &device_of(x)?)?;
+    rms_norm_to(&y, x, w, eps)?;
+    Ok(y)
+}
+
+/// [`rms_norm`] into `y`.
+pub(crate) fn rms_norm_to(y: &Tensor, x: &Tensor, w: &Tensor, eps: f64) -> Result<()> {
     let (rows, width) = x.dims2()?;
-    let device = device_of(x)?;
-    let y = fresh((rows, width), DType::BF16, &device)?;
     let args = [
         arg(x, DType::BF16)?,
         arg(w, DType::BF16)?,
-        arg(&y, DType::BF16)?,
+        arg(y, DType::BF16)?,
         Arg::Int(width as i32),
         Arg::Float(eps as f32),
     ];
-    launch(&device, "rows", "rms_norm", Shape::new((rows, 1, 1), threads(width)), &args)?;
-    Ok(y)
+    launch(&device_of(x)?, "rows", "rms_norm", Shape::new((rows, 1, 1), threads(width)), &args)
 }
 
 /// `(dx + residual, dw)`, `dw` in f32 when wanted.
@@ -74,7 +78,7 @@ fn sum_partials(partial: &Tensor, device: &CudaDevice) -> Result<Tensor> {
         Arg::Int(width as i32),
         Arg::Int(0),
     ];
-    let shape = Shape { grid: (width.div_ceil(32), 1, 1), block: (32, 8), shared: 0 };
+    let shape = Shape { grid: (width.div_ceil(32), 1, 1), block: (32, 32), shared: 0, overlaps: false };
     launch(device, "rows", "sum_partials", shape, &args)?;
     Ok(out)
 }
@@ -91,13 +95,17 @@ pub(crate) fn column_sums(x: &Tensor) -> Result<Tensor> {
 }
 
 pub(crate) fn swiglu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let device = device_of(a)?;
-    let act = fresh(a.shape(), DType::BF16, &device)?;
+    let act = fresh(a.shape(), DType::BF16, &device_of(a)?)?;
+    swiglu_to(&act, a, b)?;
+    Ok(act)
+}
+
+/// [`swiglu`] into `act`.
+pub(crate) fn swiglu_to(act: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     let vectors = a.elem_count() / 8;
     let args =
-        [arg(a, DType::BF16)?, arg(b, DType::BF16)?, arg(&act, DType::BF16)?, Arg::Long(vectors as i64)];
-    launch(&device, "rows", "swiglu", Shape::each(vectors), &args)?;
-    Ok(act)
+        [arg(a, DType::BF16)?, arg(b, DType::BF16)?, arg(act, DType::BF16)?, Arg::Long(vectors as i64)];
+    launch(&device_of(a)?, "rows", "swiglu", Shape::each(vectors), &args)
 }
 
 pub(crate) fn swiglu_backward(a: &Tensor, b: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {

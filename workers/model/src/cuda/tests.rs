@@ -7,8 +7,9 @@ use s3_config::{DeviceKind, LoraConfig};
 
 use super::{attention, head, launch, ops};
 use crate::{
-    AdamW, Architecture, Decoder, DecoderConfig, PolicyGrads, TrainSequence,
+    AdamW, Architecture, Decoder, DecoderConfig, GenerateRequest, PolicyGrads, SampleKey, Sampling, TrainSequence,
     cpu::AdamWStep,
+    generate,
     head::TokenGrads,
     random::Uniform,
 };
@@ -271,14 +272,18 @@ fn products_rows_and_adamw() {
     let _ = launch::peak_memory(&gpu_once()).unwrap();
 }
 
-pub(super) fn model(device: &Device, dtype: DType) -> Decoder {
+fn model(device: &Device, dtype: DType) -> Decoder {
+    model_of((4, 2, 64), device, dtype)
+}
+
+fn model_of((heads, kv_heads, head_dim): (usize, usize, usize), device: &Device, dtype: DType) -> Decoder {
     let config = DecoderConfig {
         architecture: Architecture::Qwen2,
         hidden: 256,
         ffn: 512,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 64,
+        heads,
+        kv_heads,
+        head_dim,
         qkv_bias: true,
         ..DecoderConfig::tiny(512, 256, 2)
     };
@@ -372,5 +377,92 @@ fn training_in_bf16_follows_the_cpu() {
     assert!(losses[0][11] < losses[0][0] * 0.8);
     for (a, b) in losses[0].iter().zip(&losses[1]) {
         assert!((a - b).abs() < 0.02 * a, "{losses:?}");
+    }
+}
+
+const SAMPLING: Sampling = Sampling { temperature: 0.8, top_p: 1.0 };
+
+fn key(i: usize, token: u32) -> SampleKey<'static> {
+    SampleKey { seed: 3, step: 1, question: "q", sample: i as u32, turn: 0, token }
+}
+
+/// Rows of their own lengths, of which some end early, generate; a teacher-forced pass over what they said must give
+/// the log-probabilities that they reported, and the cache must hold what was said.
+fn generates(decoder: &Decoder, rows: usize, sampling: Sampling) {
+    let requests: Vec<GenerateRequest> = (0..rows)
+        .map(|row| GenerateRequest {
+            row: rows - 1 - row,
+            prompt: (0..20 + row * 37 % 300).map(|t| ((t * 13 + row * 7) % 512) as u32).collect(),
+            max_new_tokens: if row % 3 == 0 { 90 } else { 5 + row % 50 },
+        })
+        .collect();
+    let mut cache = decoder.cache(rows).unwrap();
+    let mut stop = |i: usize, said: &[u32]| i % 4 == 1 && said.len() == 7;
+    let said = generate(decoder, &mut cache, &requests, sampling, &key, &mut stop).unwrap();
+    let mut sequences = Vec::new();
+    for (i, (request, said)) in requests.iter().zip(&said).enumerate() {
+        let count = if i % 4 == 1 { request.max_new_tokens.min(7) } else { request.max_new_tokens };
+        assert_eq!(said.tokens.len(), count, "row {i}");
+        assert_eq!(cache.len(request.row), request.prompt.len() + count - 1);
+        let tokens: Vec<u32> = request.prompt.iter().chain(&said.tokens).copied().collect();
+        sequences.push(TrainSequence { positions: (request.prompt.len()..tokens.len()).collect(), tokens });
+    }
+    let temperature = if sampling.temperature > 0.0 { sampling.temperature } else { 1.0 };
+    let scored = decoder.score(&sequences, temperature).unwrap().logprob;
+    let played: Vec<f32> = said.iter().flat_map(|s| s.logprobs.iter().copied()).collect();
+    let apart: Vec<f64> = scored.iter().zip(&played).map(|(a, b)| f64::from((a - b).abs())).collect();
+    let (mean, most) = (apart.iter().sum::<f64>() / apart.len() as f64, apart.iter().copied().fold(0.0, f64::max));
+    let mismatch: f64 = scored.iter().zip(&played).map(|(a, b)| f64::from(b - a)).sum::<f64>() / apart.len() as f64;
+    println!("{rows} rows: {} tokens, apart {mean:.1e} on average, {most:.1e} at most, mismatch {mismatch:.1e}", apart.len());
+    assert!(mean < 0.01 && most < 0.1, "{mean} {most}");
+    // The cache: one more token by the other path.
+    let items: Vec<(usize, Vec<u32>)> =
+        requests.iter().zip(&said).map(|(r, s)| (r.row, vec![*s.tokens.last().unwrap()])).collect();
+    let items: Vec<(usize, &[u32])> = items.iter().map(|(row, t)| (*row, t.as_slice())).collect();
+    let logits = host(&decoder.step_rows(&mut cache, &items).unwrap());
+    let mut fresh_cache = decoder.cache(rows).unwrap();
+    let all: Vec<(usize, &[u32])> = requests.iter().zip(&sequences).map(|(r, s)| (r.row, s.tokens.as_slice())).collect();
+    let want = decoder.step_rows(&mut fresh_cache, &all).unwrap();
+    near("logits after", &want, &logits, 3e-2);
+}
+
+#[test]
+fn generation_agrees_with_a_teacher_forced_pass() {
+    for shape in [(4, 2, 64), (7, 1, 64), (6, 1, 128), (4, 4, 128), (16, 2, 64)] {
+        let mut decoder = model_of(shape, &gpu_once(), DType::BF16);
+        println!("{shape:?}");
+        for rows in [1, 2, 5, 70] {
+            generates(&decoder, rows, SAMPLING);
+        }
+        generates(&decoder, 6, Sampling { temperature: 0.0, top_p: 1.0 });
+        decoder.attach_lora(&LoraConfig { rank: 8, alpha: 16.0 }, 3).unwrap();
+        generates(&decoder, 1, SAMPLING);
+        generates(&decoder, 6, SAMPLING);
+    }
+}
+
+#[test]
+fn the_device_chooses_what_the_host_would() {
+    let decoder = model(&gpu_once(), DType::BF16);
+    for temperature in [0.0, 1.0, 2.0] {
+        let requests: Vec<GenerateRequest> = (0..200)
+            .map(|row| GenerateRequest { row, prompt: vec![row as u32, 3, 5], max_new_tokens: 1 })
+            .collect();
+        let sampling = Sampling { temperature, top_p: 1.0 };
+        let mut cache = decoder.cache(200).unwrap();
+        let said = generate(&decoder, &mut cache, &requests, sampling, &key, &mut |_, _| false).unwrap();
+        let mut cache = decoder.cache(200).unwrap();
+        let items: Vec<(usize, &[u32])> = requests.iter().map(|r| (r.row, r.prompt.as_slice())).collect();
+        let logits = decoder.step_rows(&mut cache, &items).unwrap().to_vec2::<f32>().unwrap();
+        let mut other = 0;
+        for (i, (row, said)) in logits.iter().zip(&said).enumerate() {
+            let want = crate::sample(row, temperature, 1.0, &key(i, 0));
+            other += usize::from(want.token != said.tokens[0]);
+            if want.token == said.tokens[0] {
+                assert!((want.logprob - said.logprobs[0]).abs() < 1e-4, "{want:?} {said:?}");
+            }
+        }
+        println!("temperature {temperature}: {other} of 200 differ");
+        assert!(other <= usize::from(temperature > 0.0), "{other}");
     }
 }
