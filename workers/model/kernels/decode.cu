@@ -183,7 +183,8 @@ __device__ __forceinline__ float rotated(const bf16 *x, const bf16 *bias, int i,
 
 // Attention of one new token a row: biases and rotation, the new key and value into the cache, then the cached
 // keys in pieces of `chunk`; the last piece to finish joins them in order. Grid (rows, key heads, pieces).
-// lens[row]: tokens cached before; negative for a row that rests. G query heads share a key head.
+// lens[row]: tokens cached before; negative for a row that rests. G query heads share a key head. Where this kernel
+// overlaps its predecessor, lens and the earlier keys are from before the whole step, so they are fetched at once.
 template <int D, int G>
 __device__ void attend_one(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *bias_q, const bf16 *bias_k,
                            const bf16 *bias_v, const float *cos, const float *sin, bf16 *cache_k, bf16 *cache_v,
@@ -193,9 +194,9 @@ __device__ void attend_one(const bf16 *q, const bf16 *k, const bf16 *v, const bf
     extern __shared__ __align__(16) float memory[];
     float *scores = memory, *queries = scores + G * chunk, *stats = queries + G * D, *sums = stats + 2 * G;
     allow_next();
-    await_previous();
     int row = blockIdx.x, kv = blockIdx.y, len = lens[row], from = blockIdx.z * chunk;
     if (len < 0) {
+        await_previous();
         if (blockIdx.z == 0)
             for (int i = threadIdx.x; i < G * D; i += 128)
                 o[((size_t)row * kv_heads + kv) * G * D + i] = __float2bfloat16(0.f);
@@ -207,9 +208,11 @@ __device__ void attend_one(const bf16 *q, const bf16 *k, const bf16 *v, const bf
     sin += (size_t)len * (D / 2);
     size_t head = (size_t)row * kv_heads + kv, cached = ((size_t)places[row] * kv_heads + kv) * capacity;
     bf16 *keys = cache_k + cached * D, *values = cache_v + cached * D;
-    // what is needed after the scores sets out now
-    for (int key = threadIdx.x / LANES; key < count; key += KEYS)
+    for (int key = threadIdx.x / LANES; key < count; key += KEYS) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(keys + (size_t)(from + key) * D + threadIdx.x % LANES * 8));
         asm volatile("prefetch.global.L2 [%0];" ::"l"(values + (size_t)(from + key) * D + threadIdx.x % LANES * 8));
+    }
+    await_previous();
     for (int i = threadIdx.x; i < G * D; i += 128) {
         const bf16 *bias = bias_q ? bias_q + (kv * G + i / D) * D : nullptr;
         queries[i] = rotated<D>(q + (head * G + i / D) * D, bias, i % D, cos, sin) * factor;
@@ -230,7 +233,7 @@ __device__ void attend_one(const bf16 *q, const bf16 *k, const bf16 *v, const bf
         for (int g = 0; g < G; g++)
 #pragma unroll
             for (int i = 0; i < 8; i++) mine[g][i] = queries[g * D + lane * 8 + i];
-#pragma unroll 2
+#pragma unroll 4
         for (int base = 0; base < count; base += KEYS) { // all lanes go round together, for the shuffles
             int key = base + at;
             Eight e = load8(keys + (size_t)(from + min(key, count - 1)) * D + lane * 8);
@@ -265,7 +268,7 @@ __device__ void attend_one(const bf16 *q, const bf16 *k, const bf16 *v, const bf
     for (int g = 0; g < G; g++)
 #pragma unroll
         for (int i = 0; i < 8; i++) out[g][i] = 0.f;
-#pragma unroll 2
+#pragma unroll 4
     for (int key = at; key < count; key += KEYS) {
         Eight e = load8(values + (size_t)(from + key) * D + lane * 8);
 #pragma unroll
@@ -304,20 +307,42 @@ __device__ void attend_one(const bf16 *q, const bf16 *k, const bf16 *v, const bf
     if (!last) return;
     __threadfence();
     if (threadIdx.x == 0) done[head] = 0;
+    // each piece's share of each head, where the scores were; then all pieces' terms, many loads at once
     const float *all = scratch + head * gridDim.z * G * (D + 2);
-    for (int i = threadIdx.x; i < G * D; i += 128) {
-        int g = i / D;
-        float most = -INFINITY, sum = 0.f, x = 0.f;
-#pragma unroll 4
-        for (int p = 0; p < pieces; p++) most = fmaxf(most, __ldcg(all + p * G * (D + 2) + G * D + 2 * g));
-#pragma unroll 4
-        for (int p = 0; p < pieces; p++) {
-            const float *part = all + p * G * (D + 2);
-            float share = exp2f(__ldcg(part + G * D + 2 * g) - most);
-            sum += share * __ldcg(part + G * D + 2 * g + 1);
-            x += share * __ldcg(part + i);
+    for (int g = threadIdx.x / 32; g < G; g += 4) {
+        float most = -INFINITY, sum = 0.f;
+        for (int p = threadIdx.x % 32; p < pieces; p += 32) {
+            float m = __ldcg(all + p * G * (D + 2) + G * D + 2 * g);
+            scores[g * chunk + p] = m;
+            most = fmaxf(most, m);
         }
-        o[head * G * D + i] = __float2bfloat16(x / sum);
+#pragma unroll
+        for (int off = 16; off > 0; off >>= 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, off));
+        for (int p = threadIdx.x % 32; p < pieces; p += 32) {
+            float share = exp2f(scores[g * chunk + p] - most);
+            scores[g * chunk + p] = share;
+            sum += share * __ldcg(all + p * G * (D + 2) + G * D + 2 * g + 1);
+        }
+        sum = warp_sum(sum);
+        for (int p = threadIdx.x % 32; p < pieces; p += 32) scores[g * chunk + p] /= sum;
+    }
+    __syncthreads();
+    constexpr int EACH = (G * D + 127) / 128;
+    float joined[EACH];
+#pragma unroll
+    for (int j = 0; j < EACH; j++) joined[j] = 0.f;
+#pragma unroll 4
+    for (int p = 0; p < pieces; p++) {
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            int i = threadIdx.x + j * 128;
+            if (i < G * D) joined[j] += scores[i / D * chunk + p] * __ldcg(all + p * G * (D + 2) + i);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+        int i = threadIdx.x + j * 128;
+        if (i < G * D) o[head * G * D + i] = __float2bfloat16(joined[j]);
     }
 }
 
@@ -354,6 +379,7 @@ extern "C" __global__ void __launch_bounds__(1024) choose(const bf16 *logits, co
     int begin = min(vectors, (int)threadIdx.x * per), end = min(vectors, begin + per);
     float most = -INFINITY;
     int first = 0;
+#pragma unroll 5
     for (int v = threadIdx.x; v < vectors; v += 1024) {
         Eight e = load8(z + v * 8);
 #pragma unroll
@@ -372,6 +398,7 @@ extern "C" __global__ void __launch_bounds__(1024) choose(const bf16 *logits, co
         if (i == 0 || warp_most[i] > most || (warp_most[i] == most && warp_first[i] < first))
             most = warp_most[i], first = warp_first[i];
     double share = 0.0;
+#pragma unroll 5
     for (int v = begin; v < end; v++) {
         Eight e = load8(z + v * 8);
         float sum = 0.f;
@@ -399,11 +426,14 @@ extern "C" __global__ void __launch_bounds__(1024) choose(const bf16 *logits, co
         if (begin < end && low <= goal && goal < high) {
             double sum = low;
             int found = end * 8 - 1;
-            for (int i = begin * 8; i < end * 8; i++) {
-                sum += __expf((__bfloat162float(z[i]) - most) * inverse);
-                if (sum > goal) {
-                    found = i;
-                    break;
+            for (int v = begin; v < end && found == end * 8 - 1; v++) {
+                Eight e = load8(z + v * 8);
+                for (int i = 0; i < 8; i++) {
+                    sum += __expf((e.x[i] - most) * inverse);
+                    if (sum > goal) {
+                        found = v * 8 + i;
+                        break;
+                    }
                 }
             }
             chosen = found;

@@ -27,8 +27,9 @@ const TABLE: usize = 64;
 /// Results on their way to the host.
 const AHEAD: usize = 2;
 
-/// Blocks of a kernel for one row.
+/// Blocks of a kernel for one row that are on the GPU at once: four, or two, on each multiprocessor.
 const BLOCKS: usize = 528;
+const GATED_BLOCKS: usize = 264;
 
 /// Query heads that may share a key head, and their kernels.
 const GROUPS: [[&str; 8]; 2] = [
@@ -110,7 +111,11 @@ impl<'a> Step<'a> {
         };
         let (c, n) = (&decoder.config, rows.len());
         let new = |width: usize| fresh((n, width), DType::BF16, &device);
-        let chunk = if n * c.kv_heads >= 64 { 256 } else { 64 };
+        // Long pieces where rows keep the multiprocessors busy; never more pieces than a piece has keys.
+        let mut chunk = if n * c.kv_heads >= 64 { 256 } else { 64 };
+        while capacity.div_ceil(chunk) > chunk {
+            chunk *= 2;
+        }
         let pieces = capacity.div_ceil(chunk);
         let mut low = Vec::new();
         for layer in &decoder.layers {
@@ -181,7 +186,8 @@ impl<'a> Step<'a> {
         self.device.cuda_stream().memcpy_htod(tokens, &mut self.tokens).map_err(|e| failed("copying", e))
     }
 
-    /// Queues the step: the first time kernel by kernel, which loads them, then as a recording.
+    /// Queues the step: the first time kernel by kernel, which loads them, then as a recording, in which a kernel
+    /// may overlap its predecessor.
     fn run(&mut self) -> Result<()> {
         self.runs += 1;
         if self.runs == 1 {
@@ -210,7 +216,7 @@ impl<'a> Step<'a> {
             arg(&self.x, DType::BF16)?,
             Arg::Int(c.hidden as i32),
         ];
-        launch(&self.device, "decode", "embed", Shape::new((self.count, 1, 1), 128).overlapping(true), &args)?;
+        launch(&self.device, "decode", "embed", Shape::new((self.count, 1, 1), 128).overlapping(self.runs > 1), &args)?;
         for index in 0..d.layers.len() {
             self.layer(index)?;
         }
@@ -278,7 +284,7 @@ impl<'a> Step<'a> {
         }
         args.extend(sizes);
         args.extend([Arg::Int(c.hidden as i32), Arg::Float(c.norm_eps as f32)]);
-        let shape = Shape::new((rows.div_ceil(8).min(BLOCKS), 1, 1), 256).with_shared(2 * c.hidden as u32).overlapping(true);
+        let shape = Shape::new((rows.div_ceil(8).min(BLOCKS), 1, 1), 256).with_shared(2 * c.hidden as u32).overlapping(self.runs > 1);
         launch(&self.device, "decode", "one_norm_products", shape, &args)
     }
 
@@ -289,7 +295,7 @@ impl<'a> Step<'a> {
             args.push(arg(tensor, DType::BF16)?);
         }
         args.extend([Arg::Int(c.ffn as i32), Arg::Int(c.hidden as i32), Arg::Float(c.norm_eps as f32)]);
-        let shape = Shape::new((c.ffn.div_ceil(8).min(BLOCKS), 1, 1), 256).with_shared(2 * c.hidden as u32).overlapping(true);
+        let shape = Shape::new((c.ffn.div_ceil(8).min(GATED_BLOCKS), 1, 1), 256).with_shared(2 * c.hidden as u32).overlapping(self.runs > 1);
         launch(&self.device, "decode", "one_norm_gated", shape, &args)
     }
 
@@ -305,7 +311,7 @@ impl<'a> Step<'a> {
             Arg::Int(width as i32),
             Arg::Int(log_split),
         ];
-        let shape = Shape::new((rows.div_ceil(8 >> log_split), 1, 1), 256).overlapping(true);
+        let shape = Shape::new((rows.div_ceil(8 >> log_split), 1, 1), 256).overlapping(self.runs > 1);
         launch(&self.device, "decode", "one_product_added", shape, &args)
     }
 
@@ -331,7 +337,7 @@ impl<'a> Step<'a> {
         args.push(Arg::Float(std::f32::consts::LOG2_E / (d as f32).sqrt()));
         let floats = g * self.chunk + 5 * g * d + 2 * g;
         let grid = (self.count, c.kv_heads, self.capacity.div_ceil(self.chunk));
-        let shape = Shape::new(grid, 128).with_shared(4 * floats as u32).overlapping(true);
+        let shape = Shape::new(grid, 128).with_shared(4 * floats as u32).overlapping(self.runs > 1);
         launch(&self.device, "decode", GROUPS[usize::from(d == 128)][g - 1], shape, &args)
     }
 
@@ -347,7 +353,7 @@ impl<'a> Step<'a> {
             Arg::Int(TABLE as i32),
             Arg::Float(self.temperature),
         ];
-        launch(&self.device, "decode", "choose", Shape::new((self.count, 1, 1), 1024).overlapping(true), &args)
+        launch(&self.device, "decode", "choose", Shape::new((self.count, 1, 1), 1024).overlapping(self.runs > 1), &args)
     }
 }
 
