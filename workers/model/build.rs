@@ -22,7 +22,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             .arg("-o")
             .arg(out.join(format!("{source}.fatbin")));
         let result = nvcc.output().map_err(|e| {
-            format!("the cuda feature needs nvcc: {e}; install it as docs/cuda.md says, or build without --features cuda")
+            format!(
+                "the cuda feature needs nvcc: {e}; install it as docs/cuda.md says, or build without --features cuda"
+            )
         })?;
         if !result.status.success() {
             return Err(format!("nvcc failed on {source}.cu:\n{}", String::from_utf8_lossy(&result.stderr)).into());

@@ -162,8 +162,7 @@ mod gpu {
         let (layers, head) = weights(&c);
         let attention = 2.0 * (c.layers * c.heads * c.head_dim) as f64 * length as f64; // forward, a token, causal
         let times_forward = if full { 3.0 } else { 2.0 };
-        let operations = times_forward * n * 2.0 * (layers + head)
-            + n * attention * if full { 3.0 } else { 3.0 };
+        let operations = times_forward * n * 2.0 * (layers + head) + n * attention * 3.0;
         println!(
             "{kind} {name} {rows}x{length}: {:.0} tokens/s; pass {:.1} ms, optimiser {:.1} ms (median of {STEPS}); best {:.1} ms; {:.0} TFLOP/s of model work; peak {:.1} GB; loss {:.4} to {:.4}",
             n / (pass + update),
@@ -187,7 +186,8 @@ mod gpu {
                 .collect()
         };
         let sampling = Sampling { temperature: 1.0, top_p: 1.0 };
-        let key = |i: usize, token: u32| SampleKey { seed: 1, step: 0, question: "q", sample: i as u32, turn: 0, token };
+        let key =
+            |i: usize, token: u32| SampleKey { seed: 1, step: 0, question: "q", sample: i as u32, turn: 0, token };
         let time = |n: usize| -> Done<f64> {
             let mut cache = decoder.cache(rows)?;
             device.synchronize()?;
@@ -199,7 +199,11 @@ mod gpu {
         peak_memory(device)?;
         start_timing();
         time(2)?;
-        for (name, ms, n) in timings()?.iter().filter(|(name, ..)| !name.starts_with("attend_1") && !name.starts_with("attend_6")).take(24) {
+        for (name, ms, n) in timings()?
+            .iter()
+            .filter(|(name, ..)| !name.starts_with("attend_1") && !name.starts_with("attend_6"))
+            .take(24)
+        {
             println!("    {name:<34} {n:>5} x  {:>8.1} us each", ms * 1e3 / *n as f64);
         }
         let (mut first, mut all) = (f64::MAX, Vec::new());
@@ -244,8 +248,14 @@ mod gpu {
             device.synchronize()?;
             Ok(start.elapsed().as_secs_f64() / 10.0)
         };
-        let product = time(&|| Ok(drop(a.matmul(&b)?)))?;
-        let copy = time(&|| Ok(drop(big.copy()?)))?;
+        let product = time(&|| {
+            a.matmul(&b)?;
+            Ok(())
+        })?;
+        let copy = time(&|| {
+            big.copy()?;
+            Ok(())
+        })?;
         println!(
             "ceilings: product {:.0} TFLOP/s, copy {:.2} TB/s (read and written)",
             2.0 * (n as f64).powi(3) / product / 1e12,

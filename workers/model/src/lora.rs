@@ -54,7 +54,9 @@ impl Decoder {
     /// GPU's kernels gets f32 copies, which are what is trained.
     pub fn train_all(&mut self) -> Result<()> {
         if self.dtype != DType::F32 && !self.kernels.fused() {
-            return Err(ModelError::invalid("training every weight needs dtype F32 on this device; use LoRA with Bf16"));
+            return Err(ModelError::invalid(
+                "training every weight needs dtype F32 on this device; use LoRA with Bf16",
+            ));
         }
         if self.lora.is_some() {
             return Err(ModelError::invalid("training every weight with an adapter attached; merge it first"));

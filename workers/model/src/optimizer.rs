@@ -107,8 +107,7 @@ impl AdamW {
                 #[cfg(feature = "cuda")]
                 Moments::Tensors { m, v } if parameter.dtype() == DType::F32 => {
                     let working = decoder.masters.contains_key(name);
-                    let (next, m2, v2, w) =
-                        crate::cuda::ops::adamw(&parameter, gradient, (&*m, &*v), step, working)?;
+                    let (next, m2, v2, w) = crate::cuda::ops::adamw(&parameter, gradient, (&*m, &*v), step, working)?;
                     (*m, *v) = (m2, v2);
                     if let Some(working) = w {
                         decoder.set_master(name, next, working)?;

@@ -391,7 +391,11 @@ impl Decoder {
         let back = |i: usize, x: &Tensor, dy: &Tensor, start: Option<&Tensor>, grads: &mut Grads| {
             layer.linears[i].backward(kernels, &format!("{prefix}.{}", LINEARS[i]), x, dy, start, full, grads)
         };
-        let (act, n1, n2) = (self.act(s)?, self.normed(x, s.n1.as_ref(), &layer.input_norm)?, self.normed(&s.h, s.n2.as_ref(), &layer.post_norm)?);
+        let (act, n1, n2) = (
+            self.act(s)?,
+            self.normed(x, s.n1.as_ref(), &layer.input_norm)?,
+            self.normed(&s.h, s.n2.as_ref(), &layer.post_norm)?,
+        );
         let d_act = back(DOWN, &act, dy, None, grads)?;
         drop(act);
         let (d_gate, d_up) = ops::swiglu_backward(kernels, &s.gate, &s.up, &d_act)?;

@@ -284,7 +284,9 @@ impl<'a> Step<'a> {
         }
         args.extend(sizes);
         args.extend([Arg::Int(c.hidden as i32), Arg::Float(c.norm_eps as f32)]);
-        let shape = Shape::new((rows.div_ceil(8).min(BLOCKS), 1, 1), 256).with_shared(2 * c.hidden as u32).overlapping(self.runs > 1);
+        let shape = Shape::new((rows.div_ceil(8).min(BLOCKS), 1, 1), 256)
+            .with_shared(2 * c.hidden as u32)
+            .overlapping(self.runs > 1);
         launch(&self.device, "decode", "one_norm_products", shape, &args)
     }
 
@@ -295,7 +297,9 @@ impl<'a> Step<'a> {
             args.push(arg(tensor, DType::BF16)?);
         }
         args.extend([Arg::Int(c.ffn as i32), Arg::Int(c.hidden as i32), Arg::Float(c.norm_eps as f32)]);
-        let shape = Shape::new((c.ffn.div_ceil(8).min(GATED_BLOCKS), 1, 1), 256).with_shared(2 * c.hidden as u32).overlapping(self.runs > 1);
+        let shape = Shape::new((c.ffn.div_ceil(8).min(GATED_BLOCKS), 1, 1), 256)
+            .with_shared(2 * c.hidden as u32)
+            .overlapping(self.runs > 1);
         launch(&self.device, "decode", "one_norm_gated", shape, &args)
     }
 
@@ -387,7 +391,8 @@ pub(crate) fn generate<'k>(
     if active.is_empty() {
         return Ok(out);
     }
-    let items: Vec<(usize, &[u32])> = active.iter().map(|&i| (requests[i].row, requests[i].prompt.as_slice())).collect();
+    let items: Vec<(usize, &[u32])> =
+        active.iter().map(|&i| (requests[i].row, requests[i].prompt.as_slice())).collect();
     let hidden = decoder.advance(cache, &items)?;
     let logits = ops::linear(&hidden.contiguous()?, decoder.output().dense()?, None)?;
     // Where a request's first new token goes, and room for all: a step holds on to the cache's memory.
@@ -401,19 +406,16 @@ pub(crate) fn generate<'k>(
         let step = Step::new(decoder, cache, &rows, sampling.temperature)?;
         let mut stretch = Stretch::new(step, requests, &active)?;
         stretch.tell(&base, &launched)?;
-        match first.take() {
-            Some(logits) => {
-                stretch.randomness(key, &launched)?;
-                // rows that move on: one before the place of the new token
-                let before: Vec<i32> = active.iter().map(|&i| base[i] as i32 - 1).collect();
-                stretch.step.set_lens(&before)?;
-                stretch.step.choose(&logits)?;
-                stretch.send(&mut launched)?;
-            }
-            None => {
-                let last: Vec<u32> = active.iter().map(|&i| out[i].tokens.last().copied().unwrap_or(0)).collect();
-                stretch.step.set_tokens(&last)?;
-            }
+        if let Some(logits) = first.take() {
+            stretch.randomness(key, &launched)?;
+            // rows that move on: one before the place of the new token
+            let before: Vec<i32> = active.iter().map(|&i| base[i] as i32 - 1).collect();
+            stretch.step.set_lens(&before)?;
+            stretch.step.choose(&logits)?;
+            stretch.send(&mut launched)?;
+        } else {
+            let last: Vec<u32> = active.iter().map(|&i| out[i].tokens.last().copied().unwrap_or(0)).collect();
+            stretch.step.set_tokens(&last)?;
         }
         stretch.run(decoder, &base, &mut launched, &mut out, key, stop)?;
         active = stretch.slots.iter().flatten().copied().collect();

@@ -57,9 +57,13 @@ pub(crate) fn prepare(device: &Device) -> Result<()> {
         .map_err(|e| failed("cuBLAS workspace", e))?;
     // SAFETY: the device is open; the attribute is a u64
     unsafe {
-        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()).result().map_err(|e| failed("memory pool", e))?;
+        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device())
+            .result()
+            .map_err(|e| failed("memory pool", e))?;
         let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut keep).cast()).result().map_err(|e| failed("memory pool", e))
+        sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut keep).cast())
+            .result()
+            .map_err(|e| failed("memory pool", e))
     }
 }
 
@@ -76,11 +80,15 @@ pub(crate) fn peak_memory(device: &Device) -> Result<(u64, u64)> {
     // SAFETY: the device is open; the attributes are u64
     unsafe {
         let context = stream.context();
-        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()).result().map_err(|e| failed("memory pool", e))?;
+        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device())
+            .result()
+            .map_err(|e| failed("memory pool", e))?;
         for (attribute, value) in [(high, &raw mut peak), (current, &raw mut now)] {
             sys::cuMemPoolGetAttribute(pool, attribute, value.cast()).result().map_err(|e| failed("memory pool", e))?;
         }
-        sys::cuMemPoolSetAttribute(pool, high, (&raw mut zero).cast()).result().map_err(|e| failed("memory pool", e))?;
+        sys::cuMemPoolSetAttribute(pool, high, (&raw mut zero).cast())
+            .result()
+            .map_err(|e| failed("memory pool", e))?;
     }
     Ok((peak, now))
 }
@@ -181,10 +189,9 @@ fn function(device: &CudaDevice, module: &str, name: &'static str, shared: u32) 
         return Err(ModelError::invalid(format!("there is no kernel module {module}")));
     };
     let stream = device.cuda_stream();
-    let loaded = stream
-        .context()
-        .load_module(Ptx::from_binary(code.to_vec()))
-        .map_err(|e| failed(&format!("loading kernels of {module} (built for another GPU? set CUDA_COMPUTE_CAP)"), e))?;
+    let loaded = stream.context().load_module(Ptx::from_binary(code.to_vec())).map_err(|e| {
+        failed(&format!("loading kernels of {module} (built for another GPU? set CUDA_COMPUTE_CAP)"), e)
+    })?;
     let function = loaded.load_function(name).map_err(|e| failed(name, e))?;
     if shared > SHARED_FREE {
         let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -228,12 +235,7 @@ pub(crate) fn launch(device: &CudaDevice, module: &str, name: &'static str, shap
     Ok(())
 }
 
-fn launch_overlapping(
-    stream: &CudaStream,
-    function: &CudaFunction,
-    config: LaunchConfig,
-    args: &[Arg],
-) -> Result<()> {
+fn launch_overlapping(stream: &CudaStream, function: &CudaFunction, config: LaunchConfig, args: &[Arg]) -> Result<()> {
     let mut places: Vec<*mut std::ffi::c_void> = args
         .iter()
         .map(|arg| match arg {
@@ -354,28 +356,32 @@ pub(crate) fn product(out: &Tensor, lhs: Side, rhs: Side, scale: f32, keep: f32)
     device.cuda_stream().context().bind_to_thread().map_err(|e| failed("matrix product", e))?;
     // cuBLAS stores by columns: the transposed product of the transposed sides, which lie there already.
     // SAFETY: the three addresses are of live tensors with these sizes; `out` is written by this product alone
-    timed(&device, || format!("product {m} x {n} x {k}"), || unsafe {
-        cublas::result::gemm_ex(
-            *device.cublas_handle().handle(),
-            turn(rhs.1),
-            turn(lhs.1),
-            int(n)?,
-            int(m)?,
-            int(k)?,
-            std::ptr::from_ref(&scale).cast(),
-            a as *const _,
-            blas::cudaDataType_t::CUDA_R_16BF,
-            int(rhs.0.dim(1)?)?,
-            b as *const _,
-            blas::cudaDataType_t::CUDA_R_16BF,
-            int(lhs.0.dim(1)?)?,
-            std::ptr::from_ref(&keep).cast(),
-            c as *mut _,
-            to,
-            int(n)?,
-            blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
-        )
-        .map_err(|e| failed("matrix product", e))
-    })
+    timed(
+        &device,
+        || format!("product {m} x {n} x {k}"),
+        || unsafe {
+            cublas::result::gemm_ex(
+                *device.cublas_handle().handle(),
+                turn(rhs.1),
+                turn(lhs.1),
+                int(n)?,
+                int(m)?,
+                int(k)?,
+                std::ptr::from_ref(&scale).cast(),
+                a as *const _,
+                blas::cudaDataType_t::CUDA_R_16BF,
+                int(rhs.0.dim(1)?)?,
+                b as *const _,
+                blas::cudaDataType_t::CUDA_R_16BF,
+                int(lhs.0.dim(1)?)?,
+                std::ptr::from_ref(&keep).cast(),
+                c as *mut _,
+                to,
+                int(n)?,
+                blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+            )
+            .map_err(|e| failed("matrix product", e))
+        },
+    )
 }

@@ -103,8 +103,7 @@ pub(crate) fn swiglu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// [`swiglu`] into `act`.
 pub(crate) fn swiglu_to(act: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     let vectors = a.elem_count() / 8;
-    let args =
-        [arg(a, DType::BF16)?, arg(b, DType::BF16)?, arg(act, DType::BF16)?, Arg::Long(vectors as i64)];
+    let args = [arg(a, DType::BF16)?, arg(b, DType::BF16)?, arg(act, DType::BF16)?, Arg::Long(vectors as i64)];
     launch(&device_of(a)?, "rows", "swiglu", Shape::each(vectors), &args)
 }
 
@@ -127,12 +126,7 @@ pub(crate) fn swiglu_backward(a: &Tensor, b: &Tensor, dy: &Tensor) -> Result<(Te
 /// Adds the bias to every row, in place: only for a tensor that nothing else holds.
 pub(crate) fn add_bias(x: &Tensor, bias: &Tensor) -> Result<()> {
     let vectors = x.elem_count() / 8;
-    let args = [
-        arg(x, DType::BF16)?,
-        arg(bias, DType::BF16)?,
-        Arg::Int(x.dim(1)? as i32),
-        Arg::Long(vectors as i64),
-    ];
+    let args = [arg(x, DType::BF16)?, arg(bias, DType::BF16)?, Arg::Int(x.dim(1)? as i32), Arg::Long(vectors as i64)];
     launch(&device_of(x)?, "rows", "add_bias", Shape::each(vectors), &args)
 }
 

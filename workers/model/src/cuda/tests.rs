@@ -1,6 +1,6 @@
 //! Each kernel against its formula in f64 on random inputs, and a whole training pass against the CPU's.
 //! Needs a GPU: `cargo test --release -p s3-model --features cuda --lib cuda::`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::many_single_char_names)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::many_single_char_names, clippy::needless_range_loop)]
 
 use candle_core::{DType, Device, Tensor};
 use s3_config::{DeviceKind, LoraConfig};
@@ -8,10 +8,7 @@ use s3_config::{DeviceKind, LoraConfig};
 use super::{attention, head, launch, ops};
 use crate::{
     AdamW, Architecture, Decoder, DecoderConfig, GenerateRequest, PolicyGrads, SampleKey, Sampling, TrainSequence,
-    cpu::AdamWStep,
-    generate,
-    head::TokenGrads,
-    random::Uniform,
+    cpu::AdamWStep, generate, head::TokenGrads, random::Uniform,
 };
 
 fn gpu() -> Device {
@@ -149,7 +146,8 @@ fn attention_of_ragged_rows() {
                 let at = |t: usize| (start + t) * heads * d + h * d;
                 let kat = |t: usize| (start + t) * kv_heads * d + h / group * d;
                 for t in 0..len {
-                    let dot = |x: &[f64], i: usize, y: &[f64], j: usize| (0..d).map(|c| x[i + c] * y[j + c]).sum::<f64>();
+                    let dot =
+                        |x: &[f64], i: usize, y: &[f64], j: usize| (0..d).map(|c| x[i + c] * y[j + c]).sum::<f64>();
                     let s: Vec<f64> = (0..=t).map(|j| dot(&q, at(t), &k, kat(j)) * scale).collect();
                     let most = s.iter().copied().fold(f64::MIN, f64::max);
                     let sum: f64 = s.iter().map(|s| (s - most).exp()).sum();
@@ -255,13 +253,13 @@ fn products_rows_and_adamw() {
     let (m, tm) = random(23, &[n], 1.0, DType::F32);
     let (v, tv) = random(24, &[n], 1.0, DType::F32);
     let (v, tv) = (v.iter().map(|v| v.abs()).collect::<Vec<_>>(), tv.abs().unwrap());
-    let step = AdamWStep { beta1: 0.9, beta2: 0.99, correct1: 0.2, correct2: 0.1, epsilon: 1e-8, keep: 0.99, rate: 0.1 };
+    let step =
+        AdamWStep { beta1: 0.9, beta2: 0.99, correct1: 0.2, correct2: 0.1, epsilon: 1e-8, keep: 0.99, rate: 0.1 };
     let (p2, m2, v2, w2) = ops::adamw(&tp, &tg, (&tm, &tv), step, true).unwrap();
     let (b1, b2) = (f64::from(step.beta1), f64::from(step.beta2));
     let m3: Vec<f64> = (0..n).map(|i| b1 * m[i] + (1.0 - b1) * g[i]).collect();
     let v3: Vec<f64> = (0..n).map(|i| b2 * v[i] + (1.0 - b2) * g[i] * g[i]).collect();
-    let p3: Vec<f64> =
-        (0..n).map(|i| p[i] * 0.99 - 0.1 * (m3[i] / 0.2) / ((v3[i] / 0.1).sqrt() + 1e-8)).collect();
+    let p3: Vec<f64> = (0..n).map(|i| p[i] * 0.99 - 0.1 * (m3[i] / 0.2) / ((v3[i] / 0.1).sqrt() + 1e-8)).collect();
     near("adamw m", &m2, &m3, 1e-6);
     near("adamw v", &v2, &v3, 1e-6);
     near("adamw p", &p2, &p3, 1e-6);
@@ -413,7 +411,10 @@ fn generates(decoder: &Decoder, rows: usize, sampling: Sampling) {
     let apart: Vec<f64> = scored.iter().zip(&played).map(|(a, b)| f64::from((a - b).abs())).collect();
     let (mean, most) = (apart.iter().sum::<f64>() / apart.len() as f64, apart.iter().copied().fold(0.0, f64::max));
     let mismatch: f64 = scored.iter().zip(&played).map(|(a, b)| f64::from(b - a)).sum::<f64>() / apart.len() as f64;
-    println!("{rows} rows: {} tokens, apart {mean:.1e} on average, {most:.1e} at most, mismatch {mismatch:.1e}", apart.len());
+    println!(
+        "{rows} rows: {} tokens, apart {mean:.1e} on average, {most:.1e} at most, mismatch {mismatch:.1e}",
+        apart.len()
+    );
     assert!(mean < 0.01 && most < 0.1, "{mean} {most}");
     // The cache: one more token by the other path.
     let items: Vec<(usize, Vec<u32>)> =
@@ -421,7 +422,8 @@ fn generates(decoder: &Decoder, rows: usize, sampling: Sampling) {
     let items: Vec<(usize, &[u32])> = items.iter().map(|(row, t)| (*row, t.as_slice())).collect();
     let logits = host(&decoder.step_rows(&mut cache, &items).unwrap());
     let mut fresh_cache = decoder.cache(rows).unwrap();
-    let all: Vec<(usize, &[u32])> = requests.iter().zip(&sequences).map(|(r, s)| (r.row, s.tokens.as_slice())).collect();
+    let all: Vec<(usize, &[u32])> =
+        requests.iter().zip(&sequences).map(|(r, s)| (r.row, s.tokens.as_slice())).collect();
     let want = decoder.step_rows(&mut fresh_cache, &all).unwrap();
     near("logits after", &want, &logits, 3e-2);
 }
@@ -445,9 +447,8 @@ fn generation_agrees_with_a_teacher_forced_pass() {
 fn the_device_chooses_what_the_host_would() {
     let decoder = model(&gpu_once(), DType::BF16);
     for temperature in [0.0, 1.0, 2.0] {
-        let requests: Vec<GenerateRequest> = (0..200)
-            .map(|row| GenerateRequest { row, prompt: vec![row as u32, 3, 5], max_new_tokens: 1 })
-            .collect();
+        let requests: Vec<GenerateRequest> =
+            (0..200).map(|row| GenerateRequest { row, prompt: vec![row as u32, 3, 5], max_new_tokens: 1 }).collect();
         let sampling = Sampling { temperature, top_p: 1.0 };
         let mut cache = decoder.cache(200).unwrap();
         let said = generate(&decoder, &mut cache, &requests, sampling, &key, &mut |_, _| false).unwrap();
