@@ -396,7 +396,9 @@ impl Decoder {
         }
         let limit = match self.kernels {
             Kernels::Slices => TOKENS_PER_PASS_SLICES,
-            _ => TOKENS_PER_PASS_TENSORS,
+            Kernels::Tensors => TOKENS_PER_PASS_TENSORS,
+            #[cfg(feature = "cuda")]
+            Kernels::Fused => TOKENS_PER_PASS_TENSORS,
         };
         let mut outputs: Vec<Tensor> = Vec::new();
         for (pass, ends) in passes(items, limit) {

@@ -153,6 +153,19 @@ pub(crate) fn swiglu_backward(kernels: Kernels, a: &Tensor, b: &Tensor, dy: &Ten
     }
 }
 
+/// Gradient by all hidden states (shaped as `like`), from that by some distinct rows of them.
+pub(crate) fn spread(kernels: Kernels, like: &Tensor, sources: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    let zeros = like.zeros_like()?;
+    match kernels {
+        Kernels::Slices | Kernels::Tensors => Ok(zeros.index_add(sources, rows, 0)?),
+        #[cfg(feature = "cuda")]
+        Kernels::Fused => {
+            crate::cuda::ops::place_rows(&zeros, sources, rows)?;
+            Ok(zeros)
+        }
+    }
+}
+
 /// Rotary tables in f32: built in f64 and never in the model's precision, where positions above
 /// 256 would collapse in bf16.
 #[derive(Clone)]
@@ -182,19 +195,15 @@ impl Rope {
             })
         });
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-        let tables = match kernels {
-            Kernels::Slices => None,
-            _ => Some((
-                Tensor::from_slice(&cos, (positions, half), device)?,
-                Tensor::from_slice(&sin, (positions, half), device)?,
-            )),
-        };
+        let table = |values: &[f32]| Tensor::from_slice(values, (positions, half), device);
+        let tables = if kernels == Kernels::Slices { None } else { Some((table(&cos)?, table(&sin)?)) };
         Ok(Self { half, cos, sin, tables, kernels })
     }
 
     /// Rotates `x` `[tokens, heads * head_dim]` by each token's position, or back when `inverse`
     /// (which is the gradient of the rotation).
     /// Nothing else may hold `x`: some kernels rotate in place.
+    #[cfg_attr(not(feature = "cuda"), allow(clippy::needless_pass_by_value))] // so that nothing else holds it
     pub(crate) fn apply(&self, x: Tensor, positions: &[u32], index: Option<&Tensor>, inverse: bool) -> Result<Tensor> {
         let (tokens, width) = x.dims2()?;
         let heads = width / (2 * self.half);

@@ -134,7 +134,7 @@ impl Decoder {
         if self.trainable == Trainable::None {
             return finished(grads);
         }
-        let mut dx = self.spread(&top, &sources, &d_last)?;
+        let mut dx = ops::spread(self.kernels, &top, &sources, &d_last)?;
         drop(top);
         for index in (0..self.layers.len()).rev() {
             let Some(x) = inputs.pop() else { return Err(ModelError::invalid("a layer input is missing")) };
@@ -155,17 +155,6 @@ impl Decoder {
             )?;
         }
         finished(grads)
-    }
-
-    /// Gradient by all hidden states, from that by some distinct ones.
-    fn spread(&self, like: &Tensor, sources: &Tensor, rows: &Tensor) -> Result<Tensor> {
-        let zeros = like.zeros_like()?;
-        #[cfg(feature = "cuda")]
-        if self.kernels == Kernels::Fused {
-            crate::cuda::ops::place_rows(&zeros, sources, rows)?;
-            return Ok(zeros);
-        }
-        Ok(zeros.index_add(sources, rows, 0)?)
     }
 
     fn index(&self, values: &[u32]) -> Result<Tensor> {
@@ -266,12 +255,13 @@ impl Decoder {
 
     /// Chosen positions whose logits are held at once.
     fn head_chunk(&self, targets: usize) -> usize {
-        let _ = targets;
-        #[cfg(feature = "cuda")]
-        if self.kernels == Kernels::Fused && self.logits_kept(targets) {
-            return targets.max(1);
+        match self.kernels {
+            Kernels::Slices | Kernels::Tensors => HEAD_CHUNK.min(targets.max(1)),
+            #[cfg(feature = "cuda")]
+            Kernels::Fused if self.logits_kept(targets) => targets.max(1),
+            #[cfg(feature = "cuda")]
+            Kernels::Fused => HEAD_CHUNK,
         }
-        HEAD_CHUNK
     }
 
     fn head_logits(&self, hidden: &Tensor) -> Result<Logits> {

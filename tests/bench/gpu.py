@@ -1,9 +1,24 @@
-"""PyTorch and Hugging Face on the shapes of `gpu.rs`: `python3 gpu-peer.py CASE...`, a case as there, with
-`+ck` (gradient checkpointing) or `+compile` after the kind. Random weights, bf16, SDPA, fused AdamW."""
-import os, sys, time
+"""Training and decoding on a GPU beside PyTorch and Hugging Face: `python3 gpu.py PROGRAM [CASE...]`, where PROGRAM is
+`workers/model/examples/gpu.rs`, built, and a case as there, with `+ck` (gradient checkpointing) or `+compile` after the
+kind for the peer's variants. Random weights of equal shapes, bf16, SDPA, fused AdamW. Needs torch, transformers, peft.
+Ends with the ratio of full fine-tuning of the 0.5b shape to the peer's eager mode without checkpointing."""
+import os, re, subprocess, sys, time
+
+CASES = ["full:0.5b:8:1024", "full+ck:0.5b:8:1024", "full+compile:0.5b:8:1024", "lora:0.5b:8:1024", "full:1.5b:8:1024",
+         "lora+ck:7b:4:2048", "decode:0.5b:1:512", "decode:0.5b:32:512", "decode:0.5b:128:512", "decode:7b:1:1024",
+         "decode:7b:64:1024"]
+program, cases = os.path.abspath(sys.argv[1]), sys.argv[2:] or CASES
+rates = {}
+for case in dict.fromkeys(re.sub(r"\+\w+", "", case) for case in cases):  # one process each: memory starts empty
+    out = subprocess.run([program, case], stdout=subprocess.PIPE, text=True, check=True).stdout
+    print(out, end="", flush=True)
+    found = re.search(r"^(?:full|lora|decode) .*?: (\d+) tokens/s", out, re.M)
+    if not found:
+        sys.exit(f"{case}: no figure")
+    rates[case] = float(found[1])
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-import torch, transformers
+import torch, transformers  # noqa: E402: after ours, so that memory is theirs alone
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 SHAPES = {
@@ -56,6 +71,7 @@ def train(kind, name, rows, length):
         step()
     torch.cuda.reset_peak_memory_stats()
     times = sorted(timed(step) for _ in range(10))
+    rates["+".join([kind, *options]) + f":{name}:{rows}:{length}", "peer"] = rows * length / times[5]
     print(f"peer {kind} {' '.join(options)} {name} {rows}x{length}: {rows * length / times[5]:.0f} tokens/s; "
           f"median {times[5] * 1e3:.1f} ms; best {times[0] * 1e3:.1f} ms; "
           f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)
@@ -71,11 +87,12 @@ def decode(kind, name, rows, prompt):
     go(4)
     first, whole = min(timed(lambda: go(1)) for _ in range(2)), timed(lambda: go(new))
     step = (whole - first) / (new - 1)
+    rates[f"decode:{name}:{rows}:{prompt}", "peer"] = rows / step
     print(f"peer decode {name} {rows} rows, prompt {prompt}: {rows / step:.0f} tokens/s; {step * 1e3:.2f} ms a step",
           flush=True)
 
 
-for case in sys.argv[1:]:
+for case in cases:
     kind, name, rows, length = case.split(":")
     try:
         (decode if kind == "decode" else train)(kind, name, int(rows), int(length))
@@ -85,3 +102,10 @@ for case in sys.argv[1:]:
     import gc
     gc.collect()
     torch.cuda.empty_cache()
+print()
+for case in cases:
+    if (case, "peer") in rates:
+        ours = rates[re.sub(r"\+\w+", "", case)]
+        print(f"{case}: ours {ours:.0f}, peer {rates[case, 'peer']:.0f} tokens/s, {ours / rates[case, 'peer']:.2f}")
+if (CASES[0], "peer") in rates:
+    print(f"ratio gpu {rates[CASES[0]] / rates[CASES[0], 'peer']:.3f}")
