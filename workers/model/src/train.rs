@@ -225,7 +225,7 @@ impl Decoder {
     /// Layers whose intermediate results are kept for the backward pass, and whether whole; the others compute
     /// them again, to the same bits. Without own kernels memory is scarcer than time on a GPU. With them, what one
     /// pass over memory gives again is kept only where all layers' fit.
-    fn layers_kept(&self, tokens: usize) -> (usize, bool) {
+    pub(crate) fn layers_kept(&self, tokens: usize) -> (usize, bool) {
         let c = &self.config;
         let attention = 2 * (c.heads + c.kv_heads) * c.head_dim;
         let all = self.layers.len();
@@ -243,7 +243,7 @@ impl Decoder {
     }
 
     /// Whether all logits are kept between the head's passes.
-    fn logits_kept(&self, targets: usize) -> bool {
+    pub(crate) fn logits_kept(&self, targets: usize) -> bool {
         let limit = match self.kernels {
             Kernels::Slices => KEPT_LOGITS,
             Kernels::Tensors => return false,
@@ -254,7 +254,7 @@ impl Decoder {
     }
 
     /// Chosen positions whose logits are held at once.
-    fn head_chunk(&self, targets: usize) -> usize {
+    pub(crate) fn head_chunk(&self, targets: usize) -> usize {
         match self.kernels {
             Kernels::Slices | Kernels::Tensors => HEAD_CHUNK.min(targets.max(1)),
             #[cfg(feature = "cuda")]

@@ -93,6 +93,28 @@ pub(crate) fn peak_memory(device: &Device) -> Result<(u64, u64)> {
     Ok((peak, now))
 }
 
+/// Bytes that this process can still take: what the card has free, and what the pool keeps unused.
+pub(crate) fn free_memory(device: &CudaDevice) -> Result<u64> {
+    let (mut pool, mut reserved, mut used) = (std::ptr::null_mut(), 0u64, 0u64);
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    let (free, _) = context.mem_get_info().map_err(|e| failed("free memory", e))?;
+    let (all, current) = (
+        sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+        sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+    );
+    // SAFETY: the device is open; the attributes are u64
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device())
+            .result()
+            .map_err(|e| failed("memory pool", e))?;
+        for (attribute, value) in [(all, &raw mut reserved), (current, &raw mut used)] {
+            sys::cuMemPoolGetAttribute(pool, attribute, value.cast()).result().map_err(|e| failed("memory pool", e))?;
+        }
+    }
+    Ok(free as u64 + reserved.saturating_sub(used))
+}
+
 /// Work of one kind that was timed: name, begin, end.
 type Timed = (String, CudaEvent, CudaEvent);
 static TIMED: Mutex<Option<Vec<Timed>>> = Mutex::new(None);
