@@ -32,6 +32,8 @@ pub(crate) struct Batch {
     /// Position of every new token, on the device.
     pub(crate) position_index: Option<Tensor>,
     padding: Option<Padding>,
+    #[cfg(feature = "cuda")]
+    ragged: Option<crate::cuda::attention::Rows>,
 }
 
 /// What the padded implementation needs besides.
@@ -78,10 +80,16 @@ impl Batch {
         let positions: Vec<u32> =
             lens.iter().zip(&past).flat_map(|(&len, &past)| (past..past + len).map(|p| p as u32)).collect();
         let parents = vec![None; lens.len()];
-        let mut batch = Self { lens, past, rows, parents, positions, position_index: None, padding: None };
+        let mut batch = Self::unpadded(lens, past, rows, parents, positions);
         if kernels == Kernels::Tensors {
             batch.position_index = Some(Tensor::from_slice(&batch.positions, batch.positions.len(), device)?);
             batch.padding = Some(batch.pad(config, cache, device)?);
+        }
+        #[cfg(feature = "cuda")]
+        if kernels == Kernels::Fused {
+            batch.position_index = Some(Tensor::from_slice(&batch.positions, batch.positions.len(), device)?);
+            let rows = crate::cuda::attention::Rows::new(config, &batch.lens, &batch.past, &batch.rows, cache, device)?;
+            batch.ragged = Some(rows);
         }
         Ok(batch)
     }
@@ -92,7 +100,27 @@ impl Batch {
         let positions: Vec<u32> =
             lens.iter().zip(&past).flat_map(|(&len, &past)| (past..past + len).map(|p| p as u32)).collect();
         let rows = (0..lens.len()).collect();
-        Self { lens, past, rows, parents, positions, position_index: None, padding: None }
+        Self::unpadded(lens, past, rows, parents, positions)
+    }
+
+    fn unpadded(
+        lens: Vec<usize>,
+        past: Vec<usize>,
+        rows: Vec<usize>,
+        parents: Vec<Option<usize>>,
+        positions: Vec<u32>,
+    ) -> Self {
+        Self {
+            lens,
+            past,
+            rows,
+            parents,
+            positions,
+            position_index: None,
+            padding: None,
+            #[cfg(feature = "cuda")]
+            ragged: None,
+        }
     }
 
     /// Keys or values (`width` a token) of every row that continues another: that row's, then its own.
@@ -211,17 +239,24 @@ impl Batch {
 }
 
 /// Attention of new queries over cached and new keys. `q` `[tokens, heads * head_dim]`, `k`, `v`
-/// `[tokens, kv_heads * head_dim]`, all rotated; the new keys are appended to `layer` of the cache.
+/// `[tokens, kv_heads * head_dim]`, all rotated; the new keys are appended to `layer` of the cache. With the output
+/// come the logarithms of the softmax's sums, where the kernel gives them.
 pub(crate) fn attend(
     config: &DecoderConfig,
     batch: &Batch,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     cache: Option<(&mut KvCache, usize)>,
-) -> Result<Tensor> {
-    match &batch.padding {
+) -> Result<(Tensor, Option<Tensor>)> {
+    #[cfg(feature = "cuda")]
+    if let Some(rows) = &batch.ragged {
+        let (o, lse) = crate::cuda::attention::attend(config, rows, (q, k, v), cache)?;
+        return Ok((o, Some(lse)));
+    }
+    let o = match &batch.padding {
         None => attend_slices(config, batch, (q, k, v), cache),
         Some(padding) => attend_padded(config, padding, (q, k, v), cache),
-    }
+    }?;
+    Ok((o, None))
 }
 
 /// Gradient of [`attend`] without a cache: `(dq, dk, dv)` from the output `o` and its gradient.
@@ -229,9 +264,14 @@ pub(crate) fn attend_backward(
     config: &DecoderConfig,
     batch: &Batch,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
-    o: &Tensor,
+    (o, lse): (&Tensor, Option<&Tensor>),
     d_o: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if let (Some(rows), Some(lse)) = (&batch.ragged, lse) {
+        return crate::cuda::attention::backward(config, rows, (q, k, v), (o, lse), d_o);
+    }
+    let _ = lse;
     match &batch.padding {
         None => backward_slices(config, batch, (q, k, v), o, d_o),
         Some(padding) => backward_padded(config, padding, (q, k, v), o, d_o),

@@ -48,20 +48,16 @@ impl KvCache {
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
-        let store = match kernels {
-            Kernels::Slices => Store::Rows(vec![vec![RowKv::default(); rows]; config.layers]),
-            Kernels::Tensors => {
-                let shape = (rows, config.kv_heads, GROWTH, config.head_dim);
-                let layers = (0..config.layers)
-                    .map(|_| {
-                        Ok(PaddedKv {
-                            k: Tensor::zeros(shape, dtype, device)?,
-                            v: Tensor::zeros(shape, dtype, device)?,
-                        })
-                    })
-                    .collect::<Result<_>>()?;
-                Store::Padded { layers, capacity: GROWTH }
-            }
+        let store = if kernels == Kernels::Slices {
+            Store::Rows(vec![vec![RowKv::default(); rows]; config.layers])
+        } else {
+            let shape = (rows, config.kv_heads, GROWTH, config.head_dim);
+            let layers = (0..config.layers)
+                .map(|_| {
+                    Ok(PaddedKv { k: Tensor::zeros(shape, dtype, device)?, v: Tensor::zeros(shape, dtype, device)? })
+                })
+                .collect::<Result<_>>()?;
+            Store::Padded { layers, capacity: GROWTH }
         };
         let (width, kv_heads) = (config.kv_heads * config.head_dim, config.kv_heads);
         Ok(Self { lens: vec![0; rows], store, width, kv_heads, computed: 0 })

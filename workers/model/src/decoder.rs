@@ -42,6 +42,9 @@ pub(crate) const DOWN: usize = 6;
 const TOKENS_PER_PASS_SLICES: usize = 512;
 const TOKENS_PER_PASS_TENSORS: usize = 32_768;
 
+/// Layers' results that a training pass keeps on a GPU unless told otherwise.
+const KEPT_BYTES_GPU: usize = 8 << 30;
+
 #[derive(Clone)]
 pub(crate) struct Layer {
     pub(crate) input_norm: Tensor,
@@ -83,21 +86,34 @@ pub struct Decoder {
     pub(crate) value: Option<ValueHead>,
     pub(crate) lora: Option<s3_config::LoraConfig>,
     pub(crate) trainable: Trainable,
-    rope: Rope,
+    /// f32 copies of trained weights that the model computes with in bf16.
+    pub(crate) masters: BTreeMap<String, Tensor>,
+    pub(crate) kept_bytes: usize,
+    pub(crate) rope: Rope,
 }
 
 /// What the backward pass of a layer needs of its forward pass.
 pub(crate) struct Saved {
-    pub(crate) n1: Tensor,
+    /// The normed input; computed again where it is not kept.
+    pub(crate) n1: Option<Tensor>,
     pub(crate) q: Tensor,
     pub(crate) k: Tensor,
     pub(crate) v: Tensor,
     pub(crate) o: Tensor,
+    /// Logarithms of the softmax's sums, where the kernel gives them.
+    pub(crate) lse: Option<Tensor>,
     pub(crate) h: Tensor,
-    pub(crate) n2: Tensor,
+    pub(crate) n2: Option<Tensor>,
     pub(crate) gate: Tensor,
     pub(crate) up: Tensor,
-    pub(crate) act: Tensor,
+    pub(crate) act: Option<Tensor>,
+}
+
+impl Saved {
+    /// Without what one pass over memory gives again.
+    pub(crate) fn lighter(self) -> Self {
+        Self { n1: None, n2: None, act: None, ..self }
+    }
 }
 
 impl Decoder {
@@ -258,7 +274,7 @@ impl Decoder {
                 linears,
             });
         }
-        let kernels = Kernels::of(device, dtype);
+        let kernels = Kernels::of_decoder(&config, device, dtype);
         let rope = Rope::new(c.rope_theta, c.head_dim, c.max_positions, device, kernels)?;
         Ok(Self {
             device: device.clone(),
@@ -271,9 +287,19 @@ impl Decoder {
             value: None,
             lora: None,
             trainable: Trainable::None,
+            masters: BTreeMap::new(),
+            kept_bytes: KEPT_BYTES_GPU,
             rope,
             config,
         })
+    }
+
+    /// All dense weights by Hugging Face name, for tests.
+    #[cfg(all(test, feature = "cuda"))]
+    pub(crate) fn every_weight(&self) -> BTreeMap<String, Tensor> {
+        let mut all = self.clone();
+        all.trainable = Trainable::Full;
+        all.trained_tensors()
     }
 
     /// Runs the portable tensor operations even where slice kernels exist: what a GPU runs, for
@@ -299,6 +325,13 @@ impl Decoder {
     /// Precision of the weights.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// How many bytes of layers' results a training pass on a GPU may keep; what does not fit is computed again.
+    #[must_use]
+    pub fn keeping(mut self, bytes: usize) -> Self {
+        self.kept_bytes = bytes;
+        self
     }
 
     /// Whether the weights are packed as their file stores them: for inference only.
@@ -347,7 +380,7 @@ impl Decoder {
 
     /// Last hidden states `[items, hidden]` after the final norm. Runs on a thread of the pool, where each of
     /// the many small parallel parts begins without waking one.
-    fn advance(&self, cache: &mut KvCache, items: &[(usize, &[u32])]) -> Result<Tensor> {
+    pub(crate) fn advance(&self, cache: &mut KvCache, items: &[(usize, &[u32])]) -> Result<Tensor> {
         rayon::scope(|_| self.advance_here(cache, items))
     }
 
@@ -364,6 +397,8 @@ impl Decoder {
         let limit = match self.kernels {
             Kernels::Slices => TOKENS_PER_PASS_SLICES,
             Kernels::Tensors => TOKENS_PER_PASS_TENSORS,
+            #[cfg(feature = "cuda")]
+            Kernels::Fused => TOKENS_PER_PASS_TENSORS,
         };
         let mut outputs: Vec<Tensor> = Vec::new();
         for (pass, ends) in passes(items, limit) {
@@ -408,7 +443,19 @@ impl Decoder {
     /// One layer's output `[tokens, hidden]`.
     pub(crate) fn layer(&self, index: usize, x: &Tensor, batch: &Batch, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let saved = self.layer_parts(index, x, batch, cache)?;
-        self.layers[index].linears[DOWN].forward(self.kernels, &saved.act, Some(&saved.h))
+        self.layer_end(index, &saved)
+    }
+
+    /// The last product of a layer.
+    pub(crate) fn layer_end(&self, index: usize, saved: &Saved) -> Result<Tensor> {
+        self.layers[index].linears[DOWN].forward(self.kernels, &self.act(saved)?, Some(&saved.h))
+    }
+
+    pub(crate) fn act(&self, saved: &Saved) -> Result<Tensor> {
+        match &saved.act {
+            Some(act) => Ok(act.clone()),
+            None => ops::swiglu(self.kernels, &saved.gate, &saved.up),
+        }
     }
 
     /// Everything of a layer but its last product.
@@ -422,18 +469,18 @@ impl Decoder {
         let (layer, kernels, eps) = (&self.layers[index], self.kernels, self.config.norm_eps);
         let n1 = ops::rms_norm(kernels, x, &layer.input_norm, eps)?;
         let linear = |i: usize, x: &Tensor| layer.linears[i].forward(kernels, x, None);
-        let q = self.rotate(&linear(Q, &n1)?, batch, false)?;
-        let k = self.rotate(&linear(K, &n1)?, batch, false)?;
+        let q = self.rotate(linear(Q, &n1)?, batch, false)?;
+        let k = self.rotate(linear(K, &n1)?, batch, false)?;
         let v = linear(V, &n1)?;
-        let o = attend(&self.config, batch, (&q, &k, &v), cache.map(|cache| (cache, index)))?;
+        let (o, lse) = attend(&self.config, batch, (&q, &k, &v), cache.map(|cache| (cache, index)))?;
         let h = layer.linears[O].forward(kernels, &o, Some(x))?;
         let n2 = ops::rms_norm(kernels, &h, &layer.post_norm, eps)?;
         let (gate, up) = (linear(GATE, &n2)?, linear(UP, &n2)?);
         let act = ops::swiglu(kernels, &gate, &up)?;
-        Ok(Saved { n1, q, k, v, o, h, n2, gate, up, act })
+        Ok(Saved { n1: Some(n1), q, k, v, o, lse, h, n2: Some(n2), gate, up, act: Some(act) })
     }
 
-    pub(crate) fn rotate(&self, x: &Tensor, batch: &Batch, inverse: bool) -> Result<Tensor> {
+    pub(crate) fn rotate(&self, x: Tensor, batch: &Batch, inverse: bool) -> Result<Tensor> {
         self.rope.apply(x, &batch.positions, batch.position_index.as_ref(), inverse)
     }
 

@@ -51,6 +51,10 @@ pub fn generate<'k>(
     if let Some(empty) = requests.iter().find(|r| r.prompt.is_empty()) {
         return Err(ModelError::invalid(format!("row {} has no prompt token to continue from", empty.row)));
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::decode::serves(decoder, sampling) {
+        return crate::cuda::decode::generate(decoder, cache, requests, sampling, key, stop);
+    }
     let mut out = vec![Generated::default(); requests.len()];
     let mut active: Vec<usize> = (0..requests.len()).filter(|&i| requests[i].max_new_tokens > 0).collect();
     let mut next: Vec<Vec<u32>> = requests.iter().map(|r| r.prompt.clone()).collect();

@@ -29,6 +29,10 @@ impl Gradients {
 
     /// Euclidean norm of all gradients together, summed in name order in f64.
     pub fn global_norm(&self) -> Result<f64> {
+        #[cfg(feature = "cuda")]
+        if self.0.values().all(|g| g.device().is_cuda() && g.dtype() == DType::F32 && g.is_contiguous()) {
+            return Ok(crate::cuda::ops::sum_of_squares(&self.0.values().collect::<Vec<_>>())?.sqrt());
+        }
         let mut sum = 0.0;
         for gradient in self.0.values() {
             let values = gradient.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;

@@ -26,6 +26,9 @@ pub(crate) enum Logits {
     Slice { data: Vec<f32>, vocab: usize, rows: Vec<SoftmaxStats> },
     /// On any device.
     Tensor(Tensor),
+    /// In bf16 for the own kernels; turned into their gradient in place. With the statistics, once known.
+    #[cfg(feature = "cuda")]
+    Fused { logits: Tensor, stats: Option<Tensor> },
 }
 
 pub(crate) fn stats(logits: &mut Logits, targets: &[u32], temperature: f32) -> Result<TokenStats> {
@@ -42,6 +45,12 @@ pub(crate) fn stats(logits: &mut Logits, targets: &[u32], temperature: f32) -> R
             let logprob = log_p.gather(&index, 1)?.squeeze(1)?;
             let entropy = (log_p.exp()? * log_p)?.sum(D::Minus1)?.neg()?;
             (logprob.to_vec1()?, entropy.to_vec1()?)
+        }
+        #[cfg(feature = "cuda")]
+        Logits::Fused { logits, stats } => {
+            let (kept, found) = crate::cuda::head::stats(logits, targets, temperature)?;
+            *stats = Some(kept);
+            return Ok(found);
         }
     };
     Ok(TokenStats { logprob, entropy })
@@ -72,6 +81,15 @@ pub(crate) fn backward(logits: Logits, targets: &[u32], temperature: f32, by: &T
             let d = (p * inner)?.neg()?;
             let index = Tensor::from_slice(targets, (n, 1), logits.device())?;
             Ok(d.scatter_add(&index, &by_l, 1)?)
+        }
+        #[cfg(feature = "cuda")]
+        Logits::Fused { logits, stats } => {
+            let stats = match stats {
+                Some(stats) => stats,
+                None => crate::cuda::head::stats(&logits, targets, temperature)?.0,
+            };
+            crate::cuda::head::backward(&logits, &stats, targets, temperature, by)?;
+            Ok(logits)
         }
     }
 }

@@ -134,6 +134,17 @@ pub(crate) fn add_rows(
     ids: &[u32],
     gradient: &Tensor,
 ) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if kernels == Kernels::Fused {
+        if !grads.contains_key(name) {
+            let zeros = Tensor::zeros(like.shape(), DType::F32, like.device())?;
+            grads.insert(name.to_owned(), Gradient::Tensor(zeros));
+        }
+        return match grads.get(name) {
+            Some(Gradient::Tensor(sum)) => crate::cuda::ops::add_rows(sum, ids, gradient),
+            _ => Err(ModelError::invalid(format!("the gradient of {name} is not on the GPU"))),
+        };
+    }
     if kernels == Kernels::Tensors {
         let index = Tensor::from_slice(ids, ids.len(), like.device())?;
         return add_gradient(grads, name, like.zeros_like()?.index_add(&index, gradient, 0)?);
@@ -171,6 +182,20 @@ pub(crate) fn add_product(
     x: &Tensor,
     scale: f64,
 ) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if kernels == Kernels::Fused {
+        let sum = match grads.get(name) {
+            Some(Gradient::Tensor(sum)) => Some(sum),
+            Some(Gradient::Slice(..)) => {
+                return Err(ModelError::invalid(format!("the gradient of {name} is not on the GPU")));
+            }
+            None => None,
+        };
+        if let Some(new) = crate::cuda::ops::weight_gradient(sum, dy, x, scale)? {
+            grads.insert(name.to_owned(), Gradient::Tensor(new));
+        }
+        return Ok(());
+    }
     if kernels == Kernels::Tensors {
         let mut gradient = dy.t()?.matmul(x)?.to_dtype(DType::F32)?;
         if (scale - 1.0).abs() > 0.0 {
@@ -229,6 +254,10 @@ pub(crate) fn product_back(
         let y = product(dy, weight, false, scale, start)?;
         return Ok(Tensor::from_vec(y, (dy.dim(0)?, weight.dim(1)?), &Device::Cpu)?);
     }
+    #[cfg(feature = "cuda")]
+    if kernels == Kernels::Fused {
+        return crate::cuda::ops::linear_back(dy, weight, scale, start);
+    }
     let y = dy.matmul(weight)?;
     let y = if (scale - 1.0).abs() > 0.0 { (y * scale)? } else { y };
     Ok(match start {
@@ -255,6 +284,10 @@ fn start(bias: Option<&Tensor>, residual: Option<&Tensor>, rows: usize) -> Resul
 fn column_sums(kernels: Kernels, dy: &Tensor) -> Result<Tensor> {
     if kernels == Kernels::Tensors {
         return Ok(dy.to_dtype(DType::F32)?.sum(0)?);
+    }
+    #[cfg(feature = "cuda")]
+    if kernels == Kernels::Fused {
+        return crate::cuda::ops::column_sums(dy);
     }
     let mut sum = vec![0f32; dy.dim(1)?];
     with_slice(dy, |dy| dy.chunks_exact(sum.len()).for_each(|row| cpu::add(&mut sum, row)))?;
@@ -294,6 +327,19 @@ impl Linear {
                     None => y,
                 })
             }
+            #[cfg(feature = "cuda")]
+            Kernels::Fused => {
+                let y = crate::cuda::ops::linear(x, self.weight.dense()?, residual)?;
+                if let Some(bias) = &self.bias {
+                    crate::cuda::ops::add_bias(&y, bias)?;
+                }
+                if let Some(lora) = &self.lora {
+                    let (a, b) = (lora.a.to_dtype(DType::BF16)?, lora.b.to_dtype(DType::BF16)?);
+                    let low = crate::cuda::ops::linear(x, &a, None)?;
+                    crate::cuda::ops::add_low_rank(&y, &low, &b, lora.scale)?;
+                }
+                Ok(y)
+            }
         }
     }
 
@@ -324,6 +370,8 @@ impl Linear {
                     Tensor::from_vec(product(x, &a, true, 1.0, None)?, (x.dim(0)?, a.dim(0)?), x.device())?
                 }
                 Kernels::Tensors => x.matmul(&a.t()?)?,
+                #[cfg(feature = "cuda")]
+                Kernels::Fused => crate::cuda::ops::linear(x, &a, None)?,
             };
             let d_low = product_back(kernels, dy, &b, lora.scale, None)?;
             add_product(grads, &format!("{name}.lora_A"), kernels, &d_low, x, 1.0)?;

@@ -50,16 +50,24 @@ impl Decoder {
         Ok(())
     }
 
-    /// Makes every weight a trained tensor. Only f32: bf16 would swallow small steps.
+    /// Makes every weight a trained tensor. bf16 would swallow small steps: a model that computes in bf16 with the
+    /// GPU's kernels gets f32 copies, which are what is trained.
     pub fn train_all(&mut self) -> Result<()> {
-        if self.dtype != DType::F32 {
-            return Err(ModelError::invalid("training every weight needs dtype F32; use LoRA with Bf16"));
+        if self.dtype != DType::F32 && !self.kernels.fused() {
+            return Err(ModelError::invalid(
+                "training every weight needs dtype F32 on this device; use LoRA with Bf16",
+            ));
         }
         if self.lora.is_some() {
             return Err(ModelError::invalid("training every weight with an adapter attached; merge it first"));
         }
         self.embed.dense()?;
         self.trainable = Trainable::Full;
+        if self.dtype != DType::F32 {
+            let working = self.trained_tensors();
+            let copies = working.into_iter().map(|(name, t)| Ok((name, t.to_dtype(DType::F32)?)));
+            self.masters = copies.collect::<Result<_>>()?;
+        }
         Ok(())
     }
 
@@ -88,6 +96,7 @@ impl Decoder {
             linear.lora = None;
         }
         base.lora = None;
+        base.masters.clear();
         base.value = None;
         base.trainable = Trainable::None;
         base

@@ -4,7 +4,7 @@
 
 use candle_core::{CpuStorage, D, DType, Device, Storage, Tensor};
 
-use crate::{cpu, error::Result};
+use crate::{config::DecoderConfig, cpu, error::Result};
 
 /// Which implementation runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,12 +13,37 @@ pub(crate) enum Kernels {
     Slices,
     /// Tensor operations on any device.
     Tensors,
+    /// Own kernels for bf16 on NVIDIA GPUs.
+    #[cfg(feature = "cuda")]
+    Fused,
 }
 
 impl Kernels {
     /// The fastest for this device and precision.
     pub(crate) fn of(device: &Device, dtype: DType) -> Self {
         if device.is_cpu() && dtype == DType::F32 { Self::Slices } else { Self::Tensors }
+    }
+
+    /// The fastest for a decoder of this shape.
+    pub(crate) fn of_decoder(config: &DecoderConfig, device: &Device, dtype: DType) -> Self {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() && dtype == DType::BF16 && Self::fit(config) {
+            return Self::Fused;
+        }
+        let _ = config;
+        Self::of(device, dtype)
+    }
+
+    /// Whether these are the GPU's own kernels.
+    pub(crate) fn fused(self) -> bool {
+        !matches!(self, Self::Slices | Self::Tensors)
+    }
+
+    /// Whether the own kernels run this shape: vectors of eight, two widths of heads.
+    #[cfg(feature = "cuda")]
+    fn fit(config: &DecoderConfig) -> bool {
+        let eights = [config.hidden, config.ffn, config.vocab].iter().all(|n| n.is_multiple_of(8));
+        eights && config.hidden <= crate::cuda::ops::WIDEST && matches!(config.head_dim, 64 | 128)
     }
 }
 
@@ -54,16 +79,19 @@ pub(crate) fn rms_norm(kernels: Kernels, x: &Tensor, w: &Tensor, eps: f64) -> Re
             tensor(y, x)
         }
         Kernels::Tensors => Ok(candle_nn::ops::rms_norm(&x.contiguous()?, w, eps as f32)?),
+        #[cfg(feature = "cuda")]
+        Kernels::Fused => crate::cuda::ops::rms_norm(&x.contiguous()?, w, eps),
     }
 }
 
-/// Gradient of [`rms_norm`]: `(dx, dw)`, `dw` in f32 and only when wanted.
+/// Gradient of [`rms_norm`]: `(dx, dw)`, `dx` plus the residual, `dw` in f32 and only when wanted.
 pub(crate) fn rms_norm_backward(
     kernels: Kernels,
     x: &Tensor,
     w: &Tensor,
     eps: f64,
     dy: &Tensor,
+    residual: Option<&Tensor>,
     want_dw: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
     match kernels {
@@ -71,7 +99,7 @@ pub(crate) fn rms_norm_backward(
             let (dx, dw) = with_slice(x, |x| {
                 with_slice(w, |w| with_slice(dy, |dy| cpu::rms_norm_backward(x, w, eps as f32, dy, want_dw)))
             })???;
-            Ok((tensor(dx, x)?, dw.map(|dw| tensor(dw, w)).transpose()?))
+            Ok((with_residual(tensor(dx, x)?, residual)?, dw.map(|dw| tensor(dw, w)).transpose()?))
         }
         Kernels::Tensors => {
             let width = w.elem_count();
@@ -82,9 +110,18 @@ pub(crate) fn rms_norm_backward(
             let scaled = dyf.broadcast_mul(&wf)?;
             let mean = ((&scaled * &normal)?.sum_keepdim(D::Minus1)? / width as f64)?;
             let dx = (scaled - normal.broadcast_mul(&mean)?)?.broadcast_mul(&r)?;
-            Ok((dx.to_dtype(x.dtype())?, dw))
+            Ok((with_residual(dx.to_dtype(x.dtype())?, residual)?, dw))
         }
+        #[cfg(feature = "cuda")]
+        Kernels::Fused => crate::cuda::ops::rms_norm_backward(x, w, eps, dy, residual, want_dw),
     }
+}
+
+fn with_residual(x: Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    Ok(match residual {
+        Some(residual) => (residual + x)?,
+        None => x,
+    })
 }
 
 /// `silu(a) * b`.
@@ -92,6 +129,8 @@ pub(crate) fn swiglu(kernels: Kernels, a: &Tensor, b: &Tensor) -> Result<Tensor>
     match kernels {
         Kernels::Slices => tensor(with_slice(a, |a| with_slice(b, |b| cpu::swiglu(a, b)))??, a),
         Kernels::Tensors => Ok((a.silu()? * b)?),
+        #[cfg(feature = "cuda")]
+        Kernels::Fused => crate::cuda::ops::swiglu(a, b),
     }
 }
 
@@ -109,6 +148,21 @@ pub(crate) fn swiglu_backward(kernels: Kernels, a: &Tensor, b: &Tensor, dy: &Ten
             let slope = (&gate + (&silu - (&silu * &gate)?)?)?;
             Ok((((dy * b)? * slope)?, db))
         }
+        #[cfg(feature = "cuda")]
+        Kernels::Fused => crate::cuda::ops::swiglu_backward(a, b, dy),
+    }
+}
+
+/// Gradient by all hidden states (shaped as `like`), from that by some distinct rows of them.
+pub(crate) fn spread(kernels: Kernels, like: &Tensor, sources: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    let zeros = like.zeros_like()?;
+    match kernels {
+        Kernels::Slices | Kernels::Tensors => Ok(zeros.index_add(sources, rows, 0)?),
+        #[cfg(feature = "cuda")]
+        Kernels::Fused => {
+            crate::cuda::ops::place_rows(&zeros, sources, rows)?;
+            Ok(zeros)
+        }
     }
 }
 
@@ -119,7 +173,9 @@ pub(crate) struct Rope {
     half: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
-    tables: Option<(Tensor, Tensor)>,
+    pub(crate) tables: Option<(Tensor, Tensor)>,
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    kernels: Kernels,
 }
 
 impl Rope {
@@ -139,27 +195,29 @@ impl Rope {
             })
         });
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-        let tables = match kernels {
-            Kernels::Slices => None,
-            Kernels::Tensors => Some((
-                Tensor::from_slice(&cos, (positions, half), device)?,
-                Tensor::from_slice(&sin, (positions, half), device)?,
-            )),
-        };
-        Ok(Self { half, cos, sin, tables })
+        let table = |values: &[f32]| Tensor::from_slice(values, (positions, half), device);
+        let tables = if kernels == Kernels::Slices { None } else { Some((table(&cos)?, table(&sin)?)) };
+        Ok(Self { half, cos, sin, tables, kernels })
     }
 
     /// Rotates `x` `[tokens, heads * head_dim]` by each token's position, or back when `inverse`
     /// (which is the gradient of the rotation).
-    pub(crate) fn apply(&self, x: &Tensor, positions: &[u32], index: Option<&Tensor>, inverse: bool) -> Result<Tensor> {
+    /// Nothing else may hold `x`: some kernels rotate in place.
+    #[cfg_attr(not(feature = "cuda"), allow(clippy::needless_pass_by_value))] // so that nothing else holds it
+    pub(crate) fn apply(&self, x: Tensor, positions: &[u32], index: Option<&Tensor>, inverse: bool) -> Result<Tensor> {
         let (tokens, width) = x.dims2()?;
         let heads = width / (2 * self.half);
         let (Some((cos, sin)), Some(index)) = (&self.tables, index) else {
-            let mut data = with_slice(x, <[f32]>::to_vec)?;
+            let mut data = with_slice(&x, <[f32]>::to_vec)?;
             let sign = if inverse { -1.0 } else { 1.0 };
             cpu::rope(&mut data, heads, self.half, positions, &self.cos, &self.sin, sign);
-            return tensor(data, x);
+            return tensor(data, &x);
         };
+        #[cfg(feature = "cuda")]
+        if self.kernels == Kernels::Fused {
+            crate::cuda::ops::rope(&x, index, (cos, sin), self.half, inverse)?;
+            return Ok(x);
+        }
         let dtype = x.dtype();
         let cos = cos.index_select(index, 0)?.unsqueeze(1)?;
         let sin = sin.index_select(index, 0)?.unsqueeze(1)?;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use s3_config::OptimizerConfig;
 
 use crate::{
@@ -94,17 +94,28 @@ impl AdamW {
                 return Err(ModelError::invalid(format!("{name} has no moments")));
             };
             let keep = 1.0 - learning_rate * self.weight_decay;
+            let step = AdamWStep {
+                beta1: self.beta1 as f32,
+                beta2: self.beta2 as f32,
+                correct1: correct1 as f32,
+                correct2: correct2 as f32,
+                epsilon: self.epsilon as f32,
+                keep: keep as f32,
+                rate: learning_rate as f32,
+            };
             let next = match moments {
+                #[cfg(feature = "cuda")]
+                Moments::Tensors { m, v } if parameter.dtype() == DType::F32 => {
+                    let working = decoder.masters.contains_key(name);
+                    let (next, m2, v2, w) = crate::cuda::ops::adamw(&parameter, gradient, (&*m, &*v), step, working)?;
+                    (*m, *v) = (m2, v2);
+                    if let Some(working) = w {
+                        decoder.set_master(name, next, working)?;
+                        continue;
+                    }
+                    next
+                }
                 Moments::Slices { m, v, .. } => {
-                    let step = AdamWStep {
-                        beta1: self.beta1 as f32,
-                        beta2: self.beta2 as f32,
-                        correct1: correct1 as f32,
-                        correct2: correct2 as f32,
-                        epsilon: self.epsilon as f32,
-                        keep: keep as f32,
-                        rate: learning_rate as f32,
-                    };
                     let next = with_slice(&parameter, |p| with_slice(gradient, |g| cpu::adamw(p, g, m, v, step)))??;
                     Tensor::from_vec(next, parameter.shape(), &Device::Cpu)?
                 }
@@ -209,11 +220,30 @@ impl Decoder {
                 }
             }
         }
+        for (name, master) in &self.masters {
+            out.insert(name.clone(), master.clone());
+        }
         out
     }
 
     /// Replaces the trained tensor `name`.
     pub fn set_trained(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        if self.masters.contains_key(name) {
+            let tensor = tensor.to_device(&self.device)?.to_dtype(DType::F32)?;
+            let working = tensor.to_dtype(self.dtype)?;
+            return self.set_master(name, tensor, working);
+        }
+        self.set_working(name, tensor)
+    }
+
+    /// Replaces a trained weight and the copy that the model computes with.
+    fn set_master(&mut self, name: &str, master: Tensor, working: Tensor) -> Result<()> {
+        self.set_working(name, working)?;
+        self.masters.insert(name.to_owned(), master);
+        Ok(())
+    }
+
+    fn set_working(&mut self, name: &str, tensor: Tensor) -> Result<()> {
         let unknown = || ModelError::invalid(format!("{name} is not a trained tensor"));
         let slot = self.trained_slot(name).ok_or_else(unknown)?;
         if slot.dims() != tensor.dims() {

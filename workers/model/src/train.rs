@@ -28,6 +28,10 @@ const SHARED_TOKENS: usize = 8;
 /// Logits that are kept for the backward pass on the CPU (128 MiB).
 const KEPT_LOGITS: usize = 1 << 25;
 
+/// The same on a GPU (2.5 GiB).
+#[cfg(feature = "cuda")]
+const KEPT_LOGITS_GPU: usize = 5 << 28;
+
 /// One sequence with the positions that count.
 #[derive(Clone, Debug, Default)]
 pub struct TrainSequence {
@@ -101,14 +105,15 @@ impl Decoder {
         if prepared.sources.is_empty() {
             return finished(grads);
         }
-        let kept_from = self.layers.len() - self.layers_kept(prepared.tokens.len());
+        let (kept_layers, whole) = self.layers_kept(prepared.tokens.len());
+        let kept_from = self.layers.len() - kept_layers;
         let mut kept = Vec::new();
         let mut inputs = vec![self.embed_tokens(&prepared.tokens)?];
         for index in 0..self.layers.len() {
             let saved = self.layer_parts(index, &inputs[index], &prepared.batch, None)?;
-            inputs.push(self.layers[index].linears[DOWN].forward(self.kernels, &saved.act, Some(&saved.h))?);
+            inputs.push(self.layer_end(index, &saved)?);
             if index >= kept_from {
-                kept.push(saved);
+                kept.push(if whole { saved } else { saved.lighter() });
             }
         }
         let full = self.trainable == Trainable::Full;
@@ -122,14 +127,14 @@ impl Decoder {
         check_lengths(&wanted, &outputs)?;
         let d_hidden = self.head_backward(&hidden, &prepared.targets, temperature, &wanted, logits, &mut grads)?;
         let (d_last, d_norm) =
-            ops::rms_norm_backward(self.kernels, &last, &self.norm, self.config.norm_eps, &d_hidden, full)?;
+            ops::rms_norm_backward(self.kernels, &last, &self.norm, self.config.norm_eps, &d_hidden, None, full)?;
         if let Some(d_norm) = d_norm {
             add_gradient(&mut grads, "model.norm.weight", d_norm)?;
         }
         if self.trainable == Trainable::None {
             return finished(grads);
         }
-        let mut dx = top.zeros_like()?.index_add(&sources, &d_last, 0)?;
+        let mut dx = ops::spread(self.kernels, &top, &sources, &d_last)?;
         drop(top);
         for index in (0..self.layers.len()).rev() {
             let Some(x) = inputs.pop() else { return Err(ModelError::invalid("a layer input is missing")) };
@@ -209,7 +214,7 @@ impl Decoder {
         let batch = match (self.kernels, lens.is_empty()) {
             (_, true) => Batch::new(&self.config, vec![1], vec![0], None, self.kernels, &self.device)?,
             (Kernels::Slices, false) => Batch::continuing(lens, parents),
-            (Kernels::Tensors, false) => {
+            (_, false) => {
                 let rows = (0..lens.len()).collect();
                 Batch::new(&self.config, lens, rows, None, self.kernels, &self.device)?
             }
@@ -217,20 +222,46 @@ impl Decoder {
         Ok(Prepared { batch, tokens, sources, targets })
     }
 
-    /// Layers whose intermediate results are kept for the backward pass; the others compute them again,
-    /// to the same bits. On a GPU memory is scarcer than time.
-    fn layers_kept(&self, tokens: usize) -> usize {
-        if self.kernels == Kernels::Tensors {
-            return 0;
-        }
+    /// Layers whose intermediate results are kept for the backward pass, and whether whole; the others compute
+    /// them again, to the same bits. Without own kernels memory is scarcer than time on a GPU. With them, what one
+    /// pass over memory gives again is kept only where all layers' fit.
+    pub(crate) fn layers_kept(&self, tokens: usize) -> (usize, bool) {
         let c = &self.config;
-        let token = 4 * c.hidden + 2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.ffn;
-        self.layers.len().min(KEPT_ACTIVATIONS / (token * tokens.max(1)))
+        let attention = 2 * (c.heads + c.kv_heads) * c.head_dim;
+        let all = self.layers.len();
+        let fit = |token: usize, budget: usize| all.min(budget / (token * tokens.max(1)));
+        match self.kernels {
+            Kernels::Slices => (fit(4 * c.hidden + attention + 3 * c.ffn, KEPT_ACTIVATIONS), true),
+            Kernels::Tensors => (0, true),
+            #[cfg(feature = "cuda")]
+            Kernels::Fused => {
+                let budget = self.kept_bytes / size_of::<half::bf16>();
+                let whole = fit(3 * c.hidden + attention + 3 * c.ffn, budget) == all;
+                (if whole { all } else { fit(c.hidden + attention + 2 * c.ffn, budget) }, whole)
+            }
+        }
     }
 
     /// Whether all logits are kept between the head's passes.
-    fn logits_kept(&self, targets: usize) -> bool {
-        self.kernels == Kernels::Slices && targets * self.config.vocab <= KEPT_LOGITS
+    pub(crate) fn logits_kept(&self, targets: usize) -> bool {
+        let limit = match self.kernels {
+            Kernels::Slices => KEPT_LOGITS,
+            Kernels::Tensors => return false,
+            #[cfg(feature = "cuda")]
+            Kernels::Fused => KEPT_LOGITS_GPU,
+        };
+        targets * self.config.vocab <= limit
+    }
+
+    /// Chosen positions whose logits are held at once.
+    pub(crate) fn head_chunk(&self, targets: usize) -> usize {
+        match self.kernels {
+            Kernels::Slices | Kernels::Tensors => HEAD_CHUNK.min(targets.max(1)),
+            #[cfg(feature = "cuda")]
+            Kernels::Fused if self.logits_kept(targets) => targets.max(1),
+            #[cfg(feature = "cuda")]
+            Kernels::Fused => HEAD_CHUNK,
+        }
     }
 
     fn head_logits(&self, hidden: &Tensor) -> Result<Logits> {
@@ -240,6 +271,11 @@ impl Decoder {
                 Ok(Logits::Slice { data, vocab: self.config.vocab, rows: Vec::new() })
             }
             Kernels::Tensors => Ok(Logits::Tensor(self.logits(hidden)?)),
+            #[cfg(feature = "cuda")]
+            Kernels::Fused => {
+                let logits = crate::cuda::ops::linear(&hidden.contiguous()?, self.output().dense()?, None)?;
+                Ok(Logits::Fused { logits, stats: None })
+            }
         }
     }
 
@@ -251,8 +287,9 @@ impl Decoder {
         mut keep: Option<&mut Vec<Logits>>,
     ) -> Result<PolicyOutputs> {
         let (mut logprob, mut entropy) = (Vec::new(), Vec::new());
-        for (start, chunk) in targets.chunks(HEAD_CHUNK).enumerate() {
-            let mut logits = self.head_logits(&hidden.narrow(0, start * HEAD_CHUNK, chunk.len())?)?;
+        let size = self.head_chunk(targets.len());
+        for (start, chunk) in targets.chunks(size).enumerate() {
+            let mut logits = self.head_logits(&hidden.narrow(0, start * size, chunk.len())?)?;
             let TokenStats { logprob: l, entropy: h } = head::stats(&mut logits, chunk, temperature)?;
             logprob.extend(l);
             entropy.extend(h);
@@ -286,8 +323,9 @@ impl Decoder {
         let mut kept = kept.into_iter().flatten();
         let active = wanted.logprob.iter().chain(&wanted.entropy).any(|g| g.abs() > 0.0);
         if active && self.trainable != Trainable::None {
-            for (i, chunk) in targets.chunks(HEAD_CHUNK).enumerate() {
-                let at = i * HEAD_CHUNK..i * HEAD_CHUNK + chunk.len();
+            let size = self.head_chunk(targets.len());
+            for (i, chunk) in targets.chunks(size).enumerate() {
+                let at = i * size..i * size + chunk.len();
                 let x = hidden.narrow(0, at.start, chunk.len())?;
                 let logits = match kept.next() {
                     Some(logits) => logits,
@@ -302,7 +340,8 @@ impl Decoder {
             }
         } else {
             if full {
-                add_gradient(grads, name, self.output().dense()?.zeros_like()?)?;
+                let zeros = self.output().dense()?.zeros_like()?.to_dtype(DType::F32)?;
+                add_gradient(grads, name, zeros)?;
             }
             parts.push(hidden.zeros_like()?);
         }
@@ -317,6 +356,13 @@ impl Decoder {
             d_hidden = (d_hidden + by.matmul(&head.weight)?.to_dtype(self.dtype)?)?;
         }
         Ok(d_hidden)
+    }
+
+    fn normed(&self, x: &Tensor, kept: Option<&Tensor>, weight: &Tensor) -> Result<Tensor> {
+        match kept {
+            Some(kept) => Ok(kept.clone()),
+            None => ops::rms_norm(self.kernels, x, weight, self.config.norm_eps),
+        }
     }
 
     /// Gradient by a layer's input, from that by its output.
@@ -335,26 +381,31 @@ impl Decoder {
         let back = |i: usize, x: &Tensor, dy: &Tensor, start: Option<&Tensor>, grads: &mut Grads| {
             layer.linears[i].backward(kernels, &format!("{prefix}.{}", LINEARS[i]), x, dy, start, full, grads)
         };
-        let d_act = back(DOWN, &s.act, dy, None, grads)?;
+        let (act, n1, n2) = (
+            self.act(s)?,
+            self.normed(x, s.n1.as_ref(), &layer.input_norm)?,
+            self.normed(&s.h, s.n2.as_ref(), &layer.post_norm)?,
+        );
+        let d_act = back(DOWN, &act, dy, None, grads)?;
+        drop(act);
         let (d_gate, d_up) = ops::swiglu_backward(kernels, &s.gate, &s.up, &d_act)?;
-        let d_n2 = back(GATE, &s.n2, &d_gate, None, grads)?;
-        let d_n2 = back(UP, &s.n2, &d_up, Some(&d_n2), grads)?;
-        let (d_h, d_norm) = ops::rms_norm_backward(kernels, &s.h, &layer.post_norm, eps, &d_n2, full)?;
+        let d_n2 = back(GATE, &n2, &d_gate, None, grads)?;
+        let d_n2 = back(UP, &n2, &d_up, Some(&d_n2), grads)?;
+        let (d_h, d_norm) = ops::rms_norm_backward(kernels, &s.h, &layer.post_norm, eps, &d_n2, Some(dy), full)?;
         if let Some(d_norm) = d_norm {
             add_gradient(grads, &format!("{prefix}.post_attention_layernorm.weight"), d_norm)?;
         }
-        let d_h = (dy + d_h)?;
         let d_o = back(O, &s.o, &d_h, None, grads)?;
-        let (d_q, d_k, d_v) = attend_backward(&self.config, batch, (&s.q, &s.k, &s.v), &s.o, &d_o)?;
-        let (d_q, d_k) = (self.rotate(&d_q, batch, true)?, self.rotate(&d_k, batch, true)?);
-        let d_n1 = back(Q, &s.n1, &d_q, None, grads)?;
-        let d_n1 = back(K, &s.n1, &d_k, Some(&d_n1), grads)?;
-        let d_n1 = back(V, &s.n1, &d_v, Some(&d_n1), grads)?;
-        let (d_x, d_norm) = ops::rms_norm_backward(kernels, x, &layer.input_norm, eps, &d_n1, full)?;
+        let (d_q, d_k, d_v) = attend_backward(&self.config, batch, (&s.q, &s.k, &s.v), (&s.o, s.lse.as_ref()), &d_o)?;
+        let (d_q, d_k) = (self.rotate(d_q, batch, true)?, self.rotate(d_k, batch, true)?);
+        let d_n1 = back(Q, &n1, &d_q, None, grads)?;
+        let d_n1 = back(K, &n1, &d_k, Some(&d_n1), grads)?;
+        let d_n1 = back(V, &n1, &d_v, Some(&d_n1), grads)?;
+        let (d_x, d_norm) = ops::rms_norm_backward(kernels, x, &layer.input_norm, eps, &d_n1, Some(&d_h), full)?;
         if let Some(d_norm) = d_norm {
             add_gradient(grads, &format!("{prefix}.input_layernorm.weight"), d_norm)?;
         }
-        Ok((d_h + d_x)?)
+        Ok(d_x)
     }
 }
 

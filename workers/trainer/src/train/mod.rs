@@ -17,7 +17,7 @@ use crate::run::Run;
 use episodes::{Arena, Played, Round, results_digest};
 use s3_artifacts::{Journal, write_atomic};
 use s3_config::TrainerConfig;
-use s3_model::{AdamW, Decoder};
+use s3_model::{AdamW, Decoder, Workload};
 use s3_rollout::record::{StepEntry, step_journal};
 use s3_rollout::{RolloutError, Sampling};
 use s3_search::Question;
@@ -41,6 +41,7 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
         decoder.attach_value_head().map_err(RolloutError::from)?;
     }
     let config = &run.config;
+    plan_memory(config, &decoder)?;
     let more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": config.rollout,
         "probe": config.probe.as_ref().map(|probe| (probe.every, probe.limit))});
     let peers = Peers { index: retriever.index_digest(), generator: Some(generator.digest()) };
@@ -50,6 +51,28 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     let arena = Arena { run, codec: &codec, retriever: &retriever, generator: &generator };
     let training = Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref() };
     training.run(decoder, &mut store)
+}
+
+/// Shows how much memory training takes when every episode fills its context, and refuses what cannot fit before
+/// anything is spent on it. On a CPU, where memory is taken only as it is used, that is a warning.
+fn plan_memory(config: &TrainerConfig, decoder: &Decoder) -> Result<(), Failure> {
+    let tokens = decoder.config().max_positions.min(config.search.context_tokens as usize);
+    let work = Workload {
+        rows: config.rollout.batch.max(1),
+        sequences: config.rollout.micro_batch.max(1),
+        tokens,
+        positions: tokens,
+    };
+    let plan = decoder.memory_plan(work);
+    tracing::info!(%plan, "memory");
+    match plan.check(decoder.device()) {
+        Ok(()) => Ok(()),
+        Err(reason) if decoder.device().is_cpu() => {
+            tracing::warn!(%reason, "if episodes fill their contexts");
+            Ok(())
+        }
+        Err(reason) => Err(Failure::input(reason.to_string())),
+    }
 }
 
 struct Training<'a> {
