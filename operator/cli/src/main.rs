@@ -45,6 +45,8 @@ enum Command {
     Logs(commands::logs::LogsArgs),
     /// Shows how far a run is.
     Status(commands::status::StatusArgs),
+    /// Says where a resource of a cluster stands, what holds it up, and what to do about it.
+    Why(commands::why::WhyArgs),
 }
 
 /// Where a run keeps everything.
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         Command::Index(command) => commands::index::run(&command),
         Command::Logs(args) => commands::logs::run(&args),
         Command::Status(args) => commands::status::run(&args),
+        Command::Why(args) => commands::why::run(&args),
     };
     match result {
         Ok(code) => code,

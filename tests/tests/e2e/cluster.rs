@@ -53,6 +53,14 @@ pub fn helm(arguments: &[&str]) -> String {
     output("helm", arguments, "").unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// The JSON that a server in the cluster answers to a JSON body.
+pub fn post(url: &str, body: &Value) -> Value {
+    let (body, json) = (body.to_string(), "content-type: application/json");
+    let text = output("curl", &["-sS", "--max-time", "240", "-H", json, "-d", &body, url], "");
+    let text = text.unwrap_or_else(|error| panic!("{error}"));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
 /// One object; null when it is not there.
 pub fn value(namespace: &str, object: &str) -> Value {
     match output("kubectl", &["get", object, "-n", namespace, "-o", "json"], "") {

@@ -10,7 +10,7 @@ mod prometheus;
 mod quickstart;
 mod rights;
 
-use cluster::{condition, helm, kubectl, objects, say, value, wait};
+use cluster::{condition, helm, kubectl, objects, post, say, value, wait};
 use quickstart::{NAMESPACE, Quickstart};
 use serde_json::{Value, json};
 
@@ -31,6 +31,7 @@ fn the_quickstart_on_a_real_node() {
     upgrade_and_rollback_under_a_running_job();
     let digest = training_succeeds();
     evaluation_succeeds();
+    served_searcher_answers();
     every_pod_speaks();
     every_expression_answers(&prometheus);
     nothing_is_written_once_converged(&prometheus);
@@ -189,6 +190,30 @@ fn evaluation_succeeds() {
         assert_eq!(row.unwrap_or_else(|| panic!("no result of {arm}"))["questions"], 48);
     }
     eprint!("{}", kubectl(&["get", "evalruns", "-n", NAMESPACE]));
+}
+
+fn served_searcher_answers() {
+    say("the served searcher");
+    let patch = json!({"spec": {"serving": {"replicas": 1}}}).to_string();
+    kubectl(&["patch", "s3trainingjob", "quickstart", "-n", NAMESPACE, "--type=merge", "-p", &patch]);
+    let endpoint = || value(NAMESPACE, "s3trainingjob/quickstart")["status"]["endpoint"].clone();
+    wait("its address in the status", 400, || endpoint().is_string());
+    let service = value(NAMESPACE, "service/quickstart-searcher");
+    let url = format!("http://{}:8080", service["spec"]["clusterIP"].as_str().unwrap());
+    let asked = json!({"question": "Who wrote the play Hamlet?"});
+    let found = post(&format!("{url}/answer"), &asked);
+    eprintln!("e2e: {} -> {}", asked["question"], found["answer"]);
+    assert!(found["answer"].is_string() && !found["passages"].as_array().unwrap().is_empty(), "{found}");
+    let chat = json!({"model": "s3", "messages": [{"role": "user", "content": "Who wrote the play Hamlet?"}]});
+    let chat = post(&format!("{url}/v1/chat/completions"), &chat);
+    assert_eq!(chat.pointer("/choices/0/message/content"), Some(&found["answer"]), "{chat}");
+    let why = std::process::Command::new(std::env::var("S3_CLI").unwrap())
+        .args(["why", "s3trainingjob/quickstart", "-n", NAMESPACE])
+        .output()
+        .unwrap();
+    let why = String::from_utf8(why.stdout).unwrap();
+    eprint!("{why}");
+    assert!(why.contains("Succeeded=True (StepsDone)"), "{why}");
 }
 
 /// Logs are JSON and name the object; nothing ran as root or could write its root.

@@ -12,6 +12,7 @@ mod run;
 mod stage;
 mod summary;
 mod supply;
+mod why;
 
 pub use attempt::{Attempted, End, Live, Record, StopCause, Verdict};
 pub use classify::{PodEnd, class_word, classify, default_action};
@@ -21,6 +22,7 @@ pub use run::{RunDecision, RunView, decide_run};
 pub use stage::{Failing, Move, Stage, Waiting, gpu_seconds, held_seconds, next_move, pause_after};
 pub use summary::{fill_index, fill_job, fill_run};
 pub use supply::{Supplies, Supply, holds, wants_gateway};
+pub use why::{Why, why};
 
 use s3_crds::Reason;
 
