@@ -266,7 +266,8 @@ fn what_a_generator_and_a_judge_are_told_reaches_the_gateway() {
         assert_eq!(budgets.iter().filter(of).count(), 2, "{budgets:?}");
     }
     let urls: Vec<&str> = gateway.endpoints.iter().map(|endpoint| endpoint.url.as_str()).collect();
-    for host in ["one.example.org", "two.example.org", "anthropic", "judge.example.org", "bedrock-runtime.eu-central-1"] {
+    for host in ["one.example.org", "two.example.org", "anthropic", "judge.example.org", "bedrock-runtime.eu-central-1"]
+    {
         assert!(urls.iter().any(|url| url.contains(host)), "{host} is not in {urls:?}");
     }
     // each caller with its own token, and nobody without
@@ -285,7 +286,13 @@ fn what_a_generator_and_a_judge_are_told_reaches_the_gateway() {
         assert!(component.secrets.iter().all(|secret| secret == own), "{}: {:?}", component.name, component.secrets);
     }
     // one user without a token is let in under its own name, the other's stays its own
-    let config = &fully_told(&token("job"), "").components.into_iter().find(|c| c.kind == ComponentKind::Gateway).unwrap().config.value;
+    let config = &fully_told(&token("job"), "")
+        .components
+        .into_iter()
+        .find(|c| c.kind == ComponentKind::Gateway)
+        .unwrap()
+        .config
+        .value;
     assert_eq!(config["tokens"].as_object().unwrap().len(), 1);
     assert!(config.get("tokensOnly").is_none());
 }

@@ -106,8 +106,7 @@ impl Access {
         }
         known.looked = Some(Instant::now());
         let paths = self.folder.iter().chain(self.files.values());
-        let changed: Vec<_> =
-            paths.map(|path| std::fs::metadata(path).and_then(|data| data.modified()).ok()).collect();
+        let changed: Vec<_> = paths.map(|path| std::fs::metadata(path).and_then(|data| data.modified()).ok()).collect();
         // what changed a moment ago may change again within the clock's step
         let age = |at: &Option<SystemTime>| at.and_then(|at| at.elapsed().ok());
         let settled = changed.iter().all(|at| age(at).is_some_and(|age| age > 4 * LOOK));
@@ -192,7 +191,12 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
         }
         assert_eq!(ask("token-of-job-a-0001", ""), Err(Denied::Unknown));
-        assert!(Access::new(Some(Path::new("/no/such/folder")), &BTreeMap::new(), false).err().unwrap().contains("/no/such/folder"));
+        assert!(
+            Access::new(Some(Path::new("/no/such/folder")), &BTreeMap::new(), false)
+                .err()
+                .unwrap()
+                .contains("/no/such/folder")
+        );
     }
 
     #[test]

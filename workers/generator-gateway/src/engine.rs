@@ -657,7 +657,9 @@ async fn follow(flight: Arc<Flight>, ask: &Ask) -> Option<Result<Answered, CallF
     }
 }
 
-fn first(mut outcomes: Vec<(usize, Result<Answered, CallFailure>)>) -> Result<Result<Answered, CallFailure>, GatewayError> {
+fn first(
+    mut outcomes: Vec<(usize, Result<Answered, CallFailure>)>,
+) -> Result<Result<Answered, CallFailure>, GatewayError> {
     outcomes.pop().map(|(_, outcome)| outcome).ok_or_else(|| GatewayError::Internal("no outcome".to_owned()))
 }
 

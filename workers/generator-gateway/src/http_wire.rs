@@ -1,8 +1,8 @@
 //! The front's wire format: reading requests strictly, writing replies and errors in OpenAI's shape.
 
 use crate::engine::Answered;
-use crate::provider::{Call, CallFailure, Completion, FailureKind, Finish, Message, Role, Sampling};
 use crate::json::{push_hex, push_number, push_quoted};
+use crate::provider::{Call, CallFailure, Completion, FailureKind, Finish, Message, Role, Sampling};
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};

@@ -331,8 +331,13 @@ mod tests {
         use crate::provider::{Message, Role, Sampling};
         let text = "a \"quoted\" line\n\\ and \u{1}, é";
         let messages = vec![Message::new(Role::System, "s"), Message::new(Role::User, text)];
-        let sampling =
-            Sampling { temperature: 0.7, top_p: 1.0, max_tokens: Some(5), stop: vec!["\n".into(), "\"".into()], logprobs: None };
+        let sampling = Sampling {
+            temperature: 0.7,
+            top_p: 1.0,
+            max_tokens: Some(5),
+            stop: vec!["\n".into(), "\"".into()],
+            logprobs: None,
+        };
         let mut call = Call::chat(messages, sampling);
         let sent: Value = serde_json::from_slice(&body("m\"", &call, true)).unwrap();
         let expected = serde_json::json!({

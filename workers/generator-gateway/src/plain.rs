@@ -442,12 +442,8 @@ fn read_head(buffer: &[u8]) -> Result<Option<Head>, Attempt> {
     if response.code == Some(101) {
         return Err(bad("it wants another protocol"));
     }
-    let mut head = Head {
-        status: response.code.unwrap_or(0),
-        length,
-        keep: response.version == Some(1),
-        ..Head::default()
-    };
+    let mut head =
+        Head { status: response.code.unwrap_or(0), length, keep: response.version == Some(1), ..Head::default() };
     let mut known = None;
     let mut chunked = false;
     for header in response.headers.iter() {
@@ -607,7 +603,10 @@ mod tests {
             assert_eq!(whole, flowed);
         }
         let (connections, request) = seen.lock().unwrap().clone();
-        let head = format!("POST /v1/chat?x=1 HTTP/1.1\r\nhost: 127.0.0.1:{}\r\nx-a: b\r\ncontent-length: 6\r\n\r\n{{}} END", url.port().unwrap());
+        let head = format!(
+            "POST /v1/chat?x=1 HTTP/1.1\r\nhost: 127.0.0.1:{}\r\nx-a: b\r\ncontent-length: 6\r\n\r\n{{}} END",
+            url.port().unwrap()
+        );
         assert_eq!(String::from_utf8(request).unwrap(), head);
         (whole, connections)
     }
@@ -624,7 +623,11 @@ mod tests {
             ("HTTP/1.1 200 OK\r\n\r\nhello", true, 2),
             // more than was promised: not believed for another request
             ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhelloHTTP/1.1 200", false, 2),
-            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", false, 2),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+                false,
+                2,
+            ),
         ];
         for (reply, close, connections) in good {
             // what is too much may come late in small pieces, and then spoils the next reply

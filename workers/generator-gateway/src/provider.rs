@@ -282,11 +282,7 @@ pub trait Provider: Send + Sync {
     fn complete(&self, calls: Vec<Call>, order: Order) -> BoxFuture<'_, Outcomes>;
 
     /// Computes one call. Providers that gain from taking it alone do.
-    fn complete_one<'a>(
-        &'a self,
-        call: &'a Call,
-        order: &'a Order,
-    ) -> BoxFuture<'a, Result<Completion, CallFailure>> {
+    fn complete_one<'a>(&'a self, call: &'a Call, order: &'a Order) -> BoxFuture<'a, Result<Completion, CallFailure>> {
         Box::pin(async move {
             let outcome = self.complete(vec![call.clone()], order.clone()).await.pop();
             let lost = || CallFailure::new(FailureKind::Unavailable, "the call ended without outcome");

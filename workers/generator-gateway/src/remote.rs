@@ -471,12 +471,7 @@ impl Inner {
         Box::pin(self.whole_over_tls(outgoing, call, order)).await
     }
 
-    async fn whole_over_tls(
-        &self,
-        outgoing: Outgoing<'_>,
-        call: &Call,
-        order: &Order,
-    ) -> Result<Completion, Attempt> {
+    async fn whole_over_tls(&self, outgoing: Outgoing<'_>, call: &Call, order: &Order) -> Result<Completion, Attempt> {
         let charge = |status: u16, failed| charged(status, failed, call, order);
         let long = || Attempt::again(FailureKind::Malformed, "malformed", "the reply is longer than 16 MiB");
         let mut response = self.request(outgoing).send().await.map_err(|e| transport(&e))?;
@@ -595,9 +590,7 @@ impl Source<'_> {
     async fn next(&mut self) -> Result<Option<Vec<u8>>, Attempt> {
         match self {
             Self::Plain(flow) => flow.next().await,
-            Self::Tls(response) => {
-                Ok(response.chunk().await.map_err(|e| transport(&e))?.map(|chunk| chunk.to_vec()))
-            }
+            Self::Tls(response) => Ok(response.chunk().await.map_err(|e| transport(&e))?.map(|chunk| chunk.to_vec())),
         }
     }
 
@@ -714,11 +707,7 @@ impl Provider for Remote {
         false
     }
 
-    fn complete_one<'a>(
-        &'a self,
-        call: &'a Call,
-        order: &'a Order,
-    ) -> BoxFuture<'a, Result<Completion, CallFailure>> {
+    fn complete_one<'a>(&'a self, call: &'a Call, order: &'a Order) -> BoxFuture<'a, Result<Completion, CallFailure>> {
         Box::pin(self.0.call(call, order, Mode::Whole))
     }
 

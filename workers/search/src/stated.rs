@@ -268,9 +268,13 @@ mod tests {
             assert!(states_one(answer, gold), "{answer}");
         }
         let names = ["Paris", "Lutetia", "City of Light"].map(str::to_owned);
-        for answer in
-            ["Paris or Lutetia", "Either Paris or Lutetia.", "Lutetia, or Paris", "Paris, Lutetia or the City of Light", "Not Rome, Paris or Lutetia"]
-        {
+        for answer in [
+            "Paris or Lutetia",
+            "Either Paris or Lutetia.",
+            "Lutetia, or Paris",
+            "Paris, Lutetia or the City of Light",
+            "Not Rome, Paris or Lutetia",
+        ] {
             assert!(states(answer, &names), "{answer}");
         }
         let band = ["John", "Paul", "George", "Ringo"].map(str::to_owned);
