@@ -461,9 +461,8 @@ fn measure(folder: &Path) -> Result<()> {
     for round in 0..ROUNDS {
         for (gateway, row) in all.iter().zip(&mut rows) {
             let (cpu, many) = cpu_per_request(gateway, CLIENTS, Duration::from_secs(3), &numbers, endless, false);
-            let (_, single) = cpu_per_request(gateway, 1, Duration::from_millis(1000), &numbers, endless, false);
-            let (stream_cpu, streamed) =
-                cpu_per_request(gateway, 1, Duration::from_millis(1000), &numbers, endless, true);
+            let (_, single) = cpu_per_request(gateway, 1, Duration::from_secs(1), &numbers, endless, false);
+            let (stream_cpu, streamed) = cpu_per_request(gateway, 1, Duration::from_secs(1), &numbers, endless, true);
             if many.bad > 0 || single.bad > 0 {
                 eprintln!("{}: {} of {} requests failed", gateway.name, many.bad + single.bad, many.done + single.done);
             }

@@ -193,7 +193,7 @@ impl Front {
                 Err(_) => return Err(ApiError::internal("no outcome")),
             },
         }
-        let stream = Stream { events, first: Some(opening), pieces, end, ended };
+        let stream = Stream { writer: events, first: Some(opening), pieces, end, ended };
         let mut response = Response::new(Either::Right(stream));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

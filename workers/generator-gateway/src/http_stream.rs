@@ -16,7 +16,7 @@ pub(crate) type End = Result<Answered, CallFailure>;
 
 /// The body of a stream.
 pub struct Events {
-    pub(crate) events: Writer,
+    pub(crate) writer: Writer,
     /// What is sent before the next piece.
     pub(crate) first: Option<String>,
     pub(crate) pieces: mpsc::Receiver<String>,
@@ -44,12 +44,12 @@ impl http_body::Body for Events {
             while let Ok(next) = self.pieces.try_recv() {
                 piece.push_str(&next);
             }
-            return frame(self.events.piece(&piece));
+            return frame(self.writer.piece(&piece));
         }
         let end = ready!(Pin::new(&mut self.end).poll(context));
         self.ended = true;
         match end {
-            Ok(Ok(answered)) => frame(self.events.close(&answered.completion)),
+            Ok(Ok(answered)) => frame(self.writer.close(&answered.completion)),
             Ok(Err(failure)) => frame(Writer::failed(&failure)),
             // the gateway is stopping: the stream just breaks off, without its end
             Err(_) => Poll::Ready(None),

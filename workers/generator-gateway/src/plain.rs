@@ -308,12 +308,11 @@ impl Pool {
         headers: &[(HeaderName, HeaderValue)],
         body: &[u8],
     ) -> Result<Connection, Attempt> {
-        let mut connection = match self.take() {
-            Some(connection) => connection,
-            None => {
-                let stream = self.connect(reach).await?;
-                Connection { stream, buffer: Vec::with_capacity(STEP), since: Instant::now() }
-            }
+        let mut connection = if let Some(connection) = self.take() {
+            connection
+        } else {
+            let stream = self.connect(reach).await?;
+            Connection { stream, buffer: Vec::with_capacity(STEP), since: Instant::now() }
         };
         connection.buffer.clear();
         self.write(&mut connection.buffer, url, headers, body);
