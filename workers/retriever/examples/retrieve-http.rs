@@ -59,7 +59,9 @@ fn index(corpus: &str, rows: &str, d: usize, folder: &Path) -> Index {
     passages.finish(folder).unwrap();
     let path = folder.join("rows");
     let mut writer = RowWriter::create(&path, Kind::Single, d).unwrap();
-    floats(rows, d).iter().for_each(|row| writer.single(row).unwrap());
+    for row in floats(rows, d) {
+        writer.single(&row).unwrap();
+    }
     writer.finish().unwrap();
     let dense = DenseIdentity {
         kind: DenseKind::Flat,
@@ -160,7 +162,9 @@ fn load(arguments: &[String]) {
     let (mut times, mut bad) = (Vec::new(), 0);
     runtime.block_on(async {
         let mut set = tokio::task::JoinSet::new();
-        (0..clients).for_each(|_| drop(set.spawn(client(port, next.clone(), first + requests))));
+        for _ in 0..clients {
+            set.spawn(client(port, next.clone(), first + requests));
+        }
         while let Some(done) = set.join_next().await {
             let (own, failed) = done.unwrap();
             times.extend(own);

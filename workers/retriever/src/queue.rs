@@ -117,7 +117,9 @@ mod tests {
                 rounds.fetch_add(1, Ordering::SeqCst);
                 largest.fetch_max(jobs.len(), Ordering::SeqCst);
                 std::thread::yield_now();
-                jobs.into_iter().for_each(|(number, reply)| reply.send(number * 2).unwrap());
+                for (number, reply) in jobs {
+                    reply.send(number * 2).unwrap();
+                }
             });
         });
         assert!(rounds.load(Ordering::SeqCst) <= 16 * 50 && largest.load(Ordering::SeqCst) <= 16);

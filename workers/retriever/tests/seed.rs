@@ -1,4 +1,4 @@
-//! The reference's own path at small scale, in the layouts that it is released in: `wiki-18.jsonl.gz` or MedCorp's
+//! The reference's own path at small scale, in the layouts that it is released in: `wiki-18.jsonl.gz` or
 //! `medcorpus.jsonl`, and `e5_Flat.index` in the parts `part_aa` and `part_ab`; imported, checked, served, and asked as
 //! the reference's client does, with scores and without.
 #![allow(clippy::unwrap_used, clippy::expect_used)]

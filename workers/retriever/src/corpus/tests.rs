@@ -130,7 +130,7 @@ fn published_layouts_are_read_as_they_are() {
 fn packed_files_are_what_they_unpack_to() {
     let dir = tempfile::tempdir().unwrap();
     let text: String =
-        (0..3000).map(|at| format!("{{\"id\":\"{at}\",\"title\":\"t\",\"text\":\"x {at}\"}}\n")).collect();
+        (0..3000).map(|at| serde_json::json!({"id": at.to_string(), "text": "x"}).to_string() + "\n").collect();
     let expected = read(&text, None).unwrap();
     let (first, second) = text.split_at(text.len() / 3);
     for (name, bytes) in [
@@ -212,10 +212,10 @@ fn folders_are_taken_whole_in_order() {
     // the digest is that of what sha256sum prints
     let corpus = CorpusConfig { path: dir.path().to_owned(), sha256: None, limit: None };
     let names = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.jsonl.zst"];
-    let list: String = names
-        .iter()
-        .map(|name| format!("{}  {name}\n", s3_artifacts::digest_file(&dir.path().join(name)).unwrap()))
-        .collect();
+    let mut list = String::new();
+    for name in names {
+        list += &listed(&s3_artifacts::digest_file(&dir.path().join(name)).unwrap(), name);
+    }
     assert_eq!(corpus_digest(&corpus).unwrap(), s3_artifacts::digest_bytes(list.as_bytes()));
     let other = CorpusConfig { sha256: Some("0f".repeat(32)), ..corpus };
     assert!(corpus_digest(&other).unwrap_err().to_string().contains("list of digests"));

@@ -152,7 +152,7 @@ fn server(
 ) -> Result<Value, Problem> {
     let top_k = ask.map_or(10, |ask| ask.top_k.max(1));
     let mut config = json!({
-        "runtime": {"name": "index", "stateDir": call.path("state"), "progress": call.path("progress.json")},
+        "runtime": {"name": "index", "stateDir": call.path("state"), "progress": call.progress()},
         "index": absolute(folder)?, "grpc": "127.0.0.1:0", "topK": top_k, "topKLimit": top_k.max(10),
         "queriesLimit": queries.max(256), "cacheEntries": 0,
     });
@@ -219,7 +219,7 @@ fn describe(version: &Value) -> String {
 pub fn inspect(args: &InspectArgs) -> Result<ExitCode, Problem> {
     let call = Call::new()?;
     let folder = absolute(&args.folder)?;
-    let text = call.run("inspect", &[OsStr::new("inspect"), folder.as_os_str()], &call.path("progress.json"))?;
+    let text = call.run("inspect", &[OsStr::new("inspect"), folder.as_os_str()])?;
     if args.json {
         print!("{text}");
         return Ok(ExitCode::SUCCESS);
@@ -235,7 +235,7 @@ pub fn verify(args: &VerifyArgs) -> Result<ExitCode, Problem> {
     let call = Call::new()?;
     let config = call.save("serve.yaml", &server(&call, &args.folder, args.encoder.as_ref(), None, None, 1)?)?;
     let arguments = [OsStr::new("verify"), OsStr::new("--config"), config.as_os_str()];
-    let text = call.run("verify", &arguments, &call.path("progress.json"))?;
+    let text = call.run("verify", &arguments)?;
     if args.json {
         print!("{text}");
         return Ok(ExitCode::SUCCESS);
@@ -270,7 +270,7 @@ pub fn search(args: &SearchArgs) -> Result<ExitCode, Problem> {
             OsStr::new("--queries"),
             queries.as_os_str(),
         ];
-        answer(&call.run("search", &arguments, &call.path("progress.json"))?)?
+        answer(&call.run("search", &arguments)?)?
     };
     if args.json {
         println!("{found}");
@@ -356,7 +356,7 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode, Problem> {
         OsStr::new("--queries"),
         asked.as_os_str(),
     ];
-    let text = call.run("compare", &arguments, &call.path("progress.json"))?;
+    let text = call.run("compare", &arguments)?;
     if args.json {
         print!("{text}");
         return Ok(ExitCode::SUCCESS);

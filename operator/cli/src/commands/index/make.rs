@@ -220,11 +220,11 @@ fn make(
     };
     std::fs::create_dir_all(&state_dir).map_err(|error| Problem::io("create", &state_dir, &error))?;
     let call = Call::new()?;
-    let (progress, result) = (call.path("progress.json"), call.path("result.json"));
+    let result = call.path("result.json");
     let runtime = Runtime {
         name: what.to_owned(),
         state_dir,
-        progress: Some(progress.clone()),
+        progress: Some(call.progress()),
         result: Some(result.clone()),
         admin: None,
         threads: place.threads,
@@ -255,7 +255,7 @@ fn make(
         output: output.clone(),
     };
     let config = call.save("build.yaml", &config)?;
-    call.run(what, &[OsStr::new("build"), OsStr::new("--config"), config.as_os_str()], &progress)?;
+    call.run(what, &[OsStr::new("build"), OsStr::new("--config"), config.as_os_str()])?;
     let text = std::fs::read_to_string(&result).map_err(|error| Problem::io("read", &result, &error))?;
     if place.json {
         println!("{text}");

@@ -39,11 +39,16 @@ impl Call {
         Ok(path)
     }
 
-    /// Runs the worker to its end and returns what it printed. `progress` is where its configuration tells it to report.
+    /// Where the worker's configuration tells it to report.
+    pub fn progress(&self) -> PathBuf {
+        self.path("progress.json")
+    }
+
+    /// Runs the worker to its end and returns what it printed.
     /// Ctrl-C reaches it, too: it saves what is done, and its end is this one's.
-    pub fn run(&self, name: &str, arguments: &[&std::ffi::OsStr], progress: &Path) -> Result<String, Problem> {
+    pub fn run(&self, name: &str, arguments: &[&std::ffi::OsStr]) -> Result<String, Problem> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Problem::internal)?;
-        runtime.block_on(run(name, arguments, progress))
+        runtime.block_on(run(name, arguments, &self.progress()))
     }
 }
 
