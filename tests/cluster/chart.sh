@@ -27,9 +27,10 @@ refused() { # WHAT COMMAND…   the command must fail and say WHAT
     if said=$("$@" 2>&1); then fail "$* was not refused"; fi
     has "$said" "$what"
 }
-can() { # yes|no USER VERB KIND [NAMESPACE]
-    local answer
-    answer=$(kubectl auth can-i "$3" "$4" --as "$2" --namespace "${5:-default}" 2>/dev/null || true)
+can() { # yes|no USER VERB KIND|KIND/NAME|KIND/status [NAMESPACE]
+    local answer what=("$4")
+    [[ $4 != */status ]] || what=("${4%/status}" --subresource status)
+    answer=$(kubectl auth can-i "$3" "${what[@]}" --as "$2" --namespace "${5:-default}" 2>/dev/null || true)
     [[ $answer == "$1" ]] || fail "$2 may $3 $4 in ${5:-default}: $answer, expected $1"
 }
 
@@ -78,8 +79,8 @@ for try in $(seq 100); do
     sleep 0.2 # an aggregated group is served some seconds after its CRDs are established
 done
 if $cel; then
-    both='{"spec":{"source":{"import":{"index":{"uri":"pvc://data/x"}}}}}'
-    refused "set exactly one of" kubectl patch retrieverindex kept --type=merge -p "$both"
+    neither='{"spec":{"source":{"build":null}}}'
+    refused "set exactly one of" kubectl patch retrieverindex kept --type=merge -p "$neither"
 else
     for try in $(seq 100); do # the server publishes its OpenAPI some seconds after its CRDs
         ! kubectl explain s3trainingjob.spec.steps >"$work/said" 2>&1 || break
@@ -109,6 +110,7 @@ can no "$operator" list secrets
 can no "$operator" create pods
 can no "$operator" update s3trainingjobs
 can yes "$operator" patch s3trainingjobs/status
+can no "$operator" patch s3trainingjobs
 can yes "$operator" update leases/s3-operator "$namespace"
 can no "$operator" update leases/other "$namespace"
 
