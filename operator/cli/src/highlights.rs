@@ -16,7 +16,6 @@ pub fn highlight(kind: ComponentKind, summary: &Value) -> String {
         ComponentKind::IndexBuild => {
             count("passages").map(|passages| format!("{} passages indexed", thousands(passages)))
         }
-        ComponentKind::Searcher => None,
         ComponentKind::Baseline => count("right")
             .zip(count("questions"))
             .map(|(right, all)| format!("naive RAG answers {} of {} questions", thousands(right), thousands(all))),
@@ -33,7 +32,7 @@ pub fn highlight(kind: ComponentKind, summary: &Value) -> String {
             .and_then(|rows| rows.iter().find(|row| row["dataset"] == "all").or(rows.first()))
             .and_then(|row| row["n"].as_u64())
             .map(|questions| format!("{} questions answered by every arm", thousands(questions))),
-        ComponentKind::Retriever | ComponentKind::Gateway | ComponentKind::WarmStart => None,
+        ComponentKind::Retriever | ComponentKind::Gateway | ComponentKind::Searcher | ComponentKind::WarmStart => None,
     };
     phrase.unwrap_or_else(|| "done".to_owned())
 }

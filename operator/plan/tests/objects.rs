@@ -612,7 +612,7 @@ fn a_cluster_plans_what_a_laptop_plans_and_a_bad_object_harms_no_other() {
     assert_eq!(refused, BTreeMap::new());
     assert_eq!(plan(&resources).unwrap().components, planned(&quickstart()).components);
 
-    for (name, change) in [("unsupported", json!({"serving": {}})), ("unknown", json!({"stepz": 3}))] {
+    for (name, change) in [("unsupported", json!({"stop": {"patience": 3}})), ("unknown", json!({"stepz": 3}))] {
         let mut bad = values.iter().find(|(kind, _)| *kind == Kind::S3TrainingJob).unwrap().clone();
         bad.1["metadata"]["name"] = json!(name);
         bad.1["spec"].as_object_mut().unwrap().extend(change.as_object().unwrap().clone());

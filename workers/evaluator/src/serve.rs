@@ -122,7 +122,9 @@ fn answer_all(arm: &mut SearcherArm<'_>, generator: &GeneratorPeer, round: Vec<C
         Ok(gathered) => gathered,
         Err(error) => {
             let refusal = Refusal::Outage(error.to_string());
-            round.into_iter().for_each(|call| drop(call.reply.send(Err(refusal.clone()))));
+            for call in round {
+                let _ = call.reply.send(Err(refusal.clone()));
+            }
             return;
         }
     };
