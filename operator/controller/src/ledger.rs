@@ -322,8 +322,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn pod(status: Value) -> Arc<Pod> {
-        let value = json!({"metadata": {"name": "p", "labels": {"job-name": "j"}}, "status": status});
+    fn pod(status: &Value) -> Arc<Pod> {
+        let value = json!({
+            "metadata": {"name": "p", "labels": {"job-name": "j"},
+                "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "1", "controller": true}]},
+            "status": status,
+        });
         Arc::new(serde_json::from_value(value).unwrap())
     }
 
@@ -345,7 +349,8 @@ mod tests {
 
     fn job(condition: &str) -> Arc<Job> {
         let value =
-            json!({"metadata": {"name": "j"}, "status": {"conditions": [{"type": condition, "status": "True"}]}});
+            json!({"metadata": {"name": "j"}, "status": {"conditions": [
+            {"type": condition, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
         Arc::new(serde_json::from_value(value).unwrap())
     }
 
@@ -355,16 +360,16 @@ mod tests {
 
     #[test]
     fn ends_are_read_from_pods_and_their_messages() {
-        let good = pod(ended(0, "Completed", r#"{"digest": "d", "summary": {"steps": 3}}"#));
+        let good = pod(&ended(0, "Completed", r#"{"digest": "d", "summary": {"steps": 3}}"#));
         assert_eq!(end(&[], &[good]), Some(End::Done { digest: "d".into(), summary: json!({"steps": 3}) }));
-        let silent = pod(ended(0, "Completed", ""));
+        let silent = pod(&ended(0, "Completed", ""));
         assert!(matches!(end(&[], &[silent]), Some(End::Failed { class: FailureClass::Unknown, .. })));
-        let memory = pod(ended(137, "OOMKilled", ""));
+        let memory = pod(&ended(137, "OOMKilled", ""));
         assert!(matches!(end(&[], &[memory]), Some(End::Failed { class: FailureClass::OutOfMemory, .. })));
-        let wrong = pod(ended(64, "Error", r#"{"class": "Input", "message": "no such file"}"#));
+        let wrong = pod(&ended(64, "Error", r#"{"class": "Input", "message": "no such file"}"#));
         let Some(End::Failed { class: FailureClass::InvalidInput, message }) = end(&[], &[wrong]) else { panic!() };
         assert!(message.ends_with("no such file"), "{message}");
-        let log = pod(ended(70, "Error", "a\nthread panicked\n"));
+        let log = pod(&ended(70, "Error", "a\nthread panicked\n"));
         let Some(End::Failed { message, .. }) = end(&[], &[log]) else { panic!() };
         assert!(message.ends_with("thread panicked"), "{message}");
     }
@@ -374,20 +379,24 @@ mod tests {
         assert!(matches!(end(&[job("Failed")], &[]), Some(End::Failed { class: FailureClass::NodeLost, .. })));
         assert!(matches!(end(&[job("Complete")], &[]), Some(End::Failed { class: FailureClass::NodeLost, .. })));
         assert_eq!(end(&[job("Other")], &[]), None);
+        // the pod's own end may be about to be seen
+        let ended = end_of(&job("Failed")).and_then(|c| c.last_transition_time.clone()).unwrap();
+        let (seen, again) = live(&[job("Failed")], &[], 1, None, true, clock::seconds(&ended) + 1);
+        assert_eq!((seen.end, again), (None, Some(clock::seconds(&ended) + VANISHED_AFTER)));
     }
 
     #[test]
     fn a_pod_holds_until_it_is_gone_or_fenced() {
-        let running = pod(json!({"phase": "Running"}));
+        let running = pod(&json!({"phase": "Running"}));
         assert_eq!(live(&[job("Other")], &[running], 1, None, true, 0).0.holding, 1);
-        let mut going = Pod::clone(&pod(json!({"phase": "Running"})));
+        let mut going = Pod::clone(&pod(&json!({"phase": "Running"})));
         going.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
         let at = clock::seconds(going.metadata.deletion_timestamp.as_ref().unwrap());
         let going = [Arc::new(going)];
         assert_eq!(live(&[], &going, 1, None, false, at).0.holding, 1);
         assert_eq!(live(&[], &going, 1, None, false, at).1, Some(at + LOST_AFTER));
         assert_eq!(live(&[], &going, 1, None, false, at + LOST_AFTER).0.holding, 0);
-        let lost = pod(json!({"phase": "Running", "reason": "NodeLost"}));
+        let lost = pod(&json!({"phase": "Running", "reason": "NodeLost"}));
         let seen = live(&[job("Other")], &[lost], 1, None, true, 0).0;
         assert!(seen.holding == 0 && matches!(seen.end, Some(End::Failed { class: FailureClass::NodeLost, .. })));
         assert_eq!(claim_uri("/work/quickstart-data/a/b"), "pvc://quickstart-data/a/b");
