@@ -75,6 +75,7 @@ report: ## the report page of the last run
 
 soak: data ## the long tests (marked ignored): hours, not for every change
 	@cargo test --locked --release --workspace -- --ignored
+	S3_FAULT_PLANS=600 tests/cluster/test.sh faults
 
 clean-state: ## forget all runs; the fetched data stay
 	@[[ ! -d .s3 ]] || find .s3 -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} +

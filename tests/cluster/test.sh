@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# test.sh   runs the cluster tests and the chart on plain Kubernetes 1.20 and, where a CRD server with CEL is at hand, on the hybrid
+# test.sh [FILTER…]   with words, only the tests with these in their names, on plain 1.20; without,
+# it runs the cluster tests and the chart on plain Kubernetes 1.20 and, where a CRD server with CEL is at hand, on the hybrid
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib.sh"
 cargo build --locked --workspace --bin s3-operator
 S3_OPERATOR=$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/s3-operator
 export S3_OPERATOR
 tests=(cargo test --locked --workspace --features s3-tests/cluster --test cluster --test operator)
+if (($#)); then
+    exec "$here/control-plane.sh" with "${tests[@]}" "$@"
+fi
 "$here/control-plane.sh" with "${tests[@]}"
 "$here/control-plane.sh" with "$here/chart.sh"
 if [[ -x $crd_server ]]; then

@@ -130,6 +130,7 @@ async fn many_pods_are_looked_after() {
         quantile(0.5),
         quantile(0.99)
     );
+    println!("ratio operator-scale {:.2}", 1.0 / quantile(0.99));
     watching.abort();
     setup.done().await;
 }
