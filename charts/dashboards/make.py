@@ -182,6 +182,13 @@ SERVING = [
     panel("Gateway: verdicts", "A judge that cannot decide is a judge to look at.", "ops",
           (rate("s3_gateway_verdicts_total"), "all"),
           (rate("s3_gateway_verdicts_total", verdict="undecided|failed"), "undecided or failed")),
+    panel("Searchers: questions", "To served searchers, by HTTP status; 429 is a queue that is full.", "ops",
+          (rate("s3_searcher_requests_total", "code"), "{{code}}"), stack=True,
+          until="a served searcher is asked"),
+    panel("Searchers: time", "Median and 95 %, without the time in the queue.", "s",
+          (quantile(0.5, "s3_searcher_request_seconds"), "median"),
+          (quantile(0.95, "s3_searcher_request_seconds"), "95 %"),
+          until="a served searcher is asked"),
 ]
 
 EVALUATION = [
