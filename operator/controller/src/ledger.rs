@@ -348,8 +348,7 @@ mod tests {
     }
 
     fn job(condition: &str) -> Arc<Job> {
-        let value =
-            json!({"metadata": {"name": "j"}, "status": {"conditions": [
+        let value = json!({"metadata": {"name": "j"}, "status": {"conditions": [
             {"type": condition, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
         Arc::new(serde_json::from_value(value).unwrap())
     }

@@ -237,6 +237,9 @@ fn every_pod_speaks() {
 
 fn every_expression_answers(prometheus: &prometheus::Prometheus) {
     say("dashboards and alerts");
+    // a rate takes two scrapes after the first request
+    let asked = "sum(rate(s3_searcher_request_seconds_count[1m]))";
+    wait("the searcher's requests are scraped", 120, || prometheus.answers(asked).unwrap_or(false));
     let missing = prometheus.unscraped(&[SYSTEM, NAMESPACE]);
     assert!(missing.is_empty(), "never scraped: {missing:?}");
     let all = expressions::all();

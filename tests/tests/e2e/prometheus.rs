@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const ADDRESS: &str = "127.0.0.1:9090";
+/// Seconds after which a pod must have been found and scraped: discovery and two scrapes, twice.
+const SCRAPED_AFTER: i64 = 10;
 
 /// A running server.
 pub struct Prometheus {
@@ -110,16 +112,18 @@ impl Prometheus {
         Ok(!self.range(query)?.is_empty())
     }
 
-    /// Pods that ask to be scraped and never were.
+    /// Pods that ask to be scraped and never were, though they ran for several periods.
     pub fn unscraped(&self, namespaces: &[&str]) -> Vec<String> {
+        // over a little more than a step of the range, or what came and went between two would be missed
         let scraped: BTreeSet<String> = self
-            .range("up == 1")
+            .range("max_over_time(up[6s]) == 1")
             .unwrap()
             .iter()
             .map(|series| series["metric"]["pod"].as_str().unwrap_or_default().to_owned())
             .collect();
         let owned: Vec<_> = namespaces.iter().map(|name| (*name).to_owned()).collect();
-        let names = pods(&owned).into_iter().map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned());
+        let long = pods(&owned).into_iter().filter(|pod| lived(pod).is_none_or(|seconds| seconds >= SCRAPED_AFTER));
+        let names = long.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned());
         names.filter(|name| !scraped.contains(name)).collect()
     }
 
@@ -136,6 +140,15 @@ impl Prometheus {
                 values.len() == 1
             })
     }
+}
+
+/// Seconds that the container of a pod ran, once it has ended.
+fn lived(pod: &Value) -> Option<i64> {
+    let ended = pod.pointer("/status/containerStatuses/0/state/terminated")?;
+    let time = |field: &str| -> Option<i64> {
+        Some(ended[field].as_str()?.parse::<k8s_openapi::jiff::Timestamp>().ok()?.as_second())
+    };
+    Some(time("finishedAt")? - time("startedAt")?)
 }
 
 impl Drop for Prometheus {
