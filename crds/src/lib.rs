@@ -36,7 +36,7 @@ pub use quantity::Quantity;
 pub use reasons::{REASONS, Reason, reason, reasons_markdown};
 pub use retriever_index::*;
 pub use rules::Rule;
-pub use schema::{Kind, crd, crd_without_cel, crd_yaml, spec_schema};
+pub use schema::{Kind, api_resource, crd, crd_without_cel, crd_yaml, spec_schema};
 pub use training_job::*;
 pub use unsupported::{CLUSTER_ONLY, Field, UNSUPPORTED, cluster_only, refuse_unsupported};
 pub use uri::{Location, UriError};

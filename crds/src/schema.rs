@@ -2,6 +2,7 @@
 
 use crate::{EvalRun, RetrieverIndex, S3TrainingJob, rules, validate::fill};
 use kube::CustomResourceExt;
+use kube::core::ApiResource;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 use std::sync::OnceLock;
@@ -57,6 +58,15 @@ pub fn free_object(_: &mut SchemaGenerator) -> Schema {
 pub fn crd(kind: Kind) -> &'static Value {
     static CRDS: OnceLock<[Value; 3]> = OnceLock::new();
     &CRDS.get_or_init(|| Kind::ALL.map(make))[kind as usize]
+}
+
+/// How objects of a kind are addressed at an API server.
+pub fn api_resource(kind: Kind) -> ApiResource {
+    match kind {
+        Kind::RetrieverIndex => ApiResource::erase::<RetrieverIndex>(&()),
+        Kind::S3TrainingJob => ApiResource::erase::<S3TrainingJob>(&()),
+        Kind::EvalRun => ApiResource::erase::<EvalRun>(&()),
+    }
 }
 
 /// Schema of a kind's `spec`, as the API server sees it.

@@ -11,7 +11,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 type Name = (String, String);
 
 struct Inner<K> {
-    objects: HashMap<Name, Arc<K>>,
+    /// Ordered, so that a namespace is a range.
+    objects: BTreeMap<Name, Arc<K>>,
     groups: HashMap<Name, BTreeSet<String>>,
     /// By scope: what a listing that is under way has brought.
     listing: HashMap<usize, HashMap<Name, Arc<K>>>,
@@ -30,7 +31,7 @@ impl<K: Resource + Clone> Cache<K> {
     /// Groups objects by the value of a label.
     pub fn new(label: Option<&'static str>) -> Self {
         let inner =
-            Inner { objects: HashMap::new(), groups: HashMap::new(), listing: HashMap::new(), scopes: HashMap::new() };
+            Inner { objects: BTreeMap::new(), groups: HashMap::new(), listing: HashMap::new(), scopes: HashMap::new() };
         Self { inner: RwLock::new(inner), label, warm: AtomicUsize::new(0) }
     }
 
@@ -134,7 +135,9 @@ impl<K: Resource + Clone> Cache<K> {
     /// All objects of a namespace.
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        inner.objects.iter().filter(|((of, _), _)| of == namespace).map(|(_, object)| object.clone()).collect()
+        let from = (namespace.to_owned(), String::new());
+        let own = inner.objects.range(from..).take_while(|((of, _), _)| of == namespace);
+        own.map(|(_, object)| object.clone()).collect()
     }
 
     /// Names of everything.

@@ -67,31 +67,13 @@ pub struct Settings {
     /// Annotations added to every pod.
     pub annotations: BTreeMap<String, String>,
     /// Network policies of the workers.
-    pub network: NetworkSettings,
+    pub network: Network,
     /// Where gateways keep their answers.
     pub gateway_storage: s3_crds::Storage,
     /// CPU and memory of gateways.
     pub gateway_resources: s3_crds::Resources,
     /// Storage class of claims that name none.
     pub storage_class: Option<String>,
-}
-
-/// See [`Network`].
-#[derive(Clone, Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct NetworkSettings {
-    /// Whether policies are made.
-    pub enabled: bool,
-    /// Address ranges of the name servers.
-    pub dns_ranges: Vec<String>,
-    /// Address ranges of storage that workers reach themselves.
-    pub storage_ranges: Vec<String>,
-    /// Labels of the operator's namespace.
-    pub operator_namespace: BTreeMap<String, String>,
-    /// Labels of the operator's pods.
-    pub operator_pods: BTreeMap<String, String>,
-    /// Labels of the namespaces that may scrape.
-    pub scraper_namespaces: BTreeMap<String, String>,
 }
 
 /// A flag or file that says something impossible.
@@ -135,7 +117,6 @@ impl Options {
             let (program, image) = pair("cuda-image", value)?;
             by_binary.entry(program).or_default().cuda = Some(image);
         }
-        let network = settings.network;
         Ok(Surroundings {
             images: Images {
                 by_binary,
@@ -146,14 +127,7 @@ impl Options {
             labels: settings.labels,
             annotations: settings.annotations,
             service_account: self.worker_service_account.clone(),
-            network: Network {
-                enabled: network.enabled,
-                dns_ranges: network.dns_ranges,
-                storage_ranges: network.storage_ranges,
-                operator_namespace: network.operator_namespace,
-                operator_pods: network.operator_pods,
-                scraper_namespaces: network.scraper_namespaces,
-            },
+            network: settings.network,
             gateway_storage: settings.gateway_storage,
             gateway_resources: settings.gateway_resources,
             storage_class: settings.storage_class,

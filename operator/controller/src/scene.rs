@@ -2,7 +2,7 @@
 
 use crate::ledger::{self, Entry};
 use crate::operator::Shared;
-use crate::world::{api_resource, references};
+use crate::world::references;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::DynamicObject;
@@ -317,7 +317,7 @@ fn owner_key(component: &Component) -> Option<(Kind, String)> {
 pub fn value_of(object: &DynamicObject, kind: Kind) -> Value {
     let mut value = object.data.clone();
     value["apiVersion"] = json!(s3_crds::API_VERSION);
-    value["kind"] = json!(api_resource(kind).kind);
+    value["kind"] = json!(kind.name());
     value["metadata"] = json!({
         "name": object.name_any(),
         "namespace": object.namespace(),

@@ -9,10 +9,10 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{ApiResource, DynamicObject};
+use kube::api::DynamicObject;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
-use s3_crds::{EvalRun, Kind, RetrieverIndex, S3TrainingJob};
+use s3_crds::{Kind, api_resource};
 use s3_plan::objects::{COMPONENT_LABEL, KIND_LABEL, MANAGER, NAME_LABEL};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -42,15 +42,6 @@ pub struct World {
     /// By component.
     pub policies: Cache<NetworkPolicy>,
     scopes: usize,
-}
-
-/// The API resource of one of the kinds.
-pub fn api_resource(kind: Kind) -> ApiResource {
-    match kind {
-        Kind::RetrieverIndex => ApiResource::erase::<RetrieverIndex>(&()),
-        Kind::S3TrainingJob => ApiResource::erase::<S3TrainingJob>(&()),
-        Kind::EvalRun => ApiResource::erase::<EvalRun>(&()),
-    }
 }
 
 impl World {

@@ -4,14 +4,14 @@
 use crate::clock;
 use crate::key::Key;
 use crate::lease::Fence;
-use crate::world::{World, api_resource};
+use crate::world::World;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
 };
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt};
-use s3_crds::Kind;
+use s3_crds::{Kind, api_resource};
 use s3_plan::PlanError;
 use s3_plan::objects::{MANAGER, Object, Writing};
 use s3_telemetry::metrics;

@@ -195,10 +195,7 @@ impl Setup {
 
     /// Resources of one of the three kinds.
     pub fn resources(&self, kind: Kind) -> Api<DynamicObject> {
-        let plural = s3_crds::crd(kind)["spec"]["names"]["plural"].as_str().unwrap().to_owned();
-        let (group, version) = s3_crds::API_VERSION.split_once('/').unwrap();
-        let gvk = GroupVersionKind::gvk(group, version, kind.name());
-        Api::namespaced_with(self.client.clone(), &self.namespace, &ApiResource::from_gvk_with_plural(&gvk, &plural))
+        Api::namespaced_with(self.client.clone(), &self.namespace, &s3_crds::api_resource(kind))
     }
 
     /// Creates or changes a resource, as a person would.
@@ -300,10 +297,7 @@ async fn install(client: Client) {
         }
     }
     for kind in Kind::ALL {
-        let plural = s3_crds::crd(kind)["spec"]["names"]["plural"].as_str().unwrap().to_owned();
-        let (group, version) = s3_crds::API_VERSION.split_once('/').unwrap();
-        let gvk = GroupVersionKind::gvk(group, version, kind.name());
-        let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&gvk, &plural));
+        let api: Api<DynamicObject> = Api::all_with(client.clone(), &s3_crds::api_resource(kind));
         let end = Instant::now() + PATIENCE;
         while api.list(&kube::api::ListParams::default().limit(1)).await.is_err() {
             assert!(Instant::now() < end, "{} is not served", kind.name());

@@ -202,6 +202,13 @@ pub struct Usage {
     pub answer: u64,
 }
 
+impl Usage {
+    /// Of one answered call.
+    pub fn of(completion: &Completion) -> Self {
+        Self { calls: 1, prompt: u64::from(completion.prompt_tokens), answer: u64::from(completion.completion_tokens) }
+    }
+}
+
 impl std::ops::AddAssign for Usage {
     fn add_assign(&mut self, other: Self) {
         self.calls += other.calls;

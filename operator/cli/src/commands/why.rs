@@ -2,8 +2,7 @@
 
 use crate::text::Problem;
 use clap::Args;
-use kube::api::{ApiResource, DynamicObject};
-use kube::core::GroupVersionKind;
+use kube::api::DynamicObject;
 use kube::{Api, Client, Config};
 use s3_crds::Kind;
 use s3_plan::lifecycle::why;
@@ -80,10 +79,7 @@ async fn explain(namespace: Option<&str>, kind: Kind, name: String) -> Result<Ex
 }
 
 async fn get(client: &Client, namespace: &str, kind: Kind, name: &str) -> Result<Option<serde_json::Value>, Problem> {
-    let (group, version) = s3_crds::API_VERSION.split_once('/').unwrap_or(("", s3_crds::API_VERSION));
-    let plural = s3_crds::crd(kind)["spec"]["names"]["plural"].as_str().unwrap_or_default().to_owned();
-    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.name()), &plural);
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &s3_crds::api_resource(kind));
     match api.get_opt(name).await {
         Ok(object) => object.map(serde_json::to_value).transpose().map_err(Problem::internal),
         Err(kube::Error::Api(status)) => Err(Problem::unavailable(format!("the API server: {}", status.message))),

@@ -4,7 +4,7 @@
 //! the garbage collector takes it with the last of them. Its volume stays as long as any resource that used it does.
 
 use super::stage::{self, Work, carry_out};
-use super::{Again, index, sooner, until};
+use super::{Again, service, sooner, until};
 use crate::clock;
 use crate::key::Key;
 use crate::ledger;
@@ -61,11 +61,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str) -> Result<Ag
             observed.finished.insert(fetch.name.clone(), Finished { fingerprint, digest });
         }
         let objects = render_attempt(&plan, &observed, &surroundings, gateway, 1, &owners)?;
-        for object in &objects {
-            shared.writer.hold(key, object, &owners).await?;
-        }
-        let deployment = shared.world.deployments.get(namespace, &gateway.name);
-        index::drop_old_configurations(shared, key, namespace, gateway, &objects, deployment.as_deref()).await?;
+        service::hold(shared, key, namespace, gateway, &objects, &owners).await?;
     }
     tracing::debug!(%key, users = ?users.keys().collect::<Vec<_>>(), ?kept, "gateways");
     release(shared, key, namespace, &kept).await?;
@@ -117,7 +113,7 @@ fn joint_plan(shared: &Shared, users: &BTreeMap<String, (Kind, Arc<DynamicObject
     last
 }
 
-/// Takes down the gateways that nobody wants: their pods answer what they have taken, then go.
+/// Takes down the gateways that nobody wants.
 async fn release(shared: &Shared, key: &Key, namespace: &str, kept: &BTreeSet<String>) -> Result<(), Trouble> {
     for deployment in shared.world.deployments.in_namespace(namespace) {
         let labels = deployment.metadata.labels.clone().unwrap_or_default();
@@ -127,17 +123,7 @@ async fn release(shared: &Shared, key: &Key, namespace: &str, kept: &BTreeSet<St
         if !ours || kept.contains(&name) {
             continue;
         }
-        // The Deployment last: while it is there, what is left of the others is found again.
-        for service in shared.world.services.group_of(namespace, &name).values() {
-            shared.writer.delete(key, "Service", &service.metadata).await?;
-        }
-        for policy in shared.world.policies.group_of(namespace, &name).values() {
-            shared.writer.delete(key, "NetworkPolicy", &policy.metadata).await?;
-        }
-        for config_map in shared.world.config_maps.group_of(namespace, &name).values() {
-            shared.writer.delete(key, "ConfigMap", &config_map.metadata).await?;
-        }
-        shared.writer.delete(key, "Deployment", &deployment.metadata).await?;
+        service::take_down(shared, key, &deployment).await?;
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! `RetrieverIndex`.
 
-use super::{Again, sooner, stage, status, until};
+use super::{Again, next_look, refusal, service, sooner, stage, status};
 use crate::key::Key;
 use crate::ledger;
 use crate::operator::Shared;
-use crate::scene::{Scene, conditions_of, serves, value_of};
+use crate::scene::{Scene, conditions_of, serves};
 use crate::world::references;
 use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -81,7 +81,9 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         }
         stage::of_resource(shared, key, &scene, build, &decision.build).await?;
         if decision.serve {
-            serve(shared, key, &scene, server, deployment.as_deref()).await?;
+            let owner = [scene.owner()];
+            let objects = scene.render(server, 1, &owner)?;
+            service::hold(shared, key, namespace, server, &objects, &owner).await?;
         }
         Ok::<(), Trouble>(())
     }
@@ -115,16 +117,13 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         now_status.endpoint = Some(format!("http://{}.{namespace}.svc:8080", service_name(&server.name)));
     }
     let again = status::write(shared, key, scene.kind, &scene.object, &now_status).await?;
-    let fenced = scene.entries.values().flatten().filter_map(|entry| entry.fenced_at).min();
-    let times = decision.again.into_iter().chain(fenced).map(|at| until(at, scene.now)).min();
-    Ok(sooner(again, times))
+    Ok(sooner(again, next_look(&scene, decision.again)))
 }
 
 /// The plan, or why there is none.
 fn planned(scene: &Scene) -> Result<&s3_plan::Plan, Said> {
-    if let Some(errors) = scene.refused.get(&scene.title()) {
-        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
-        return Err((if unsupported { reason::INDEX_UNSUPPORTED } else { reason::INDEX_INVALID }, lines(errors)));
+    if let Some(said) = refusal(scene, reason::INDEX_UNSUPPORTED, reason::INDEX_INVALID) {
+        return Err(said);
     }
     scene.plan.as_ref().map_err(|error| (reason::INDEX_INVALID, error.to_string()))
 }
@@ -161,48 +160,6 @@ fn serving(
     }
 }
 
-async fn serve(
-    shared: &Shared,
-    key: &Key,
-    scene: &Scene,
-    server: &s3_plan::Component,
-    deployment: Option<&Deployment>,
-) -> Result<(), Trouble> {
-    let owner = [scene.owner()];
-    let objects = scene.render(server, 1, &owner)?;
-    for object in &objects {
-        shared.writer.hold(key, object, &owner).await?;
-    }
-    drop_old_configurations(shared, key, &scene.namespace(), server, &objects, deployment).await
-}
-
-/// Configurations that no server reads any more.
-pub async fn drop_old_configurations(
-    shared: &Shared,
-    key: &Key,
-    namespace: &str,
-    server: &s3_plan::Component,
-    objects: &[s3_plan::objects::Object],
-    deployment: Option<&Deployment>,
-) -> Result<(), Trouble> {
-    let Some(deployment) = deployment else { return Ok(()) };
-    let status = deployment.status.clone().unwrap_or_default();
-    let spec = deployment.spec.clone().unwrap_or_default();
-    let reads = serde_json::to_string(&spec.template).unwrap_or_default();
-    let settled = status.observed_generation >= deployment.metadata.generation
-        && status.replicas == status.updated_replicas
-        && status.available_replicas == status.replicas;
-    if !settled {
-        return Ok(());
-    }
-    for (name, config_map) in shared.world.config_maps.group_of(namespace, &server.name) {
-        if objects.iter().all(|object| object.name() != name) && !reads.contains(&format!("\"{name}\"")) {
-            shared.writer.delete(key, "ConfigMap", &config_map.metadata).await?;
-        }
-    }
-    Ok(())
-}
-
 /// The jobs and evaluations that hold an index.
 fn users(shared: &Shared, namespace: &str, index: &str) -> Vec<String> {
     let wanted = (Kind::RetrieverIndex, index.to_owned());
@@ -224,9 +181,4 @@ pub fn status_of<S: DeserializeOwned + Default>(scene: &Scene) -> S {
     let status = scene.object.data.get("status").cloned();
     // A status can always be made anew.
     status.and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default()
-}
-
-/// Several errors as one text.
-pub fn lines(errors: &[PlanError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

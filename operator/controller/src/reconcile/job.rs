@@ -1,12 +1,13 @@
 //! `S3TrainingJob`.
 
-use super::index::{drop_old_configurations, lines, status_of};
-use super::{Again, sooner, stage, status, until};
+use super::index::status_of;
+use super::{Again, end, next_look, refusal, service, sooner, stage, status};
 use crate::clock;
 use crate::key::Key;
 use crate::operator::Shared;
-use crate::scene::{Scene, value_of};
+use crate::scene::Scene;
 use crate::write::Trouble;
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use s3_crds::{Artifact, Kind, S3TrainingJobStatus, condition, condition_type, is_true, reason};
 use s3_plan::lifecycle::{
@@ -14,6 +15,7 @@ use s3_plan::lifecycle::{
 };
 use s3_plan::objects::{ClusterBinder, service_name};
 use s3_plan::{Binder, ComponentKind, PlanError, searcher_name};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Secrets are not watched, so what is missing is looked for again.
@@ -78,15 +80,11 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         return status::write(shared, key, scene.kind, &scene.object, &new).await;
     }
     let mut said = decision.said.clone();
-    for (_, name, step) in &decision.moves {
-        let Some(component) = components.iter().find(|component| component.name == *name) else { continue };
-        match stage::of_resource(shared, key, &scene, component, step).await {
-            Ok(()) => {}
-            Err(Trouble::NameTaken(what)) => said.push((reason::JOB_NAME_TAKEN, what)),
-            Err(Trouble::Plan(error)) => said.push((reason::JOB_INVALID, error.to_string())),
-            Err(trouble) => return Err(trouble),
-        }
-    }
+    let steps = decision.moves.iter().filter_map(|(_, name, step)| {
+        components.iter().find(|component| component.name == *name).map(|component| (*component, step))
+    });
+    let reasons = (reason::JOB_NAME_TAKEN, reason::JOB_INVALID);
+    stage::all_of_resource(shared, key, &scene, steps, reasons, &mut said).await?;
 
     status::say(&mut new.conditions, &said, &scene.object);
     let all = || attempts.iter().flatten();
@@ -103,18 +101,12 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     for (component, attempts) in components.iter().zip(&attempts) {
         fill(shared, &scene, plan, component, attempts, &uid, &mut new);
     }
-    let over = condition(&new.conditions, condition_type::SUCCEEDED).is_some_and(|c| c.status != "Unknown");
-    if decision.finished && over {
-        new.completion_time.get_or_insert_with(clock::now);
-    } else {
-        new.completion_time = None;
-    }
+    end::note(decision.finished, &new.conditions, &mut new.completion_time);
     if is_true(&new.conditions, condition_type::SUCCEEDED) {
         new.endpoint = serve(shared, key, &scene, plan).await?;
     }
     let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
-    let fenced = scene.entries.values().flatten().filter_map(|entry| entry.fenced_at).min();
-    let times = decision.again.into_iter().chain(fenced).map(|at| until(at, scene.now)).min();
+    let times = next_look(&scene, decision.again);
     let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
     let expiry = if decision.finished { expire(shared, key, &scene, &new).await? } else { None };
     Ok(sooner(sooner(again, times), sooner(secrets, expiry)))
@@ -126,44 +118,27 @@ async fn serve(shared: &Shared, key: &Key, scene: &Scene, plan: &s3_plan::Plan) 
     let server = plan.components.iter().find(|c| c.kind == ComponentKind::Searcher && c.owners.contains(&title));
     let Some(server) = server else {
         let name = searcher_name(&scene.object.name_any());
-        take_down(shared, key, &namespace, &name, &scene.object.uid().unwrap_or_default()).await?;
+        let uid = scene.object.uid().unwrap_or_default();
+        let own = |deployment: &Arc<Deployment>| {
+            deployment.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid)
+        };
+        if let Some(deployment) = shared.world.deployments.get(&namespace, &name).filter(own) {
+            service::take_down(shared, key, &deployment).await?;
+        }
         return Ok(None);
     };
     let objects = scene.render(server, 1, &owner)?;
-    for object in &objects {
-        shared.writer.hold(key, object, &owner).await?;
-    }
+    service::hold(shared, key, &namespace, server, &objects, &owner).await?;
     let deployment = shared.world.deployments.get(&namespace, &server.name);
-    drop_old_configurations(shared, key, &namespace, server, &objects, deployment.as_deref()).await?;
     let status = deployment.and_then(|deployment| deployment.status.clone());
     let answers = status.is_some_and(|status| status.available_replicas.unwrap_or(0) > 0);
     Ok(answers.then(|| format!("http://{}.{namespace}.svc:8080", service_name(&server.name))))
 }
 
-async fn take_down(shared: &Shared, key: &Key, namespace: &str, name: &str, uid: &str) -> Result<(), Trouble> {
-    let Some(deployment) = shared.world.deployments.get(namespace, name) else { return Ok(()) };
-    let owners = deployment.metadata.owner_references.as_deref().unwrap_or_default();
-    if !owners.iter().any(|owner| owner.uid == uid) {
-        return Ok(());
-    }
-    // The Deployment last: while it is there, what is left of the others is found again.
-    for service in shared.world.services.group_of(namespace, name).values() {
-        shared.writer.delete(key, "Service", &service.metadata).await?;
-    }
-    for policy in shared.world.policies.group_of(namespace, name).values() {
-        shared.writer.delete(key, "NetworkPolicy", &policy.metadata).await?;
-    }
-    for config_map in shared.world.config_maps.group_of(namespace, name).values() {
-        shared.writer.delete(key, "ConfigMap", &config_map.metadata).await?;
-    }
-    shared.writer.delete(key, "Deployment", &deployment.metadata).await
-}
-
 /// The plan, or what to say while there is none.
 fn planned<'a>(scene: &'a Scene, index: &Supply) -> Result<&'a s3_plan::Plan, Vec<Said>> {
-    if let Some(errors) = scene.refused.get(&scene.title()) {
-        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
-        return Err(vec![(if unsupported { reason::JOB_UNSUPPORTED } else { reason::JOB_INVALID }, lines(errors))]);
+    if let Some(said) = refusal(scene, reason::JOB_UNSUPPORTED, reason::JOB_INVALID) {
+        return Err(vec![said]);
     }
     scene.plan.as_ref().map_err(|error| match error {
         PlanError::Missing { .. } => vec![
@@ -248,17 +223,10 @@ fn fill(
 
 /// Deletes a finished job when its time is over, never one whose last checkpoint is not verified.
 async fn expire(shared: &Shared, key: &Key, scene: &Scene, status: &S3TrainingJobStatus) -> Result<Again, Trouble> {
-    let ttl = scene.object.data.pointer("/spec/ttlSecondsAfterFinished").and_then(serde_json::Value::as_i64);
-    let (Some(ttl), Some(end)) = (ttl, &status.completion_time) else { return Ok(None) };
     let checkpointed = condition(&status.conditions, condition_type::CHECKPOINTED);
     // Without any checkpoint there is nothing to lose.
     if !checkpointed.is_none_or(|condition| condition.status == "True" || condition.reason == "NoCheckpoint") {
         return Ok(None);
     }
-    let at = clock::seconds(end) + ttl;
-    if at > scene.now {
-        return Ok(Some(until(at, scene.now)));
-    }
-    shared.writer.delete(key, scene.kind.name(), &scene.object.metadata).await?;
-    Ok(None)
+    end::expire(shared, key, scene, status.completion_time.as_ref()).await
 }

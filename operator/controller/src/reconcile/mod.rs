@@ -1,9 +1,11 @@
 //! One reconcile: read everything, decide (pure), write what differs, say what is.
 
+mod end;
 mod gateway;
 mod index;
 mod job;
 mod run;
+mod service;
 mod stage;
 mod status;
 
@@ -11,8 +13,10 @@ pub use status::StatusClock;
 
 use crate::key::Key;
 use crate::operator::Shared;
+use crate::scene::{Scene, value_of};
 use crate::write::Trouble;
-use s3_crds::Kind;
+use s3_crds::{Kind, Reason};
+use s3_plan::lifecycle::Said;
 use std::time::Duration;
 
 /// When to look again, if nothing happens before.
@@ -40,4 +44,18 @@ fn until(at: i64, now: i64) -> Duration {
 /// The earlier of two times.
 fn sooner(a: Again, b: Again) -> Again {
     a.into_iter().chain(b).min()
+}
+
+/// When to look again without any event: what was decided, or a pod that counts as fenced then.
+fn next_look(scene: &Scene, decided: Option<i64>) -> Again {
+    let fenced = scene.entries.values().flatten().filter_map(|entry| entry.fenced_at).min();
+    decided.into_iter().chain(fenced).map(|at| until(at, scene.now)).min()
+}
+
+/// Why a resource takes no part in a plan, if it takes none.
+fn refusal(scene: &Scene, unsupported: Reason, invalid: Reason) -> Option<Said> {
+    let errors = scene.refused.get(&scene.title())?;
+    let valid = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
+    let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    Some((if valid { unsupported } else { invalid }, lines.join("; ")))
 }

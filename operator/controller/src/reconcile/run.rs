@@ -1,12 +1,12 @@
 //! `EvalRun`.
 
-use super::index::{lines, status_of};
+use super::index::status_of;
 use super::job::{SECRET_PERIOD, supplies};
-use super::{Again, sooner, stage, status, until};
+use super::{Again, end, next_look, refusal, sooner, stage, status};
 use crate::clock;
 use crate::key::Key;
 use crate::operator::Shared;
-use crate::scene::{Scene, conditions_of, value_of};
+use crate::scene::{Scene, conditions_of};
 use crate::world::references;
 use crate::write::Trouble;
 use kube::ResourceExt;
@@ -31,7 +31,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let job = job_supply(shared, &scene);
     let plan = match planned(&scene, &index, &job) {
         Ok(plan) => plan,
-        Err(_) if finished => return expire(shared, key, &scene, &old).await,
+        Err(_) if finished => return end::expire(shared, key, &scene, old.completion_time.as_ref()).await,
         Err(said) => {
             status::say(&mut new.conditions, &said, &scene.object);
             return status::write(shared, key, scene.kind, &scene.object, &new).await;
@@ -69,14 +69,8 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         return status::write(shared, key, scene.kind, &scene.object, &new).await;
     }
     let mut said = decision.said.clone();
-    for (component, step) in steps() {
-        match stage::of_resource(shared, key, &scene, component, step).await {
-            Ok(()) => {}
-            Err(Trouble::NameTaken(what)) => said.push((reason::EVAL_NAME_TAKEN, what)),
-            Err(Trouble::Plan(error)) => said.push((reason::EVAL_INVALID, error.to_string())),
-            Err(trouble) => return Err(trouble),
-        }
-    }
+    let reasons = (reason::EVAL_NAME_TAKEN, reason::EVAL_INVALID);
+    stage::all_of_resource(shared, key, &scene, steps(), reasons, &mut said).await?;
     status::say(&mut new.conditions, &said, &scene.object);
     let count = attempts.len() + usize::from(matches!(decision.step, Move::Start { .. }));
     new.attempts = (count > 0).then_some(u32::try_from(count).unwrap_or(u32::MAX));
@@ -95,25 +89,19 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         new.artifact = folder.ok().map(|uri| Artifact { uri, digest: digest.clone() });
         new.done = new.total.or(new.done);
     }
-    let over = condition(&new.conditions, condition_type::SUCCEEDED).is_some_and(|c| c.status != "Unknown");
-    if decision.finished && over {
-        new.completion_time.get_or_insert_with(clock::now);
-    } else {
-        new.completion_time = None;
-    }
+    end::note(decision.finished, &new.conditions, &mut new.completion_time);
     let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
-    let fenced = scene.entries.values().flatten().filter_map(|entry| entry.fenced_at).min();
-    let times = decision.again.into_iter().chain(fenced).map(|at| until(at, scene.now)).min();
+    let times = next_look(&scene, decision.again);
     let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
-    let expiry = if decision.finished { expire(shared, key, &scene, &new).await? } else { None };
+    let expiry =
+        if decision.finished { end::expire(shared, key, &scene, new.completion_time.as_ref()).await? } else { None };
     Ok(sooner(sooner(again, times), sooner(secrets, expiry)))
 }
 
 /// The plan, or what to say while there is none.
 fn planned<'a>(scene: &'a Scene, index: &Supply, job: &Supply) -> Result<&'a s3_plan::Plan, Vec<Said>> {
-    if let Some(errors) = scene.refused.get(&scene.title()) {
-        let unsupported = s3_crds::validate(scene.kind, &value_of(&scene.object, scene.kind)).is_empty();
-        return Err(vec![(if unsupported { reason::EVAL_UNSUPPORTED } else { reason::EVAL_INVALID }, lines(errors))]);
+    if let Some(said) = refusal(scene, reason::EVAL_UNSUPPORTED, reason::EVAL_INVALID) {
+        return Err(vec![said]);
     }
     scene.plan.as_ref().map_err(|error| match error {
         PlanError::Missing { .. } => {
@@ -150,16 +138,4 @@ fn job_supply(shared: &Shared, scene: &Scene) -> Supply {
         }
     }
     Supply::Ready
-}
-
-/// Deletes a finished run when its time is over.
-async fn expire(shared: &Shared, key: &Key, scene: &Scene, status: &EvalRunStatus) -> Result<Again, Trouble> {
-    let ttl = scene.object.data.pointer("/spec/ttlSecondsAfterFinished").and_then(serde_json::Value::as_i64);
-    let (Some(ttl), Some(end)) = (ttl, &status.completion_time) else { return Ok(None) };
-    let at = clock::seconds(end) + ttl;
-    if at > scene.now {
-        return Ok(Some(until(at, scene.now)));
-    }
-    shared.writer.delete(key, scene.kind.name(), &scene.object.metadata).await?;
-    Ok(None)
 }

@@ -6,7 +6,8 @@ use crate::operator::Shared;
 use crate::scene::Scene;
 use crate::write::Trouble;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use s3_plan::lifecycle::{Move, Stage, Verdict, class_word};
+use s3_crds::Reason;
+use s3_plan::lifecycle::{Move, Said, Stage, Verdict, class_word};
 use s3_plan::objects::Object;
 use s3_plan::{Component, PlanError};
 use s3_telemetry::metrics;
@@ -91,4 +92,24 @@ pub async fn of_resource(
     let render = |number: u32| scene.render(component, number, &owners);
     let entries = scene.entries_of(&component.name);
     carry_out(shared, key, &Work { component, entries, owners: &owners, render: &render }, step).await
+}
+
+/// Does all that was decided for one resource; what cannot be done because of the resource is said.
+pub async fn all_of_resource<'a>(
+    shared: &Shared,
+    key: &Key,
+    scene: &Scene,
+    steps: impl Iterator<Item = (&'a Component, &'a Move)>,
+    (taken, invalid): (Reason, Reason),
+    said: &mut Vec<Said>,
+) -> Result<(), Trouble> {
+    for (component, step) in steps {
+        match of_resource(shared, key, scene, component, step).await {
+            Ok(()) => {}
+            Err(Trouble::NameTaken(what)) => said.push((taken, what)),
+            Err(Trouble::Plan(error)) => said.push((invalid, error.to_string())),
+            Err(trouble) => return Err(trouble),
+        }
+    }
+    Ok(())
 }

@@ -24,8 +24,9 @@ pub struct Images {
     pub pull_secrets: Vec<String>,
 }
 
-/// What the generated network policies let through beside the plan's own peers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What the generated network policies let through beside the plan's own peers; a part of the operator's settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Network {
     /// Whether policies are made at all.
     pub enabled: bool,

@@ -1,0 +1,56 @@
+//! The servers of a component: held as the plan says, or taken down.
+
+use crate::key::Key;
+use crate::operator::Shared;
+use crate::write::Trouble;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::ResourceExt;
+use s3_plan::Component;
+use s3_plan::objects::Object;
+
+/// Holds the objects of a service, and drops the configurations that no server reads any more.
+pub async fn hold(
+    shared: &Shared,
+    key: &Key,
+    namespace: &str,
+    server: &Component,
+    objects: &[Object],
+    owners: &[OwnerReference],
+) -> Result<(), Trouble> {
+    for object in objects {
+        shared.writer.hold(key, object, owners).await?;
+    }
+    let Some(deployment) = shared.world.deployments.get(namespace, &server.name) else { return Ok(()) };
+    let status = deployment.status.clone().unwrap_or_default();
+    let spec = deployment.spec.clone().unwrap_or_default();
+    let reads = serde_json::to_string(&spec.template).unwrap_or_default();
+    let settled = status.observed_generation >= deployment.metadata.generation
+        && status.replicas == status.updated_replicas
+        && status.available_replicas == status.replicas;
+    if !settled {
+        return Ok(());
+    }
+    for (name, config_map) in shared.world.config_maps.group_of(namespace, &server.name) {
+        if objects.iter().all(|object| object.name() != name) && !reads.contains(&format!("\"{name}\"")) {
+            shared.writer.delete(key, "ConfigMap", &config_map.metadata).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes everything of a service down but its volume; its pods answer what they have taken, then go.
+pub async fn take_down(shared: &Shared, key: &Key, deployment: &Deployment) -> Result<(), Trouble> {
+    let (namespace, name) = (deployment.namespace().unwrap_or_default(), deployment.name_any());
+    // The Deployment last: while it is there, what is left of the others is found again.
+    for service in shared.world.services.group_of(&namespace, &name).values() {
+        shared.writer.delete(key, "Service", &service.metadata).await?;
+    }
+    for policy in shared.world.policies.group_of(&namespace, &name).values() {
+        shared.writer.delete(key, "NetworkPolicy", &policy.metadata).await?;
+    }
+    for config_map in shared.world.config_maps.group_of(&namespace, &name).values() {
+        shared.writer.delete(key, "ConfigMap", &config_map.metadata).await?;
+    }
+    shared.writer.delete(key, "Deployment", &deployment.metadata).await
+}
