@@ -60,7 +60,7 @@ impl Placements {
             }
             let serving = &spec.serving;
             let placement = Placement {
-                replicas: serving.autoscaling.as_ref().map_or(serving.replicas, |range| range.min_replicas),
+                replicas: serving.replicas,
                 resources: serving.resources.clone(),
                 pod: serving.pod.clone().unwrap_or_default(),
                 queue: None,
