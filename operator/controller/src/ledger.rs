@@ -123,7 +123,8 @@ fn live(
     open: bool,
     now: i64,
 ) -> (Live, Option<i64>) {
-    let mut live = Live { jobs: u32::try_from(jobs.len()).unwrap_or(u32::MAX), ..Live::default() };
+    let mut live = Live::default();
+    let mut working: Vec<&Pod> = Vec::new();
     let mut fenced_at = None;
     let mut checkpoint = report.and_then(|report| report.checkpoint.clone());
     let mut done = Vec::new();
@@ -141,6 +142,7 @@ fn live(
             let until = pod.metadata.deletion_timestamp.as_ref().map(|time| clock::seconds(time) + LOST_AFTER);
             if until.is_none_or(|until| until > now) {
                 live.holding += 1;
+                working.push(pod);
                 fenced_at = fenced_at.into_iter().chain(until).min();
             }
         }
@@ -169,6 +171,11 @@ fn live(
             live.queued = Some(format!("waits for admission{queue}"));
         }
         let name = job.metadata.name.as_deref().unwrap_or_default();
+        let made = pods.iter().any(|pod| of_job(pod, name));
+        // One that is being deleted waits for its pod, even for one on a lost node: that is as good as gone.
+        let gone = job.metadata.deletion_timestamp.is_some() && made && !working.iter().any(|pod| of_job(pod, name));
+        live.jobs += u32::from(!gone);
+        live.unmade += u32::from(!made && end_of(job).is_none());
         let Some(condition) = end_of(job).filter(|_| failed.is_none() && !pods.iter().any(|pod| of_job(pod, name)))
         else {
             continue;

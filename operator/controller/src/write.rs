@@ -377,8 +377,11 @@ impl Writer {
         if meta.deletion_timestamp.is_some() {
             return Ok(());
         }
+        // A Job stays until its pod is gone: that no Job is left proves that nothing of it works, however late the
+        // watch of pods is.
+        let policy = if kind == "Job" { PropagationPolicy::Foreground } else { PropagationPolicy::Background };
         let params = DeleteParams {
-            propagation_policy: Some(PropagationPolicy::Background),
+            propagation_policy: Some(policy),
             preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: None }),
             ..DeleteParams::default()
         };

@@ -84,6 +84,8 @@ pub enum End {
 pub struct Live {
     /// Jobs of it that are there.
     pub jobs: u32,
+    /// Jobs of it that are not over and whose pods are not there (yet).
+    pub unmade: u32,
     /// Pods that may still work: not terminated, and not on a node that is lost.
     pub holding: u32,
     /// A replica works.

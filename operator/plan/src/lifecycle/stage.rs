@@ -123,11 +123,12 @@ pub fn next_move(stage: &Stage<'_>) -> Move {
             return record(attempt, Verdict::Stopped { cause }, stage.now);
         }
     }
-    // What is over lets go of its pods. Jobs of a failed attempt stay for their logs once nothing of it works.
+    // What is over lets go of its pods, and of Jobs that would still make some. Other Jobs of a failed attempt stay
+    // for their logs.
     for attempt in stage.attempts {
         let Some(record) = &attempt.record else { continue };
         let stopped = matches!(record.verdict, Verdict::Stopped { .. });
-        if attempt.live.jobs > 0 && (stopped || attempt.live.holding > 0) {
+        if attempt.live.jobs > 0 && (stopped || attempt.live.holding > 0 || attempt.live.unmade > 0) {
             return Move::Remove { attempt: attempt.number };
         }
     }
