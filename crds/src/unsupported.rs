@@ -37,12 +37,6 @@ pub const UNSUPPORTED: &[Field] = &[
     // public question sets
     field(None, "spec.**.set", "public question sets are not fetched yet; use set: Custom with a uri"),
     field(None, "spec.**.split", "public question sets are not fetched yet; use set: Custom with a uri"),
-    // providers
-    field(
-        None,
-        "spec.**.provider.managed",
-        "is not served yet; start the model server yourself and use openAiCompatible",
-    ),
     // indices
     field(INDEX, "spec.source.build.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),

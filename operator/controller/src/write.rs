@@ -4,7 +4,7 @@
 use crate::clock;
 use crate::key::Key;
 use crate::lease::Fence;
-use crate::world::World;
+use crate::world::{Kueue, World};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
@@ -39,6 +39,9 @@ pub enum Trouble {
     /// An object of that name is not the operator's.
     #[error("{0}")]
     NameTaken(String),
+    /// Its namespace is being deleted: nothing can be made there any more.
+    #[error("{0}: its namespace is being deleted")]
+    Terminating(String),
     /// The plan cannot be made or rendered.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -121,6 +124,11 @@ fn contains(live: &Value, desired: &Value) -> bool {
     }
 }
 
+/// Whether a Workload asks for what is desired: pods and queue. Its priority is also for others to change.
+pub fn fits(live: &Value, desired: &Value) -> bool {
+    contains(&live["podSets"], &desired["podSets"]) && live["queueName"] == desired["queueName"]
+}
+
 impl Writer {
     /// Writes while the fence is open.
     pub fn new(client: Client, fence: Fence, world: Arc<World>) -> Self {
@@ -181,6 +189,7 @@ impl Writer {
     fn api_of(&self, kind: &str, namespace: &str) -> Api<DynamicObject> {
         let resource = match Kind::ALL.into_iter().find(|of| of.name() == kind) {
             Some(kind) => api_resource(kind),
+            None if kind == "Workload" => Kueue::resource(self.world.kueue.version().unwrap_or_default(), kind),
             None => resource_of(
                 match kind {
                     "Job" => "batch/v1",
@@ -208,11 +217,18 @@ impl Writer {
             let outcome = match &result {
                 Ok(_) => "ok",
                 Err(kube::Error::Api(status)) if status.code == 409 => "conflict",
+                Err(error) if terminating(error) => "late",
                 Err(_) => "error",
             };
             metrics().operator_writes.with_label_values(&[&place.0, verb, outcome]).inc();
         }
-        result.map_err(|source| Trouble::Api { what: what(), source: Box::new(source) })
+        result.map_err(|source| {
+            if terminating(&source) {
+                Trouble::Terminating(what())
+            } else {
+                Trouble::Api { what: what(), source: Box::new(source) }
+            }
+        })
     }
 
     fn expect(&self, key: &Key, place: Place, uid: Option<&String>, version: Option<String>) {
@@ -313,6 +329,23 @@ impl Writer {
         let place =
             (kind.to_owned(), meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
         self.merge(key, place, meta, json!({ "metadata": { "annotations": annotations } })).await.map(drop)
+    }
+
+    /// Changes the status of a Workload, with preconditions.
+    pub async fn workload_status(&self, key: &Key, meta: &ObjectMeta, status: Value) -> Result<(), Trouble> {
+        let place =
+            ("Workload".to_owned(), meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+        let patch = json!({
+            "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version },
+            "status": status,
+        });
+        let api = self.api_of(&place.0, &place.1);
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let patch = Patch::Merge(&patch);
+        let call = api.patch_status(&place.2, &params, &patch);
+        let echo = self.timed("status", &place, call).await.map_err(|trouble| changed(trouble, &place))?;
+        self.written(key, place, &echo);
+        Ok(())
     }
 
     /// Sets the finalizers of a resource.
@@ -443,6 +476,15 @@ pub fn brief(error: &kube::Error) -> String {
         kube::Error::Api(status) if !status.message.is_empty() => format!("{} ({})", status.message, status.code),
         other => other.to_string(),
     }
+}
+
+/// Whether something was refused because its namespace goes.
+pub fn terminating(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403
+        && (causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+            || status.message.ends_with("because it is being terminated"))
 }
 
 fn is(error: &kube::Error, code: u16) -> bool {

@@ -15,6 +15,8 @@ pub enum StopCause {
     Budget,
     /// The settings that it worked with are no longer asked for.
     Superseded,
+    /// Its queue wants the quota back, or never granted it.
+    Queue,
 }
 
 /// What became of an attempt.
@@ -96,6 +98,8 @@ pub struct Live {
     pub waiting: Option<String>,
     /// A queue has not admitted it yet.
     pub queued: Option<String>,
+    /// A queue that had admitted its Jobs has suspended them again.
+    pub evicted: bool,
     /// Since when its first pod holds what it asked for, seconds since 1970.
     pub since: Option<i64>,
     /// How it ended.

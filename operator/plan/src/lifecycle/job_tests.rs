@@ -34,8 +34,15 @@ fn decide(baseline: &[Attempted], train: &[Attempted], change: impl FnOnce(&mut 
         (ComponentKind::Baseline, stage("b", baseline, Some("p"))),
         (ComponentKind::Training, stage("t", train, trained.then_some("p"))),
     ];
-    let mut view =
-        JobView { stages, supplies: Supplies::default(), suspend: false, deadline: None, gpu_budget: None, now: 1000 };
+    let mut view = JobView {
+        stages,
+        supplies: Supplies::default(),
+        queue: Grant::NotAsked,
+        suspend: false,
+        deadline: None,
+        gpu_budget: None,
+        now: 1000,
+    };
     change(&mut view);
     decide_job(&view)
 }

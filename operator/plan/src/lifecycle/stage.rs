@@ -106,6 +106,10 @@ pub enum Move {
 
 /// Decides.
 pub fn next_move(stage: &Stage<'_>) -> Move {
+    // Each attempt queues anew: what the queue took back is over, and no failure.
+    if let Some(taken) = stage.attempts.iter().find(|attempt| attempt.open() && attempt.live.evicted) {
+        return record(taken, Verdict::Stopped { cause: StopCause::Queue }, stage.now);
+    }
     // What has ended is written down before anything else, whatever is asked for now.
     for attempt in stage.attempts.iter().filter(|attempt| attempt.open()) {
         let verdict = match &attempt.live.end {

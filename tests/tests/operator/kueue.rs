@@ -1,0 +1,117 @@
+//! Kueue's part: its API, and a queue that admits and takes back when a test says so.
+
+use crate::setup::{PATIENCE, Setup, resource};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+const VERSION: &str = "kueue.x-k8s.io/v1beta2";
+/// Where the queue finds room: labels that the fake nodes have.
+pub const FLAVOR: &str = "linux";
+
+/// Installs the API and the flavour.
+pub async fn install(client: &Client) {
+    let crds: Api<DynamicObject> =
+        Api::all_with(client.clone(), &resource("apiextensions.k8s.io/v1", "CustomResourceDefinition"));
+    for document in include_str!("fixtures/kueue.yaml").split("\n---\n") {
+        let crd: Value = serde_yaml_ng::from_str(document).unwrap();
+        let params = PatchParams::apply("setup").force();
+        crds.patch(crd["metadata"]["name"].as_str().unwrap(), &params, &Patch::Apply(&crd)).await.unwrap();
+    }
+    let flavors: Api<DynamicObject> = Api::all_with(client.clone(), &resource(VERSION, "ResourceFlavor"));
+    let workloads: Api<DynamicObject> = Api::all_with(client.clone(), &resource(VERSION, "Workload"));
+    let flavor = json!({"apiVersion": VERSION, "kind": "ResourceFlavor", "metadata": {"name": FLAVOR},
+        "spec": {"nodeLabels": {"kubernetes.io/os": "linux"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]}});
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let made = flavors.patch(FLAVOR, &PatchParams::apply("setup").force(), &Patch::Apply(&flavor)).await;
+        if made.is_ok() && workloads.list(&ListParams::default().limit(1)).await.is_ok() {
+            return;
+        }
+        assert!(Instant::now() < end, "Kueue's kinds are not served: {made:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+pub fn workloads(setup: &Setup) -> Api<DynamicObject> {
+    setup.api(VERSION, "Workload")
+}
+
+/// A Workload of the namespace, if it is there.
+pub async fn workload(setup: &Setup, name: &str) -> Option<Value> {
+    let found = workloads(setup).get_opt(name).await.unwrap()?;
+    Some(json!({"metadata": found.metadata, "spec": found.data["spec"], "status": found.data["status"]}))
+}
+
+async fn set(setup: &Setup, name: &str, admission: Option<Value>, conditions: &[(&str, bool, &str, &str)]) {
+    let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let conditions: Vec<Value> = conditions
+        .iter()
+        .map(|(type_, status, reason, message)| {
+            json!({"type": type_, "status": if *status { "True" } else { "False" }, "reason": reason,
+                "message": message, "lastTransitionTime": now})
+        })
+        .collect();
+    let mut status = json!({ "conditions": conditions });
+    if let Some(admission) = admission {
+        status["admission"] = admission;
+    }
+    let patch = Patch::Merge(json!({ "status": status }));
+    workloads(setup).patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+/// Grants the quota.
+pub async fn admit(setup: &Setup, name: &str) {
+    let live = workload(setup, name).await.unwrap();
+    let sets = live["spec"]["podSets"].as_array().unwrap().iter();
+    let assignments: Vec<Value> =
+        sets.map(|set| json!({"name": set["name"], "count": set["count"], "flavors": {"cpu": FLAVOR}})).collect();
+    let admission = json!({"clusterQueue": "cluster", "podSetAssignments": assignments});
+    let granted = [
+        ("QuotaReserved", true, "QuotaReserved", "quota reserved in cluster"),
+        ("Admitted", true, "Admitted", "the workload is admitted"),
+        ("Evicted", false, "QuotaReserved", "previously evicted"),
+    ];
+    set(setup, name, Some(admission), &granted).await;
+}
+
+/// Says why it is not granted yet.
+pub async fn hold_back(setup: &Setup, name: &str, why: &str) {
+    set(setup, name, None, &[("QuotaReserved", false, "Pending", why)]).await;
+}
+
+/// Asks for the quota back; the admission stays until the Workload's owner takes it out.
+pub async fn preempt(setup: &Setup, name: &str) {
+    let taken = [
+        ("QuotaReserved", true, "QuotaReserved", "quota reserved in cluster"),
+        ("Admitted", true, "Admitted", "the workload is admitted"),
+        ("Evicted", true, "Preempted", "preempted for something more important"),
+    ];
+    set(setup, name, None, &taken).await;
+}
+
+/// Whether a Workload holds quota.
+pub async fn holds_quota(setup: &Setup, name: &str) -> bool {
+    workload(setup, name).await.is_some_and(|live| !live["status"]["admission"].is_null())
+}
+
+/// Makes the Workload that Kueue makes for a Job with a queue's label.
+pub async fn for_job(setup: &Setup, job: &DynamicObject) -> String {
+    let name = format!("job-{}", job.name_any());
+    let owner = OwnerReference {
+        api_version: "batch/v1".into(),
+        kind: "Job".into(),
+        name: job.name_any(),
+        uid: job.uid().unwrap(),
+        controller: Some(true),
+        ..OwnerReference::default()
+    };
+    let object = json!({"apiVersion": VERSION, "kind": "Workload",
+        "metadata": {"name": name, "labels": {"kueue.x-k8s.io/job-uid": job.uid()}, "ownerReferences": [owner]},
+        "spec": {"queueName": "gpus", "podSets": [{"name": "main", "count": 1, "template": {"spec": {"containers": []}}}]}});
+    let object: DynamicObject = serde_json::from_value(object).unwrap();
+    workloads(setup).create(&PostParams::default(), &object).await.unwrap();
+    name
+}
