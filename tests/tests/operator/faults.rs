@@ -16,7 +16,7 @@ use std::time::Duration;
 /// Plans that run at the same time.
 const SIDE_BY_SIDE: usize = 6;
 /// Writes that a fault may cause beyond those of an undisturbed life: what was written before a crash and not seen.
-const MORE_WRITES: usize = 12;
+pub const MORE_WRITES: usize = 12;
 
 /// One thing that goes wrong.
 #[derive(Clone, Debug)]
@@ -118,7 +118,7 @@ async fn carry_out(setup: &Setup, kind: Kind, plan: &Plan) -> bool {
     deleted
 }
 
-async fn undisturbed(kind: Kind) -> (Value, usize) {
+pub async fn undisturbed(kind: Kind) -> (Value, usize) {
     let setup = Setup::new("calm").await;
     setup.start().await;
     scenario::begin(&setup, kind).await;

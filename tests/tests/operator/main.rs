@@ -9,6 +9,7 @@ mod life;
 mod progress;
 mod proxy;
 mod queue;
+mod restart;
 mod scale;
 mod scenario;
 mod server;
