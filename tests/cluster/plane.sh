@@ -114,11 +114,6 @@ apiVersion: apiregistration.k8s.io/v1
 kind: APIService
 metadata: {name: v1alpha1.searchagent.dev}
 spec: {group: searchagent.dev, version: v1alpha1, groupPriorityMinimum: 1000, versionPriority: 100, $reach}
----
-apiVersion: apiregistration.k8s.io/v1
-kind: APIService
-metadata: {name: v1beta2.kueue.x-k8s.io}
-spec: {group: kueue.x-k8s.io, version: v1beta2, groupPriorityMinimum: 1000, versionPriority: 100, $reach}
 OBJECTS
     # replaces the server's own entry; with that one's label kube-apiserver would take it back
     k replace -f - >/dev/null <<OBJECT

@@ -568,6 +568,18 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_too_late_for_its_namespace_is_told_from_what_is_forbidden() {
+        let refused = |value: Value| kube::Error::Api(serde_json::from_value(value).unwrap());
+        let late = json!({"code": 403, "status": "Failure", "reason": "Forbidden",
+            "message": "jobs.batch \"a\" is forbidden: unable to create new content in namespace n because it is being terminated",
+            "details": {"causes": [{"reason": "NamespaceTerminating", "message": "", "field": "metadata.namespace"}]}});
+        assert!(terminating(&refused(late)));
+        let forbidden =
+            json!({"code": 403, "status": "Failure", "reason": "Forbidden", "message": "jobs is forbidden"});
+        assert!(!terminating(&refused(forbidden)));
+    }
+
+    #[test]
     fn foreign_objects_are_left_alone() {
         let place = ("ConfigMap".to_owned(), "n".to_owned(), "a".to_owned());
         let owner = |uid: &str, name: &str| OwnerReference {

@@ -20,6 +20,7 @@ pub async fn install(client: &Client) {
         let params = PatchParams::apply("setup").force();
         crds.patch(crd["metadata"]["name"].as_str().unwrap(), &params, &Patch::Apply(&crd)).await.unwrap();
     }
+    serve(client).await;
     let flavors: Api<DynamicObject> = Api::all_with(client.clone(), &resource(VERSION, "ResourceFlavor"));
     let workloads: Api<DynamicObject> = Api::all_with(client.clone(), &resource(VERSION, "Workload"));
     let flavor = json!({"apiVersion": VERSION, "kind": "ResourceFlavor", "metadata": {"name": FLAVOR},
@@ -32,6 +33,27 @@ pub async fn install(client: &Client) {
         }
         assert!(Instant::now() < end, "Kueue's kinds are not served: {made:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Where CRDs are served by a server of their own, the group has to be told of, as ours is. Not before its kinds are
+/// there: a group that cannot be discovered keeps namespaces from going.
+async fn serve(client: &Client) {
+    let services: Api<DynamicObject> =
+        Api::all_with(client.clone(), &resource("apiregistration.k8s.io/v1", "APIService"));
+    let Some(ours) = services.get_opt("v1alpha1.searchagent.dev").await.unwrap() else { return };
+    let mut spec = ours.data["spec"].clone();
+    if spec["service"].is_null() {
+        return;
+    }
+    (spec["group"], spec["version"]) = (json!("kueue.x-k8s.io"), json!("v1beta2"));
+    let name = "v1beta2.kueue.x-k8s.io";
+    let service = json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": name},
+        "spec": spec});
+    let service: DynamicObject = serde_json::from_value(service).unwrap();
+    match services.create(&PostParams::default(), &service).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        other => drop(other.unwrap()),
     }
 }
 
