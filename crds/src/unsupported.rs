@@ -85,12 +85,6 @@ pub const UNSUPPORTED: &[Field] = &[
     field(JOB, "spec.guards.formatRate", "is not watched yet; leave it out"),
     field(JOB, "spec.guards.searchesPerQuestion", "is not watched yet; leave it out"),
     field(JOB, "spec.guards.mismatchKl", "is not watched yet; leave it out"),
-    value(
-        JOB,
-        "spec.failurePolicy.rules[].action",
-        &["Restart"],
-        "from the first step is not done yet; use Resume, or a new job",
-    ),
     field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
     // evaluation
     value(

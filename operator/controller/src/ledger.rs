@@ -18,6 +18,8 @@ use std::sync::Arc;
 pub const RECORD: &str = "searchagent.dev/record";
 /// Annotation with what the attempt's needs were when it started.
 pub const PINS: &str = "searchagent.dev/pins";
+/// Annotation with the attempt with which the work began anew, where it did.
+pub const ANEW: &str = "searchagent.dev/anew";
 /// Annotation with the GPUs of all its pods.
 pub const GPUS: &str = "searchagent.dev/gpus";
 /// Seconds after the end of its grace at which a pod that is still there counts as fenced: its node is lost.
@@ -111,6 +113,7 @@ fn entry(
         print: annotation(FINGERPRINT_ANNOTATION).unwrap_or_default(),
         started: config_map.metadata.creation_timestamp.as_ref().map_or(now, clock::seconds),
         gpus: annotation(GPUS).and_then(|gpus| gpus.parse().ok()).unwrap_or(0),
+        anew: annotation(ANEW).and_then(|attempt| attempt.parse().ok()).unwrap_or(0),
         record,
         live,
     };

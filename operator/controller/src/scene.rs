@@ -38,6 +38,8 @@ pub struct Scene {
     pub entries: BTreeMap<String, Vec<Entry>>,
     /// What surrounds its objects.
     pub surroundings: Surroundings,
+    /// Components whose next attempt begins anew.
+    pub anew: BTreeSet<String>,
     /// What the queue has added to the pods of its jobs.
     pub flavor: Flavor,
     /// Now.
@@ -103,6 +105,7 @@ impl Scene {
             observed: Observed::default(),
             entries: BTreeMap::new(),
             surroundings,
+            anew: BTreeSet::new(),
             flavor: Flavor::default(),
             now,
         };
@@ -147,6 +150,10 @@ impl Scene {
         }
         for component in plan.components.iter().filter(|component| component.role == Role::Job) {
             let Ok(print) = fingerprint(plan, component, &self.observed) else { continue };
+            let newest = self.entries.get(&component.name).and_then(|entries| entries.last());
+            if let Some(newest) = newest.filter(|newest| newest.attempt.print == print && newest.attempt.anew > 0) {
+                self.observed.anew.insert(component.name.clone(), newest.attempt.anew);
+            }
             let pinned = pins.get(&component.name).and_then(Value::as_str);
             let done = |entry: &Entry| match &entry.attempt.record.as_ref()?.verdict {
                 Verdict::Done { digest, .. } => Some((entry.attempt.print.clone(), digest.clone())),
@@ -212,7 +219,11 @@ impl Scene {
         owners: &[OwnerReference],
     ) -> Result<Vec<Object>, PlanError> {
         let plan = self.plan.as_ref().map_err(Clone::clone)?;
-        let mut objects = render_attempt(plan, &self.observed, &self.surroundings, component, number, owners)?;
+        let mut observed = self.observed.clone();
+        if self.anew.contains(&component.name) {
+            observed.anew.insert(component.name.clone(), number);
+        }
+        let mut objects = render_attempt(plan, &observed, &self.surroundings, component, number, owners)?;
         for object in &mut objects {
             self.flavor.add_to(object);
         }
@@ -320,6 +331,9 @@ pub fn render_attempt(
         let mut annotations = identity.clone().unwrap_or_default();
         let gpus = component.resources.gpus.saturating_mul(attempt.replicas);
         annotations.insert(ledger::GPUS.into(), gpus.to_string());
+        if let Some(anew) = observed.anew.get(&component.name) {
+            annotations.insert(ledger::ANEW.into(), anew.to_string());
+        }
         annotations.insert(ledger::PINS.into(), pins_of(plan, observed, component).to_string());
         config_map.metadata.annotations = Some(annotations);
     }

@@ -11,7 +11,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use s3_crds::{Artifact, Kind, S3TrainingJobStatus, condition, condition_type, is_true, reason};
 use s3_plan::lifecycle::{
-    Attempted, JobView, Move, Said, Supplies, Supply, Verdict, decide_job, fill_job, gpu_seconds,
+    Attempted, JobView, Move, Said, Supplies, Supply, Verdict, begins_anew, decide_job, fill_job, gpu_seconds,
 };
 use s3_plan::objects::{ClusterBinder, service_name};
 use s3_plan::{Binder, Component, ComponentKind, PlanError, searcher_name};
@@ -92,6 +92,13 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     if makes_pods(&decision.moves.iter().map(|(.., step)| step).collect::<Vec<_>>(), attempts.iter().flatten()) {
         scene.flavor = queue::flavor(shared, &scene, &queued).await?;
     }
+    for ((component, attempts), print) in components.iter().zip(&attempts).zip(&prints) {
+        let starts =
+            decision.moves.iter().any(|(_, name, step)| *name == component.name && matches!(step, Move::Start { .. }));
+        if starts && begins_anew(attempts, print.as_deref(), &spec.failure_policy) {
+            scene.anew.insert(component.name.clone());
+        }
+    }
     let mut said = decision.said.clone();
     let steps = decision.moves.iter().filter_map(|(_, name, step)| {
         components.iter().find(|component| component.name == *name).map(|component| (*component, step))
@@ -105,11 +112,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     new.gpu_seconds = (gpus > 0).then_some(gpus).or(new.gpu_seconds);
     let count = tries(&components, &attempts, &decision.moves);
     new.attempts = (count > 0).then_some(count);
-    new.last_checkpoint = all()
-        .filter_map(Attempted::checkpoint)
-        .max_by_key(|checkpoint| checkpoint.step)
-        .cloned()
-        .or(new.last_checkpoint);
+    new.last_checkpoint = Attempted::newest_checkpoint(all()).cloned().or(new.last_checkpoint);
     for (component, attempts) in components.iter().zip(&attempts) {
         fill(shared, &scene, &plan, component, attempts, &uid, &mut new);
     }

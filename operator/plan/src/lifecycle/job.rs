@@ -121,7 +121,7 @@ pub fn decide_job(view: &JobView<'_>) -> JobDecision {
             _ => (reason::BASELINE_PENDING, String::new()),
         });
     }
-    said.push(match all().filter_map(Attempted::checkpoint).max_by_key(|checkpoint| checkpoint.step) {
+    said.push(match Attempted::newest_checkpoint(all()) {
         Some(checkpoint) => (reason::CHECKPOINT_VERIFIED, format!("step {}", checkpoint.step)),
         // What was exported has been read back and compared.
         None if done => (reason::CHECKPOINT_VERIFIED, String::new()),

@@ -21,7 +21,7 @@ pub use index::{IndexDecision, IndexView, Serving, decide_index};
 pub use job::{JobDecision, JobView, decide_job};
 pub use queue::{Admission, Grant, QueueStep, admission, queue_step};
 pub use run::{RunDecision, RunView, decide_run};
-pub use stage::{Failing, Move, Stage, Waiting, gpu_seconds, held_seconds, next_move, pause_after};
+pub use stage::{Failing, Move, Stage, Waiting, begins_anew, gpu_seconds, held_seconds, next_move, pause_after};
 pub use summary::{fill_index, fill_job, fill_run};
 pub use supply::{Supplies, Supply, holds, wants_gateway};
 pub use why::{Why, why};
