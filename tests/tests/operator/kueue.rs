@@ -67,41 +67,73 @@ pub async fn workload(setup: &Setup, name: &str) -> Option<Value> {
     Some(json!({"metadata": found.metadata, "spec": found.data["spec"], "status": found.data["status"]}))
 }
 
-async fn set(setup: &Setup, name: &str, admission: Option<Value>, conditions: &[(&str, bool, &str, &str)]) {
+fn conditions(all: &[(&str, bool, &str, &str)]) -> Value {
     let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let conditions: Vec<Value> = conditions
-        .iter()
+    all.iter()
         .map(|(type_, status, reason, message)| {
             json!({"type": type_, "status": if *status { "True" } else { "False" }, "reason": reason,
                 "message": message, "lastTransitionTime": now})
         })
-        .collect();
-    let mut status = json!({ "conditions": conditions });
-    if let Some(admission) = admission {
-        status["admission"] = admission;
-    }
+        .collect()
+}
+
+async fn set(setup: &Setup, name: &str, status: Value) {
     let patch = Patch::Merge(json!({ "status": status }));
     workloads(setup).patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+/// The status of a Workload whose quota is granted.
+fn granted(spec: &Value) -> Value {
+    let sets = spec["podSets"].as_array().unwrap().iter();
+    let assignments: Vec<Value> =
+        sets.map(|set| json!({"name": set["name"], "count": set["count"], "flavors": {"cpu": FLAVOR}})).collect();
+    json!({
+        "admission": {"clusterQueue": "cluster", "podSetAssignments": assignments},
+        "conditions": conditions(&[
+            ("QuotaReserved", true, "QuotaReserved", "quota reserved in cluster"),
+            ("Admitted", true, "Admitted", "the workload is admitted"),
+            ("Evicted", false, "QuotaReserved", "previously evicted"),
+        ]),
+    })
 }
 
 /// Grants the quota.
 pub async fn admit(setup: &Setup, name: &str) {
     let live = workload(setup, name).await.unwrap();
-    let sets = live["spec"]["podSets"].as_array().unwrap().iter();
-    let assignments: Vec<Value> =
-        sets.map(|set| json!({"name": set["name"], "count": set["count"], "flavors": {"cpu": FLAVOR}})).collect();
-    let admission = json!({"clusterQueue": "cluster", "podSetAssignments": assignments});
-    let granted = [
-        ("QuotaReserved", true, "QuotaReserved", "quota reserved in cluster"),
-        ("Admitted", true, "Admitted", "the workload is admitted"),
-        ("Evicted", false, "QuotaReserved", "previously evicted"),
-    ];
-    set(setup, name, Some(admission), &granted).await;
+    set(setup, name, granted(&live["spec"])).await;
+}
+
+/// A queue with room for everybody: what asks is admitted.
+pub struct Queue(tokio::task::JoinHandle<()>);
+
+impl Queue {
+    /// Begins to admit.
+    pub fn start(setup: &Setup) -> Self {
+        let api = workloads(setup);
+        Self(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                // The API server may be away for a while.
+                let Ok(all) = api.list(&ListParams::default()).await else { continue };
+                for workload in all.iter().filter(|workload| workload.data.pointer("/status/admission").is_none()) {
+                    let status = json!({ "status": granted(&workload.data["spec"]) });
+                    let _ =
+                        api.patch_status(&workload.name_any(), &PatchParams::default(), &Patch::Merge(status)).await;
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Says why it is not granted yet.
 pub async fn hold_back(setup: &Setup, name: &str, why: &str) {
-    set(setup, name, None, &[("QuotaReserved", false, "Pending", why)]).await;
+    set(setup, name, json!({"conditions": conditions(&[("QuotaReserved", false, "Pending", why)])})).await;
 }
 
 /// Asks for the quota back; the admission stays until the Workload's owner takes it out.
@@ -111,7 +143,7 @@ pub async fn preempt(setup: &Setup, name: &str) {
         ("Admitted", true, "Admitted", "the workload is admitted"),
         ("Evicted", true, "Preempted", "preempted for something more important"),
     ];
-    set(setup, name, None, &taken).await;
+    set(setup, name, json!({"conditions": conditions(&taken)})).await;
 }
 
 /// Whether a Workload holds quota.
