@@ -13,10 +13,10 @@ use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt};
 use s3_crds::{Kind, api_resource};
 use s3_plan::PlanError;
-use s3_plan::objects::{MANAGER, Object, Writing};
+use s3_plan::objects::{MANAGER, Object, SERVER_PREFIX, WORKER_SET, Writing};
 use s3_telemetry::metrics;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -124,9 +124,18 @@ fn contains(live: &Value, desired: &Value) -> bool {
     }
 }
 
-/// Whether a Workload asks for what is desired: pods and queue. Its priority is also for others to change.
+/// Whether a Workload asks for what is desired: the pods of its resource, and the queue. Its priority is also for others
+/// to change, and an index that is scaled stops nobody who searches it.
 pub fn fits(live: &Value, desired: &Value) -> bool {
-    contains(&live["podSets"], &desired["podSets"]) && live["queueName"] == desired["queueName"]
+    let own = |spec: &Value| -> BTreeMap<String, Value> {
+        let sets = spec["podSets"].as_array().into_iter().flatten();
+        let sets = sets.filter_map(|set| Some((set["name"].as_str()?.to_owned(), set.clone())));
+        sets.filter(|(name, _)| name == WORKER_SET || name.starts_with(SERVER_PREFIX)).collect()
+    };
+    let (has, wants) = (own(live), own(desired));
+    live["queueName"] == desired["queueName"]
+        && has.len() == wants.len()
+        && wants.iter().all(|(name, set)| has.get(name).is_some_and(|has| contains(has, set)))
 }
 
 impl Writer {
@@ -526,11 +535,11 @@ fn check(place: &Place, meta: &ObjectMeta, owners: &[OwnerReference]) -> Result<
 }
 
 trait Labels {
-    fn labels(&self) -> std::collections::BTreeMap<String, String>;
+    fn labels(&self) -> BTreeMap<String, String>;
 }
 
 impl Labels for ObjectMeta {
-    fn labels(&self) -> std::collections::BTreeMap<String, String> {
+    fn labels(&self) -> BTreeMap<String, String> {
         self.labels.clone().unwrap_or_default()
     }
 }
@@ -565,6 +574,19 @@ mod tests {
         assert!(!contains(&live, &json!({"spec": {"list": [{"name": "b"}]}})));
         assert!(!contains(&live, &json!({"spec": {"list": []}})));
         assert!(!contains(&live, &json!({"spec": {"missing": "x"}})));
+    }
+
+    #[test]
+    fn only_the_pods_of_its_own_make_a_workload_outdated() {
+        let spec = |workers: u32, index: u32| {
+            json!({"queueName": "gpus", "podSets": [{"name": "worker", "count": workers},
+                {"name": "a-retriever", "count": index}]})
+        };
+        assert!(fits(&spec(1, 1), &spec(1, 2)));
+        assert!(!fits(&spec(1, 1), &spec(2, 1)));
+        let mut more = spec(1, 1);
+        more["podSets"][1]["name"] = json!("model-server-1");
+        assert!(!fits(&spec(1, 1), &more) && !fits(&more, &spec(1, 1)));
     }
 
     #[test]

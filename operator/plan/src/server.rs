@@ -12,10 +12,13 @@ use s3_crds::{Generator, Judge, ManagedServer, ServerEngine};
 use serde_json::json;
 use std::collections::BTreeSet;
 
+/// Beginning of every server's name.
+pub const SERVER_PREFIX: &str = "model-server-";
+
 /// Name of a server: equal settings share one.
 pub(crate) fn server_name(managed: &ManagedServer) -> Result<String, PlanError> {
     let text = serde_json::to_string(managed).map_err(PlanError::defect)?;
-    Ok(format!("model-server-{}", short_digest(&text)))
+    Ok(format!("{SERVER_PREFIX}{}", short_digest(&text)))
 }
 
 /// All servers that a generator and a judge ask for.

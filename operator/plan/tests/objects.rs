@@ -506,6 +506,14 @@ fn a_queue_is_entered_by_label_or_by_workload_never_by_both() {
     assert_eq!(workload["spec"]["podSets"][0]["count"], 1);
     assert_eq!((&workload["apiVersion"], &workload["spec"]["priority"]), (&json!("kueue.x-k8s.io/v1beta2"), &json!(7)));
     assert_eq!(workload["metadata"]["name"], "quickstart-job-queue");
+    // An index on GPUs is admitted with those that search it.
+    let on_gpus: Vec<String> = with("Workload")
+        .iter()
+        .map(|text| text.replace("  serving:\n", "  serving:\n    resources: {requests: {nvidia.com/gpu: '1'}}\n"))
+        .collect();
+    assert!(on_gpus.iter().any(|text| text.contains("nvidia.com/gpu")), "{on_gpus:?}");
+    let sets = of(&planned(&on_gpus)).unwrap().to_value().unwrap()["spec"]["podSets"].clone();
+    assert_eq!(sets[1]["name"], "quickstart-retriever", "{sets}");
 }
 
 /// The quickstart with a model server of its own instead of the built-in generator.

@@ -13,7 +13,7 @@ use kube::api::DynamicObject;
 use kube::{Api, ResourceExt};
 use s3_crds::Reason;
 use s3_plan::lifecycle::{Admission, Attempted, Grant, QueueStep, Said, admission, queue_step};
-use s3_plan::objects::{Object, Queueing, queue_of, workload, workload_name};
+use s3_plan::objects::{Object, Queueing, WORKER_SET, queue_of, workload, workload_name};
 use s3_plan::{ComponentKind, Plan};
 use s3_telemetry::metrics;
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ pub async fn flavor(shared: &Shared, scene: &Scene, queued: &Queued) -> Result<F
         return Ok(found);
     };
     let sets = live.data.pointer("/status/admission/podSetAssignments").and_then(Value::as_array);
-    let worker = sets.into_iter().flatten().find(|set| set["name"] == "worker");
+    let worker = sets.into_iter().flatten().find(|set| set["name"] == WORKER_SET);
     let flavors = worker.and_then(|set| set["flavors"].as_object());
     let names: BTreeSet<&str> = flavors.into_iter().flatten().filter_map(|(_, name)| name.as_str()).collect();
     let api: Api<DynamicObject> =

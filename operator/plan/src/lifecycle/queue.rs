@@ -126,6 +126,8 @@ pub fn queue_step(wanted: bool, holding: bool, live: Option<&Admission>) -> Queu
                 QueueStep::Clear
             }
         }
+        // What is admitted cannot be changed.
+        Some(live) if live.reserved => QueueStep::Nothing,
         Some(_) => QueueStep::Hold,
     }
 }
@@ -168,7 +170,8 @@ mod tests {
         let admitted = of(&[("Admitted", "True", "")], true);
         assert_eq!(queue_step(true, false, None), QueueStep::Hold);
         assert_eq!(queue_step(false, false, None), QueueStep::Nothing);
-        assert_eq!(queue_step(true, true, Some(&admitted)), QueueStep::Hold);
+        assert_eq!(queue_step(true, true, Some(&admitted)), QueueStep::Nothing);
+        assert_eq!(queue_step(true, false, Some(&of(&[], false))), QueueStep::Hold);
         assert_eq!(queue_step(false, true, Some(&admitted)), QueueStep::Nothing);
         assert_eq!(queue_step(false, false, Some(&admitted)), QueueStep::Delete);
         let evicted = of(&[("Evicted", "True", "")], true);

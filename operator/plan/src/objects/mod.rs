@@ -21,6 +21,7 @@ mod server;
 mod surroundings;
 mod workload;
 
+pub use crate::server::SERVER_PREFIX;
 pub use binder::ClusterBinder;
 pub use claims::claims_of_plan;
 pub use labels::{
@@ -28,7 +29,7 @@ pub use labels::{
     STEPS_ANNOTATION, WORK_ANNOTATION, belongs_to, component_selector, identity_of, label_value,
 };
 pub use object::{Object, Writing};
-pub use queue::{KUEUE, Queueing, queue_of, workload, workload_name};
+pub use queue::{KUEUE, Queueing, WORKER_SET, queue_of, workload, workload_name};
 pub use surroundings::{Attempt, Image, Images, Network, Surroundings};
 pub use workload::{config_map_name, job_name, service_name};
 

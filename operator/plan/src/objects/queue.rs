@@ -9,6 +9,8 @@ use kube::core::DynamicObject;
 use s3_crds::{Queue, QueueMode};
 use serde_json::{Value, json};
 
+/// Pod set of the resource's jobs.
+pub const WORKER_SET: &str = "worker";
 /// API group of Kueue.
 pub const KUEUE: &str = "kueue.x-k8s.io";
 
@@ -58,7 +60,7 @@ pub fn workload(
     let Some((queue, _)) = queue_of(plan, resource) else { return Ok(None) };
     let Some((job, placement)) = largest(plan, resource) else { return Ok(None) };
     let owner = format!("{kind}/{name}");
-    let mut sets = vec![pod_set("worker", job, &placement)?];
+    let mut sets = vec![pod_set(WORKER_SET, job, &placement)?];
     let on_gpus = |c: &&Component| {
         matches!(c.kind, ComponentKind::ModelServer | ComponentKind::Retriever)
             && c.resources.gpus > 0
