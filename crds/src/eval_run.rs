@@ -405,6 +405,12 @@ pub struct EvalRunStatus {
     /// Attempts started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,
+    /// Seconds spent waiting in the queue, all waits that are over together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_wait_seconds: Option<u64>,
+    /// Since when it waits in the queue, while it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_since: Option<Time>,
     /// When the first attempt started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,

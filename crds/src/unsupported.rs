@@ -37,12 +37,6 @@ pub const UNSUPPORTED: &[Field] = &[
     // public question sets
     field(None, "spec.**.set", "public question sets are not fetched yet; use set: Custom with a uri"),
     field(None, "spec.**.split", "public question sets are not fetched yet; use set: Custom with a uri"),
-    // providers
-    field(
-        None,
-        "spec.**.provider.managed",
-        "is not served yet; start the model server yourself and use openAiCompatible",
-    ),
     // indices
     field(INDEX, "spec.source.build.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),
@@ -91,12 +85,6 @@ pub const UNSUPPORTED: &[Field] = &[
     field(JOB, "spec.guards.formatRate", "is not watched yet; leave it out"),
     field(JOB, "spec.guards.searchesPerQuestion", "is not watched yet; leave it out"),
     field(JOB, "spec.guards.mismatchKl", "is not watched yet; leave it out"),
-    value(
-        JOB,
-        "spec.failurePolicy.rules[].action",
-        &["Restart"],
-        "from the first step is not done yet; use Resume, or a new job",
-    ),
     field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
     // evaluation
     value(

@@ -22,6 +22,7 @@ mod planner;
 mod policy;
 mod resources;
 mod searcher;
+mod server;
 mod sources;
 mod symbol;
 mod template;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, OnceCell};
@@ -28,6 +28,8 @@ pub struct Setup {
     pub namespace: String,
     pub kubelet: Kubelet,
     pub proxy: Arc<Proxy>,
+    /// Whether operators that are started may use Kueue.
+    pub kueue: AtomicBool,
     operators: Mutex<Vec<Option<Operator>>>,
     folder: tempfile::TempDir,
     /// Lets operators run at their own pace; else leases and resyncs are short, for tests that wait for them.
@@ -77,7 +79,8 @@ impl Setup {
         let kubelet = Kubelet::start(client.clone(), &namespace);
         let proxy = Arc::new(Proxy::start(&api_url()).await);
         let folder = tempfile::tempdir().unwrap();
-        Self { client, namespace, kubelet, proxy, operators: Mutex::default(), folder, own_pace: false }
+        let (kueue, operators) = (AtomicBool::new(true), Mutex::default());
+        Self { client, namespace, kubelet, proxy, kueue, operators, folder, own_pace: false }
     }
 
     /// Starts an operator; returns its place.
@@ -108,6 +111,7 @@ impl Setup {
             .args(["--admin-address", &admin, "--progress-address", &progress])
             .args(["--progress-url", &format!("http://{progress}")])
             .args(short)
+            .args(["--kueue", if self.kueue.load(Ordering::SeqCst) { "true" } else { "false" }])
             .env("S3_IMAGES", images.join(","))
             .env("KUBECONFIG", &kubeconfig)
             .stdout(Stdio::null())
@@ -306,6 +310,7 @@ async fn install(client: Client) {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
+    crate::kueue::install(&client).await;
     for kind in Kind::ALL {
         let api: Api<DynamicObject> = Api::all_with(client.clone(), &s3_crds::api_resource(kind));
         let end = Instant::now() + PATIENCE;
