@@ -2,15 +2,18 @@
 //!
 //! The folder has `results.jsonl` (one row a question and arm, sorted by dataset, id, arm), `passages.jsonl`
 //! (every passage that a row names, once), `questions.json` (the frozen list) and `summary.json`. Nothing in
-//! these files depends on time or place; seconds stand in the manifest's facts.
+//! these files depends on time or place; seconds and tokens paid for stand in the manifest's facts.
 
 use crate::error::EvalError;
+use crate::identity;
 use crate::questions::QuestionSet;
+use crate::statistics::percentiles::{Spread, spread};
 use crate::summary::Summary;
-use crate::units::ArmResults;
-use s3_artifacts::{ArtifactError, canonical_json, digest_bytes, load_manifest, publish_folder, write_atomic};
-use s3_rollout::Scored;
+use crate::units::{ArmResults, UNITS, Unit};
+use s3_artifacts::{ArtifactError, Journal, canonical_json, digest_bytes, load_manifest, publish_folder, write_atomic};
+use s3_config::EvaluatorConfig;
 use s3_rollout::record::EpisodeRecord;
+use s3_rollout::{Scored, Usage};
 use s3_search::score::{Verdict, exact_match, f1, gbr};
 use s3_search::{Action, Passage, Question, StopReason};
 use serde::de::DeserializeOwned;
@@ -129,8 +132,20 @@ pub struct Results {
     pub rows: Vec<ResultRow>,
     /// Every passage that the rows name, by id.
     pub passages: BTreeMap<String, Passage>,
-    /// Wall-clock seconds by arm.
+    /// What differs between two equal runs.
+    pub facts: Facts,
+}
+
+/// What differs between two equal runs, by arm: in no digest and no file but the manifest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    /// Wall-clock seconds.
     pub seconds: BTreeMap<String, f64>,
+    /// Seconds per question.
+    pub latency: BTreeMap<String, Spread>,
+    /// Tokens of the answers.
+    pub usage: BTreeMap<String, Usage>,
 }
 
 impl Results {
@@ -142,8 +157,9 @@ impl Results {
         let mut passages = BTreeMap::new();
         for (name, results) in arms {
             let against = base.filter(|_| Some(name.as_str()) != baseline);
-            for (place, question) in questions.questions.iter().enumerate() {
-                let (gathered, scored) = (&results.gathered[place], &results.scored[place]);
+            // an arm that is still running has results for the first questions
+            let done = questions.questions.iter().zip(&results.gathered).zip(&results.scored).enumerate();
+            for (place, ((question, gathered), scored)) in done {
                 let seen = gathered.episode.iter().flat_map(|episode| &episode.turns).flat_map(|turn| &turn.window);
                 for passage in gathered.passages.iter().chain(seen) {
                     passages.entry(passage.id.clone()).or_insert_with(|| passage.clone());
@@ -153,7 +169,7 @@ impl Results {
                     id: question.id.clone(),
                     arm: name.clone(),
                     place,
-                    gain: against.and_then(|base| gbr(scored.verdict, base[place].verdict)),
+                    gain: against.and_then(|base| gbr(scored.verdict, base.get(place)?.verdict)),
                     searches: gathered.searches,
                     passages: ids(&gathered.passages),
                     episode: gathered.episode.as_ref().map(EpisodeRow::new),
@@ -162,8 +178,28 @@ impl Results {
             }
         }
         rows.sort_by(|a, b| (&a.dataset, &a.id, &a.arm, a.place).cmp(&(&b.dataset, &b.id, &b.arm, b.place)));
-        let seconds = arms.iter().map(|(name, arm)| (name.clone(), arm.seconds)).collect();
-        Self { questions, rows, passages, seconds }
+        let mut facts = Facts::default();
+        for (name, arm) in arms {
+            facts.seconds.insert(name.clone(), arm.seconds);
+            facts.latency.extend(spread(&arm.latencies).map(|spread| (name.clone(), spread)));
+            if arm.usage != Usage::default() {
+                facts.usage.insert(name.clone(), arm.usage);
+            }
+        }
+        Self { questions, rows, passages, facts }
+    }
+
+    /// What a run that is going on, or was stopped, has found so far.
+    pub fn so_far(config: &EvaluatorConfig) -> Result<Self, EvalError> {
+        let state = &config.runtime.state_dir;
+        let path = state.join(identity::QUESTIONS);
+        let bytes = std::fs::read(&path).map_err(|error| EvalError::read(&path, error))?;
+        let questions = serde_json::from_slice(&bytes)
+            .map_err(|error| ArtifactError::Corrupt { path, reason: error.to_string() })?;
+        let units = Journal::<Unit>::read(&state.join(UNITS))?;
+        let arms: Vec<(String, ArmResults)> =
+            config.arms.iter().map(|arm| (arm.name.clone(), ArmResults::so_far(&units, &arm.name))).collect();
+        Ok(Self::collect(questions, &arms, config.statistics.baseline.as_deref()))
     }
 
     /// Digest over the rows in order: answers, verdicts, episode token ids. Never seconds.
@@ -185,7 +221,7 @@ impl Results {
         write_atomic(&staging.join(QUESTIONS), &pretty(&self.questions)?)?;
         write_atomic(&staging.join(SUMMARY), &pretty(&summary.timeless())?)?;
         let identity = serde_json::json!({ "evaluation": identity, "results": self.digest()? });
-        let facts = serde_json::json!({ "seconds": self.seconds });
+        let facts = serde_json::to_value(&self.facts).map_err(ArtifactError::from)?;
         publish_folder(staging, target, KIND, FORMAT, identity, facts)?;
         Ok(())
     }
@@ -206,11 +242,10 @@ impl Results {
         let rows = from_lines(&parse(RESULTS)?).map_err(|e| corrupt(RESULTS, &e))?;
         let passages: Vec<Passage> = from_lines(&parse(PASSAGES)?).map_err(|e| corrupt(PASSAGES, &e))?;
         let passages = passages.into_iter().map(|passage| (passage.id.clone(), passage)).collect();
-        let seconds: BTreeMap<String, f64> =
-            serde_json::from_value(manifest.facts["seconds"].clone()).map_err(|e| corrupt("manifest.json", &e))?;
-        let summary = summary.with_seconds(&seconds);
+        let facts: Facts = serde_json::from_value(manifest.facts.clone()).map_err(|e| corrupt("manifest.json", &e))?;
+        let summary = summary.with_facts(&facts);
         let identity = manifest.identity["evaluation"].clone();
-        Ok((Self { questions, rows, passages, seconds }, identity, summary))
+        Ok((Self { questions, rows, passages, facts }, identity, summary))
     }
 }
 

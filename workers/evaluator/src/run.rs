@@ -5,7 +5,7 @@ use crate::error::EvalError;
 use crate::results::Results;
 use crate::statistics::detectable;
 use crate::summary::{Summary, summarise};
-use crate::units::{ArmResults, ArmRun, Unit};
+use crate::units::{ArmResults, ArmRun, UNITS, Unit};
 use crate::{identity, questions, report};
 use s3_artifacts::{ArtifactError, Journal};
 use s3_config::EvaluatorConfig;
@@ -62,7 +62,7 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
     let identity = identity::of(config, &set, retriever.index_digest(), generator.digest())?;
     identity::freeze_identity(state, &identity)?;
 
-    let mut journal: Journal<Unit> = Journal::open(&state.join("units.journal"))?;
+    let mut journal: Journal<Unit> = Journal::open(&state.join(UNITS))?;
     let around = Surroundings { retriever: &retriever, shutdown: &run.link.shutdown, seed: config.seed };
     let mut done: Vec<Option<ArmResults>> = vec![None; config.arms.len()];
     for (number, at) in order.into_iter().enumerate() {

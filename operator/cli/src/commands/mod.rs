@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod ask;
+pub mod compare;
 pub mod index;
 pub mod logs;
 pub mod plan;

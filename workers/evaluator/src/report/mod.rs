@@ -98,4 +98,6 @@ fn read_attribution(path: &Path) -> Result<Vec<Attribution>, EvalError> {
 }
 
 #[cfg(test)]
+pub(crate) mod samples;
+#[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use super::{Attribution, Page, data};
 use crate::error::EvalError;
-use crate::statistics::Interval;
+use crate::statistics::{Interval, correction};
 use crate::summary::{ALL, Pair, TableRow};
 use minijinja::{Environment, context};
 use s3_artifacts::ArtifactError;
@@ -47,7 +47,7 @@ struct Test {
     losses: usize,
     difference: Figure,
     p: String,
-    p_holm: String,
+    p_corrected: String,
     shown: bool,
 }
 
@@ -89,6 +89,7 @@ pub(super) fn html(page: &Page<'_>) -> Result<String, EvalError> {
         several,
         rows,
         tests,
+        correction => correction::name(summary.correction),
         facts => facts(page)?,
         attribution => page.attribution.iter().map(shortened).collect::<Vec<_>>(),
     })?;
@@ -132,8 +133,8 @@ fn test(pair: &Pair, spread: f64, confidence: f64) -> Test {
         losses: pair.losses,
         difference: figure(pair.difference, -spread, spread, true),
         p: p_value(pair.p),
-        p_holm: p_value(pair.p_holm),
-        shown: pair.p_holm <= 1.0 - confidence,
+        p_corrected: p_value(pair.p_corrected),
+        shown: pair.p_corrected <= 1.0 - confidence,
     }
 }
 
