@@ -12,10 +12,53 @@ pub struct Summary {
     pub table: Vec<Row>,
     /// Columns; those that a table always had where it does not say.
     pub metrics: Vec<String>,
+    /// The reference's published figures beside this run's.
+    pub published: Vec<Beside>,
+    /// Why the two differ.
+    pub published_reasons: Vec<String>,
     /// Sentences for people: what the run is worth, what it can detect.
     pub notes: Vec<String>,
     /// The report page.
     pub report: Option<String>,
+}
+
+/// An arm's figure and the paper's, in points.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Beside {
+    /// The arm.
+    pub arm: String,
+    /// The dataset.
+    pub dataset: String,
+    /// Method and generator of the paper.
+    pub paper: String,
+    /// The paper's table.
+    pub table: u8,
+    /// The run's GenAcc.
+    pub ours: f64,
+    /// The paper's.
+    pub theirs: f64,
+    /// The run's EM.
+    pub our_em: f64,
+    /// The paper's.
+    pub their_em: f64,
+}
+
+/// The paper's figures beside the run's; a line each, the reasons below.
+pub fn beside(summary: &Summary) -> Vec<String> {
+    if summary.published.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = vec!["Beside the paper (arXiv 2505.14146), GenAcc and EM in points:".to_owned()];
+    for one in &summary.published {
+        let Beside { arm, dataset, paper, table, ours, theirs, our_em, their_em } = one;
+        lines.push(format!(
+            "  {arm} on {dataset}: {ours:.1} ({our_em:.1}); paper {theirs:.1} ({their_em:.1}), {paper}, table {table}"
+        ));
+    }
+    lines.push("They are not the same measurement:".into());
+    lines.extend(summary.published_reasons.iter().map(|reason| format!("  {reason}")));
+    lines
 }
 
 /// A figure with its interval.

@@ -5,7 +5,7 @@
 //! * [`arms`] are the compared methods, [`units`] evaluates them chunk by chunk with a journal.
 //! * [`results`] and [`summary`] are what is published, [`measure`] what is measured beyond it, [`statistics`] the
 //!   mathematics, [`report`] the page, [`export`] and [`matrix`] the tables for other programs and for papers,
-//!   [`compare`] two runs question by question.
+//!   [`compare`] two runs question by question, [`published`] the reference's figures beside a run's.
 
 pub mod arms;
 pub mod ask;
@@ -16,6 +16,8 @@ pub mod filtered;
 pub mod identity;
 pub mod matrix;
 pub mod measure;
+pub mod pieces;
+pub mod published;
 pub mod questions;
 pub mod report;
 pub mod results;

@@ -1,12 +1,14 @@
 //! Per-question results, and the artifact that holds them.
 //!
 //! The folder has `results.jsonl` (one row a question and arm, sorted by dataset, id, arm), `passages.jsonl`
-//! (every passage that a row names, once), `questions.json` (the frozen list) and `summary.json`. Nothing in
+//! (every passage that a row names, once), `logprobs.jsonl` and `pieces.json` (log-probabilities and text of the
+//! tokens that searchers wrote), `questions.json` (the frozen list) and `summary.json`. Nothing in
 //! these files depends on time or place; seconds and tokens paid for stand in the manifest's facts.
 
 use crate::error::EvalError;
 use crate::identity;
 use crate::questions::QuestionSet;
+use crate::report::data::thousandths;
 use crate::statistics::percentiles::{Spread, spread};
 use crate::summary::Summary;
 use crate::units::{ArmResults, UNITS, Unit};
@@ -29,6 +31,8 @@ const RESULTS: &str = "results.jsonl";
 const PASSAGES: &str = "passages.jsonl";
 const QUESTIONS: &str = "questions.json";
 const SUMMARY: &str = "summary.json";
+const LOGPROBS: &str = "logprobs.jsonl";
+const PIECES: &str = "pieces.json";
 
 /// One question under one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,8 +136,21 @@ pub struct Results {
     pub rows: Vec<ResultRow>,
     /// Every passage that the rows name, by id.
     pub passages: BTreeMap<String, Passage>,
+    /// Log-probabilities of what searchers wrote, in thousandths, turn after turn: by arm and place.
+    pub logprobs: BTreeMap<(String, usize), Vec<i32>>,
+    /// Text of the tokens that searchers wrote, by id. Arms of one tokenizer share it; those of several have none.
+    pub pieces: BTreeMap<u32, String>,
     /// What differs between two equal runs.
     pub facts: Facts,
+}
+
+/// A line of the log-probabilities' file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogprobRow {
+    arm: String,
+    place: usize,
+    thousandths: Vec<i32>,
 }
 
 /// What differs between two equal runs, by arm: in no digest and no file but the manifest.
@@ -154,7 +171,7 @@ impl Results {
         let base: Option<&[Scored]> =
             arms.iter().find(|(name, _)| Some(name.as_str()) == baseline).map(|(_, arm)| arm.scored.as_slice());
         let mut rows = Vec::new();
-        let mut passages = BTreeMap::new();
+        let (mut passages, mut logprobs) = (BTreeMap::new(), BTreeMap::new());
         for (name, results) in arms {
             let against = base.filter(|_| Some(name.as_str()) != baseline);
             // an arm that is still running has results for the first questions
@@ -163,6 +180,10 @@ impl Results {
                 let seen = gathered.episode.iter().flat_map(|episode| &episode.turns).flat_map(|turn| &turn.window);
                 for passage in gathered.passages.iter().chain(seen) {
                     passages.entry(passage.id.clone()).or_insert_with(|| passage.clone());
+                }
+                if let Some(episode) = gathered.episode.as_ref().filter(|episode| !episode.logprobs.is_empty()) {
+                    let values = episode.logprobs.iter().map(|one| thousandths(*one)).collect();
+                    logprobs.insert((name.clone(), place), values);
                 }
                 rows.push(ResultRow {
                     dataset: question.dataset.clone(),
@@ -186,7 +207,7 @@ impl Results {
                 facts.usage.insert(name.clone(), arm.usage);
             }
         }
-        Self { questions, rows, passages, facts }
+        Self { questions, rows, passages, logprobs, pieces: BTreeMap::new(), facts }
     }
 
     /// What a run that is going on, or was stopped, has found so far.
@@ -218,6 +239,14 @@ impl Results {
         }
         write_atomic(&staging.join(RESULTS), lines(&self.rows)?.as_bytes())?;
         write_atomic(&staging.join(PASSAGES), lines(self.passages.values())?.as_bytes())?;
+        let logprobs = self.logprobs.iter().map(|((arm, place), thousandths)| LogprobRow {
+            arm: arm.clone(),
+            place: *place,
+            thousandths: thousandths.clone(),
+        });
+        let logprobs: Vec<LogprobRow> = logprobs.collect();
+        write_atomic(&staging.join(LOGPROBS), lines(&logprobs)?.as_bytes())?;
+        write_atomic(&staging.join(PIECES), &pretty(&self.pieces)?)?;
         write_atomic(&staging.join(QUESTIONS), &pretty(&self.questions)?)?;
         write_atomic(&staging.join(SUMMARY), &pretty(&summary.timeless())?)?;
         let identity = serde_json::json!({ "evaluation": identity, "results": self.digest()? });
@@ -242,10 +271,17 @@ impl Results {
         let rows = from_lines(&parse(RESULTS)?).map_err(|e| corrupt(RESULTS, &e))?;
         let passages: Vec<Passage> = from_lines(&parse(PASSAGES)?).map_err(|e| corrupt(PASSAGES, &e))?;
         let passages = passages.into_iter().map(|passage| (passage.id.clone(), passage)).collect();
+        // results of an earlier version have neither
+        let (mut logprobs, mut pieces) = (BTreeMap::new(), BTreeMap::new());
+        if manifest.files.contains_key(LOGPROBS) {
+            let rows: Vec<LogprobRow> = from_lines(&parse(LOGPROBS)?).map_err(|e| corrupt(LOGPROBS, &e))?;
+            logprobs = rows.into_iter().map(|row| ((row.arm, row.place), row.thousandths)).collect();
+            pieces = serde_json::from_slice(&parse(PIECES)?).map_err(|e| corrupt(PIECES, &e))?;
+        }
         let facts: Facts = serde_json::from_value(manifest.facts.clone()).map_err(|e| corrupt("manifest.json", &e))?;
         let summary = summary.with_facts(&facts);
         let identity = manifest.identity["evaluation"].clone();
-        Ok((Self { questions, rows, passages, facts }, identity, summary))
+        Ok((Self { questions, rows, passages, logprobs, pieces, facts }, identity, summary))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::results::Results;
 use crate::statistics::detectable;
 use crate::summary::{Summary, summarise};
 use crate::units::{ArmResults, ArmRun, UNITS, Unit};
-use crate::{identity, questions, report};
+use crate::{identity, pieces, questions, report};
 use s3_artifacts::{ArtifactError, Journal};
 use s3_config::EvaluatorConfig;
 use s3_rollout::{GeneratorPeer, Link, RetrieverPeer};
@@ -86,7 +86,8 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
     run.progress.phase("statistics and report", 0);
     let arms: Vec<(String, ArmResults)> =
         config.arms.iter().map(|arm| arm.name.clone()).zip(done.into_iter().flatten()).collect();
-    let results = Results::collect(set, &arms, config.statistics.baseline.as_deref());
+    let mut results = Results::collect(set, &arms, config.statistics.baseline.as_deref());
+    results.pieces = pieces::of(&config.arms, &results.rows)?;
     let summary = summarise(config, &results)?;
     results.publish(&config.output, &staging(config), &identity, &summary)?;
     if let Some(page) = &config.report {

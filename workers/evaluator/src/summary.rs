@@ -2,6 +2,7 @@
 
 use crate::arms;
 use crate::measure::{Flags, Measures, measure};
+use crate::published::{Beside, beside, reasons};
 use crate::results::{Facts, ResultRow, Results};
 use crate::statistics::percentiles::{Spread, spread};
 use crate::statistics::{Interval, bootstrap, correction, detectable, mcnemar, wilson};
@@ -40,6 +41,12 @@ pub struct Summary {
     /// Columns of the tables.
     #[serde(default = "all_metrics")]
     pub metrics: Vec<Metric>,
+    /// The reference's published figures beside this run's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<Beside>,
+    /// Why the two differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published_reasons: Vec<String>,
     /// What a reader must know.
     pub notes: Vec<String>,
     /// The report page.
@@ -221,7 +228,7 @@ pub fn summarise(config: &EvaluatorConfig, results: &Results) -> Result<Summary,
     let by_dataset = statistics.pairs(&config.arms, &results.rows, &parts)?;
     let mut notes = notes(config, results, &table, &pairs);
     notes.extend(flagged(&flags));
-    let summary = Summary {
+    let mut summary = Summary {
         accuracy: accuracy_name(&config.generator),
         confidence: config.statistics.confidence,
         baseline: config.statistics.baseline.clone(),
@@ -230,9 +237,15 @@ pub fn summarise(config: &EvaluatorConfig, results: &Results) -> Result<Summary,
         by_dataset,
         correction: config.statistics.correction,
         metrics: config.metrics.clone(),
+        published: Vec::new(),
+        published_reasons: Vec::new(),
         notes,
         report: config.report.as_ref().map(|report| report.path.to_string_lossy().into_owned()),
     };
+    summary.published = beside(config, &summary);
+    if !summary.published.is_empty() {
+        summary.published_reasons = reasons(config, &summary);
+    }
     Ok(summary.with_facts(&results.facts).with_prices(config.prices))
 }
 

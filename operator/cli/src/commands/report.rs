@@ -5,7 +5,7 @@ use crate::StateArg;
 use crate::bind::LocalBinder;
 use crate::observe::outcome;
 use crate::state::State;
-use crate::table::{Summary, draw};
+use crate::table::{Summary, beside, draw};
 use crate::text::Problem;
 use clap::Args;
 use s3_plan::{Component, ComponentKind, Plan, WorkerConfig};
@@ -94,6 +94,9 @@ pub fn print(plan: &Plan, state: &State) -> Result<Vec<PathBuf>, Problem> {
         }
         for note in &summary.notes {
             println!("{note}");
+        }
+        for line in beside(&summary) {
+            println!("{line}");
         }
         if let Some(page) = &summary.report {
             println!("report {}", from_here(page));

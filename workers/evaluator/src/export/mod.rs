@@ -40,6 +40,8 @@ pub enum What {
     Pairs,
     /// Arms × datasets, each cell with its interval and a mark where the paired test shows a difference.
     Matrix,
+    /// The reference's published figures beside these, where the datasets are public ones.
+    Published,
     /// Words that the generator read and that the searcher wrote: totals, means and percentiles as the reference's
     /// `compute_context_stats.py` has them.
     Contexts,
@@ -68,6 +70,7 @@ pub fn export(
         What::Table => frames::table(summary),
         What::Pairs => frames::pairs(summary),
         What::Matrix => matrix(summary),
+        What::Published => crate::published::frame(summary),
         What::Contexts => frames::contexts(results),
     };
     write(&frame, format)

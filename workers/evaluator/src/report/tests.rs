@@ -26,7 +26,8 @@ fn data_never_becomes_markup() {
     };
     let html = render(&page).unwrap();
     assert!(!html.contains("<img"), "escaped everywhere");
-    assert_eq!(html.matches("</script>").count(), 2, "only the page's own two scripts end");
+    let blocks = html.matches("<script type=\"text/plain\"").count();
+    assert_eq!(html.matches("</script>").count(), blocks + 1, "only the page's own scripts end");
     assert_eq!(html.matches("<!--").count(), 0);
     assert!(html.contains("&lt;img"), "shown as text");
     let own = [include_str!("page.css"), include_str!("page.js"), include_str!("page.html")].concat();
@@ -34,16 +35,26 @@ fn data_never_becomes_markup() {
         let namespace = own.replace("http://www.w3.org/2000/svg", "");
         assert!(!namespace.contains(request), "{request}");
     }
-    let start = html.find("id=\"data\">").unwrap() + 10;
-    let json = &html[start..start + html[start..].find("</script>").unwrap()];
-    assert!(!json.contains('<') && !json.contains('\u{2028}'));
-    let data: Value = serde_json::from_str(json).unwrap();
-    assert_eq!(data["episodes"].as_array().unwrap().len(), 6, "every episode, the last question's too");
-    assert_eq!(data["questions"].as_array().unwrap().len(), 6, "questions with equal ids are kept");
-    assert_eq!(data["episodes"][5]["t"][0]["y"], EVIL);
-    let quadrants: Vec<_> =
-        (0..6).map(|at| (data["episodes"][at]["b"][1].clone(), data["episodes"][at]["a"][1].clone())).collect();
-    assert_eq!(quadrants.iter().filter(|pair| **pair == (0.into(), 1.into())).count(), 2, "gained: questions 1 and 3");
+    let (index, episodes, questions) = (block(&html, "index"), block(&html, "episodes-0"), block(&html, "questions-0"));
+    assert_eq!(episodes.as_array().unwrap().len(), 6, "every episode, the last question's too");
+    assert_eq!(index["questions"]["q"].as_array().unwrap().len(), 6, "questions with equal ids are kept");
+    assert_eq!(questions[0]["a"][1], EVIL);
+    let turn = &episodes[5]["t"][0];
+    assert_eq!((turn["y"].as_str(), &turn["l"]), (Some(EVIL), &serde_json::json!([-500, -250])));
+    assert!(turn["i"].is_null(), "no text of its tokens is at hand");
+    assert_eq!(episodes[0]["a"][5], "equal to a gold answer");
+    let quadrants = (0..6).map(|at| (&index["episodes"]["z"][at], &index["episodes"]["v"][at]));
+    assert_eq!(quadrants.filter(|(z, v)| **z == 0 && **v == 1).count(), 2, "gained: questions 1 and 3");
+}
+
+/// A block as the page's script opens it.
+fn block(html: &str, name: &str) -> Value {
+    use base64::Engine;
+    let mark = format!("id=\"b-{name}\">");
+    let start = html.find(&mark).unwrap() + mark.len();
+    let text = &html[start..start + html[start..].find("</script>").unwrap()];
+    let packed = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+    serde_json::from_reader(flate2::read::DeflateDecoder::new(packed.as_slice())).unwrap()
 }
 
 #[test]
