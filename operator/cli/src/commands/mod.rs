@@ -6,6 +6,7 @@ pub mod index;
 pub mod logs;
 pub mod plan;
 pub mod report;
+pub mod reproduce;
 pub mod run;
 pub mod status;
 pub mod why;

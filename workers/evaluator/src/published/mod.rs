@@ -136,7 +136,8 @@ fn ablation(arm: &ArmConfig) -> Option<String> {
 
 /// Why the two are not the same measurement.
 pub fn reasons(config: &EvaluatorConfig, summary: &Summary) -> Vec<String> {
-    let model = if config.generator.model.is_empty() { "the gateway's first provider" } else { &config.generator.model };
+    let model =
+        if config.generator.model.is_empty() { "the gateway's first provider" } else { &config.generator.model };
     let mut reasons = vec![
         format!(
             "Generator: the paper's answers come from Qwen2.5-7B-Instruct, Qwen2.5-14B-Instruct or Claude-3-Haiku, yours from {model}."
@@ -164,7 +165,8 @@ pub fn reasons(config: &EvaluatorConfig, summary: &Summary) -> Vec<String> {
     }
     if sets.values().any(|set| set == "TwoWiki") {
         reasons.push(
-            "The paper itself gives two figures for s3 8-3-3 on 2Wiki: 52.4 in tables 1 and 3, 55.1 in table 6.".to_owned(),
+            "The paper itself gives two figures for s3 8-3-3 on 2Wiki: 52.4 in tables 1 and 3, 55.1 in table 6."
+                .to_owned(),
         );
     }
     reasons
