@@ -166,6 +166,7 @@
       });
     }
   }
+  const verdictOf = (result) => (result ? result[1] : null);
   const sign = (verdict) => (verdict === 1 ? h("span", { class: "ok" }, "✓ right") : verdict === 0 ? h("span", { class: "no" }, "✗ wrong") : h("span", { class: "un" }, "? no verdict"));
 
   function filter() {
