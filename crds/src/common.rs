@@ -101,7 +101,34 @@ pub enum QuestionSet {
     Mmlu,
 }
 
-/// Questions with gold answers: jsonl of `{"id", "question", "answers"}` under a name.
+/// Columns of a question file; members of members with dots, such as `reward_model.ground_truth.target`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct QuestionFields {
+    /// The id; without one a question's place in the file is it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub id: Option<String>,
+    /// The question.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub question: Option<String>,
+    /// The gold answers: a text or a list of texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub answers: Option<String>,
+    /// The options of a multiple-choice question, by their letters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub options: Option<String>,
+    /// Titles of the passages that hold the evidence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub evidence: Option<String>,
+}
+
+/// Questions with gold answers under a name: JSON lines, JSON or Parquet in the layout of FlashRAG, Search-R1, s3,
+/// MIRAGE or the set's own release, or `{"id", "question", "answers"}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::DATASET_URI])))]
@@ -109,17 +136,21 @@ pub struct Dataset {
     /// Name in tables, ids and digests; unique in its list.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-zA-Z0-9]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?$"))]
     pub name: String,
-    /// A public set that is fetched by itself, or `Custom` with a `uri`.
+    /// A public set, or `Custom` with a `uri`. Of a file with several sets only its questions are taken. Without `uri`
+    /// FlashRAG's collection on the hub is read, which has all but MIRAGE's five.
     #[serde(default)]
     pub set: QuestionSet,
-    /// The file, for `Custom`: same forms as everywhere (`file://`, `pvc://`, `hf://`, `s3://`, `gs://`).
+    /// The file: same forms as everywhere (`file://`, `pvc://`, `hf://`, `s3://`, `gs://`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048), regex(pattern = crate::schema::URI_PATTERN))]
     pub uri: Option<String>,
-    /// Split of a public set; by default the one that its papers report.
+    /// Split of a public set, by default the one that its papers report; of a file of your own the rows that say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub split: Option<String>,
+    /// Columns of the file; the usual names of all known layouts by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fields: Option<QuestionFields>,
     /// Expected sha256 (lower-case hex) of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]

@@ -59,7 +59,7 @@ pub struct EvalRunSpec {
     /// How searchers decode.
     #[serde(default)]
     pub decoding: Decoding,
-    /// What is measured.
+    /// Columns of the tables, in order; everything is measured and exported whatever is chosen.
     #[serde(default = "default_metrics")]
     #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "set"))]
     pub metrics: Vec<MetricName>,
@@ -111,7 +111,8 @@ fn default_chunk() -> u32 {
     16
 }
 fn default_metrics() -> Vec<MetricName> {
-    vec![MetricName::GenAcc, MetricName::ExactMatch, MetricName::F1, MetricName::Gbr]
+    use MetricName::{ExactMatch, F1, Gbr, GenAcc, Latency, Passages, Searches, Tokens};
+    vec![GenAcc, ExactMatch, F1, Gbr, Searches, Passages, Tokens, Latency]
 }
 
 /// How an arm gathers passages and answers.
@@ -291,7 +292,7 @@ impl Default for Decoding {
     }
 }
 
-/// What is measured of an answer.
+/// A column of the tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum MetricName {
     /// Share of right answers: span, and the judge where there is one.
@@ -303,15 +304,32 @@ pub enum MetricName {
     F1,
     /// GenAcc minus the baseline arm's.
     Gbr,
+    /// A gold answer's span stands in the answer, whatever its length and the judge say.
+    Span,
+    /// The judge's word alone.
+    JudgeAccuracy,
+    /// Share of the set's marked evidence titles that was handed over; where it marks none, whether a passage that was
+    /// handed over holds a gold answer.
+    EvidenceRecall,
+    /// Searches per question.
+    Searches,
+    /// Passages per question.
+    Passages,
+    /// Tokens that the searcher wrote, and words that the generator was given to read.
+    Tokens,
+    /// Seconds per question.
+    Latency,
+    /// Cost of the generator's tokens at the prices of `generator.budget`.
+    Cost,
 }
 
 /// Correction for comparing many arms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Correction {
     /// None.
-    #[default]
     None,
     /// Holm's step-down.
+    #[default]
     Holm,
     /// Benjamini and Hochberg's false discovery rate.
     BenjaminiHochberg,
@@ -346,7 +364,7 @@ impl Default for Statistics {
             resamples: 10_000,
             baseline: None,
             paired_against: Vec::new(),
-            correction: Correction::None,
+            correction: Correction::Holm,
         }
     }
 }

@@ -34,9 +34,6 @@ const RUN: Option<Kind> = Some(Kind::EvalRun);
 
 /// Fields and values that no code honours yet.
 pub const UNSUPPORTED: &[Field] = &[
-    // public question sets
-    field(None, "spec.**.set", "public question sets are not fetched yet; use set: Custom with a uri"),
-    field(None, "spec.**.split", "public question sets are not fetched yet; use set: Custom with a uri"),
     // indices
     field(INDEX, "spec.source.build.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),
@@ -99,8 +96,6 @@ pub const UNSUPPORTED: &[Field] = &[
     value(RUN, "spec.arms[].searcher.checkpoint", &["Latest"], "is not read yet; use Final"),
     field(RUN, "spec.retriever.method", "does not reach every arm yet; set serving.method of the RetrieverIndex"),
     field(RUN, "spec.decoding.topP", "is not sampled yet; leave it out"),
-    field(RUN, "spec.metrics", "cannot be chosen yet: all four are always measured; leave it out"),
-    field(RUN, "spec.statistics.correction", "is not computed yet; leave it out"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.

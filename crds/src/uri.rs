@@ -83,8 +83,14 @@ impl Location {
                 Ok(Self::Pvc { claim, path })
             }
             "hf" => {
-                let form = "hf://OWNER/NAME";
-                let (owner, rest) = split(form)?;
+                let form = "hf://OWNER/NAME or hf://datasets/OWNER/NAME";
+                let (mut owner, mut rest) = split(form)?;
+                // data sets have addresses of their own on the hub
+                if owner == "datasets"
+                    && let Some((first, below)) = rest.split_once('/')
+                {
+                    (owner, rest) = (format!("{owner}/{first}"), below.to_owned());
+                }
                 let (name, path) = rest.split_once('/').unwrap_or((&rest, ""));
                 if name.is_empty() {
                     return Err(missing("the repository's name", form));
@@ -136,6 +142,7 @@ mod tests {
             "pvc://data/models/a.gguf",
             "hf://owner/name",
             "hf://owner/name/a/b.json",
+            "hf://datasets/owner/name/nq/test.jsonl",
             "s3://bucket/a/b",
             "gs://bucket/a",
         ] {

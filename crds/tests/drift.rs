@@ -9,6 +9,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 fn same_as_committed(file: &Path, text: &str, command: &str) {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(file, text).unwrap();
+    }
     let committed = std::fs::read_to_string(file).unwrap_or_default();
     assert!(committed == text, "{} is out of date; run `cargo run -p s3-operator -- {command}`", file.display());
 }

@@ -39,6 +39,10 @@ enum Command {
     Ask(commands::ask::AskArgs),
     /// Shows the result of a finished run and where its report page is.
     Report(commands::report::ReportArgs),
+    /// Compares two evaluations, or two arms of one, question by question.
+    Compare(commands::compare::CompareArgs),
+    /// Runs the reference's evaluation on its released files, and writes contexts and scores in its formats, too.
+    Reproduce(commands::reproduce::ReproduceArgs),
     /// Builds, imports, checks, searches and compares search indexes, without a run.
     #[command(subcommand)]
     Index(commands::index::IndexCommand),
@@ -87,6 +91,8 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::run(&args),
         Command::Ask(args) => commands::ask::run(&args),
         Command::Report(args) => commands::report::run(&args),
+        Command::Compare(args) => commands::compare::run(&args),
+        Command::Reproduce(args) => commands::reproduce::run(&args),
         Command::Index(command) => commands::index::run(&command),
         Command::Logs(args) => commands::logs::run(&args),
         Command::Status(args) => commands::status::run(&args),

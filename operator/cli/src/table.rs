@@ -10,10 +10,55 @@ use std::time::Duration;
 pub struct Summary {
     /// One row per arm and dataset (`all` for all together).
     pub table: Vec<Row>,
+    /// Columns; those that a table always had where it does not say.
+    pub metrics: Vec<String>,
+    /// The reference's published figures beside this run's.
+    pub published: Vec<Beside>,
+    /// Why the two differ.
+    pub published_reasons: Vec<String>,
     /// Sentences for people: what the run is worth, what it can detect.
     pub notes: Vec<String>,
     /// The report page.
     pub report: Option<String>,
+}
+
+/// An arm's figure and the paper's, in points.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Beside {
+    /// The arm.
+    pub arm: String,
+    /// The dataset.
+    pub dataset: String,
+    /// Method and generator of the paper.
+    pub paper: String,
+    /// The paper's table.
+    pub table: u8,
+    /// The run's GenAcc.
+    pub ours: f64,
+    /// The paper's.
+    pub theirs: f64,
+    /// The run's EM.
+    pub our_em: f64,
+    /// The paper's.
+    pub their_em: f64,
+}
+
+/// The paper's figures beside the run's; a line each, the reasons below.
+pub fn beside(summary: &Summary) -> Vec<String> {
+    if summary.published.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = vec!["Beside the paper (arXiv 2505.14146), GenAcc and EM in points:".to_owned()];
+    for one in &summary.published {
+        let Beside { arm, dataset, paper, table, ours, theirs, our_em, their_em } = one;
+        lines.push(format!(
+            "  {arm} on {dataset}: {ours:.1} ({our_em:.1}); paper {theirs:.1} ({their_em:.1}), {paper}, table {table}"
+        ));
+    }
+    lines.push("They are not the same measurement:".into());
+    lines.extend(summary.published_reasons.iter().map(|reason| format!("  {reason}")));
+    lines
 }
 
 /// A figure with its interval.
@@ -55,6 +100,45 @@ pub struct Row {
     /// Seconds that the arm took.
     #[serde(default)]
     pub seconds: f64,
+    /// A gold answer's span stands in the answer.
+    #[serde(default)]
+    pub span: Option<Estimate>,
+    /// The judge alone.
+    #[serde(default)]
+    pub judge: Option<Estimate>,
+    /// Evidence recall.
+    #[serde(default)]
+    pub evidence: Option<Estimate>,
+    /// Tokens that the searcher wrote, per question.
+    #[serde(default)]
+    pub tokens: f64,
+    /// Cost of the generator's tokens.
+    #[serde(default)]
+    pub cost: Option<f64>,
+}
+
+/// What stands in a table where nothing is chosen.
+const USUAL: [&str; 7] = ["GenAcc", "ExactMatch", "F1", "Gbr", "Searches", "Passages", "Latency"];
+
+/// A column's title and an arm's figure in it; none for a name that this version does not know.
+fn column(metric: &str, row: &Row, judged: bool) -> Option<(&'static str, String)> {
+    let known =
+        |estimate: Option<Estimate>, signed| estimate.map_or_else(|| "–".to_owned(), |one| interval(one, signed));
+    Some(match metric {
+        "GenAcc" => (if judged { "GenAcc" } else { "GenAcc (span)" }, interval(row.gen_acc, false)),
+        "ExactMatch" => ("EM", interval(row.em, false)),
+        "F1" => ("F1", interval(row.f1, false)),
+        "Gbr" => ("GBR", known(row.gbr, true)),
+        "Span" => ("span", known(row.span, false)),
+        "JudgeAccuracy" => ("judge", known(row.judge, false)),
+        "EvidenceRecall" => ("evidence", known(row.evidence, false)),
+        "Searches" => ("searches", format!("{:.2}", row.searches)),
+        "Passages" => ("passages", format!("{:.2}", row.passages)),
+        "Tokens" => ("tokens", format!("{:.0}", row.tokens)),
+        "Latency" => ("time", crate::text::duration(Duration::try_from_secs_f64(row.seconds).unwrap_or_default())),
+        "Cost" => ("cost", row.cost.map_or_else(|| "–".into(), |cost| format!("{cost:.4}"))),
+        _ => return None,
+    })
 }
 
 /// Draws the table of one evaluation. `judged` names the GenAcc column by what decides.
@@ -62,12 +146,20 @@ pub fn draw(summary: &Summary, judged: bool) -> String {
     let several = summary.table.iter().any(|row| row.dataset != summary.table[0].dataset);
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    let accuracy = if judged { "GenAcc" } else { "GenAcc (span)" };
+    let chosen: Vec<&str> = if summary.metrics.is_empty() {
+        USUAL.to_vec()
+    } else {
+        // what the searcher wrote stands on the page; eight columns with intervals do not fit a narrow terminal
+        let usual = summary.metrics.len() > USUAL.len();
+        summary.metrics.iter().map(String::as_str).filter(|name| !usual || *name != "Tokens").collect()
+    };
     let mut header = vec!["arm"];
     if several {
         header.push("dataset");
     }
-    header.extend(["n", accuracy, "EM", "F1", "GBR", "searches", "passages", "time"]);
+    header.push("n");
+    let titles = chosen.iter().filter_map(|metric| column(metric, summary.table.first()?, judged));
+    header.extend(titles.map(|(title, _)| title));
     table.set_header(header);
     let mut last_dataset = None;
     for row in &summary.table {
@@ -78,18 +170,9 @@ pub fn draw(summary: &Summary, judged: bool) -> String {
             cells.push(Cell::new(if first { row.dataset.as_str() } else { "" }));
             last_dataset = Some(&row.dataset);
         }
-        let gain = row.gbr.map_or_else(|| "–".to_owned(), |gbr| interval(gbr, true));
-        let figures = [
-            row.n.to_string(),
-            interval(row.gen_acc, false),
-            interval(row.em, false),
-            interval(row.f1, false),
-            gain,
-            format!("{:.2}", row.searches),
-            format!("{:.2}", row.passages),
-            crate::text::duration(Duration::try_from_secs_f64(row.seconds).unwrap_or_default()),
-        ];
-        cells.extend(figures.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
+        let figures = chosen.iter().filter_map(|metric| column(metric, row, judged)).map(|(_, text)| text);
+        let figures = std::iter::once(row.n.to_string()).chain(figures);
+        cells.extend(figures.map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
         table.add_row(cells);
     }
     let rule = "─".repeat(table.lines().map(|line| line.trim_end().chars().count()).max().unwrap_or(0));
@@ -127,5 +210,8 @@ mod tests {
         assert!(drawn.contains("GenAcc (span)") && !drawn.contains("dataset"), "{drawn}");
         assert!(drawn.contains("−0.150") && drawn.contains("[−0.300, +0.000]"), "{drawn}");
         assert!(drawn.contains('–') && drawn.contains("1 min 01 s"), "{drawn}");
+        let chosen = Summary { metrics: vec!["F1".into(), "Cost".into(), "Later".into()], ..summary };
+        let drawn = draw(&chosen, false);
+        assert!(drawn.contains("cost") && !drawn.contains("GenAcc") && !drawn.contains("Later"), "{drawn}");
     }
 }

@@ -23,6 +23,10 @@ same_names!(crds::ImportanceCorrection => config::ImportanceCorrection {
     None, TokenTruncated, SequenceTruncated, TokenMasked, SequenceMasked
 });
 same_names!(crds::KlKind => config::KlKind { K1, K2, K3 });
+same_names!(crds::Correction => config::Correction { None, Holm, BenjaminiHochberg });
+same_names!(crds::MetricName => config::Metric {
+    GenAcc, ExactMatch, F1, Gbr, Span, JudgeAccuracy, EvidenceRecall, Searches, Passages, Tokens, Latency, Cost
+});
 same_names!(crds::WarmStartTask => config::SftTask { Protocol, ShortAnswer });
 
 impl IntoConfig for &crds::Fusion {

@@ -10,10 +10,10 @@ use crate::{
     WorkerConfig, convert, index,
 };
 use s3_config::{
-    AdapterSpec, ArmConfig, ArmMethod as Method, EvaluatorConfig, ReportConfig, SampleConfig, SearchConfig,
-    StatisticsConfig,
+    AdapterSpec, ArmConfig, ArmMethod as Method, DatasetConfig, EvaluatorConfig, Prices, ReportConfig, SampleConfig,
+    SearchConfig, StatisticsConfig,
 };
-use s3_crds::{Ablation, Arm, ArmMethod, ArmSearcher, EvalRun, S3TrainingJob};
+use s3_crds::{Ablation, Arm, ArmMethod, ArmSearcher, Budget, EvalRun, Quantity, S3TrainingJob};
 use std::collections::BTreeSet;
 
 /// A sample of all questions.
@@ -51,11 +51,14 @@ pub(crate) fn component(
     } else {
         None
     };
-    let mut exclude = Vec::new();
+    let (mut exclude, mut exclude_sets) = (Vec::new(), Vec::new());
     for reference in &spec.sample.exclude_training_of {
         let job = resources.job(&resource, "sample.excludeTrainingOf", &reference.name)?;
         let mut theirs = Reader::new(&format!("S3TrainingJob/{}", reference.name), job.folder.as_deref());
-        exclude.extend(theirs.datasets(&job.object.spec.data.datasets, "data.datasets")?.into_iter().map(|d| d.path));
+        for dataset in theirs.datasets(&job.object.spec.data.datasets, "data.datasets")? {
+            let plain = DatasetConfig { name: dataset.name.clone(), path: dataset.path.clone(), ..Default::default() };
+            if dataset == plain { exclude.push(dataset.path) } else { exclude_sets.push(dataset) }
+        }
         take(&mut reader, theirs);
     }
     let report = if spec.report.enabled {
@@ -81,6 +84,7 @@ pub(crate) fn component(
             eligible: spec.sample.eligible,
             corpus,
             exclude,
+            exclude_sets,
         },
         retriever: peer(&Symbol::address(&retriever_component, GRPC_PORT)),
         generator,
@@ -90,7 +94,10 @@ pub(crate) fn component(
             resamples: spec.statistics.resamples as usize,
             baseline: baseline_arm(run.object.spec.statistics.baseline.as_ref(), &spec.arms),
             paired_against: spec.statistics.paired_against.clone(),
+            correction: spec.statistics.correction.into_config(),
         },
+        metrics: spec.metrics.iter().map(|metric| metric.into_config()).collect(),
+        prices: prices(spec.generator.budget.as_ref()),
         report,
         output: in_work(&own, "results"),
         serve: None,
@@ -112,6 +119,16 @@ pub(crate) fn component(
         readiness: Readiness::Outcome,
         config: Template::new(&WorkerConfig::Evaluator(Box::new(config)), &[("/runtime/admin", ADMIN_PORT)])?,
     })
+}
+
+/// What the generator's tokens cost, where its budget says it.
+fn prices(budget: Option<&Budget>) -> Option<Prices> {
+    let budget = budget?;
+    let value = |quantity: &Option<Quantity>| quantity.as_ref().and_then(Quantity::value);
+    let (prompt, answer) =
+        (value(&budget.price_per_million_prompt_tokens), value(&budget.price_per_million_answer_tokens));
+    (prompt.is_some() || answer.is_some())
+        .then(|| Prices { prompt: prompt.unwrap_or_default(), answer: answer.unwrap_or_default() })
 }
 
 /// Gains are measured against the named arm, else against the first naive RAG with a fixed count.

@@ -8,8 +8,8 @@ use crate::{
     WorkerConfig,
 };
 use s3_config::{
-    AuditConfig, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig,
-    RerankerConfig, RetrievalMethod, RetrieverServeConfig, VectorsConfig,
+    CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig, RerankerConfig,
+    RetrievalMethod, RetrieverServeConfig, VectorsConfig,
 };
 use s3_crds::{
     Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Reranker, Resources, RetrieverIndex, VectorIndexKind,
@@ -94,11 +94,7 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
         },
         lexical: lexical.clone(),
         dense: dense.clone(),
-        audit: reader
-            .datasets(&spec.audit.datasets, "audit.datasets")?
-            .into_iter()
-            .map(|dataset| AuditConfig { name: dataset.name, path: dataset.path })
-            .collect(),
+        audit: reader.datasets(&spec.audit.datasets, "audit.datasets")?,
         output: output.clone(),
     };
     let listens = [("/runtime/admin", ADMIN_PORT)];

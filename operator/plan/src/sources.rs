@@ -3,7 +3,10 @@
 use crate::fetch::{Place, Remote};
 use crate::{Input, PlanError, Symbol};
 use s3_config::{AdapterSpec, DatasetConfig, FetchLocation, ModelSpec};
-use s3_crds::{Corpus, DType, DataSource, Dataset, Device, Location, ModelSource, SecretKeyRef, Vectors};
+use s3_crds::{
+    Corpus, DType, DataSource, Dataset, Device, Location, ModelSource, QuestionFields, QuestionSet, SecretKeyRef,
+    Vectors,
+};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -193,22 +196,72 @@ impl<'a> Reader<'a> {
             .iter()
             .map(|dataset| {
                 let field = format!("{field}[{}].uri", dataset.name);
+                let set = set_name(dataset.set);
                 let source = |uri| Source {
                     uri,
                     revision: None,
                     sha256: dataset.sha256.as_ref(),
                     token: dataset.token_secret_ref.as_ref(),
                 };
-                let Some(uri) = &dataset.uri else {
-                    return Err(PlanError::field(
-                        &self.resource,
-                        &field,
-                        "public question sets are not fetched yet; name the file: set Custom, uri pvc://CLAIM/PATH",
-                    ));
+                let published = set.and_then(|set| hub(set, dataset.split.as_deref()));
+                let Some(uri) = dataset.uri.as_ref().or(published.as_ref()) else {
+                    let reason = "this set is published in MIRAGE's benchmark.json; name your copy of it";
+                    return Err(PlanError::field(&self.resource, &field, reason));
                 };
-                Ok(DatasetConfig { name: dataset.name.clone(), path: self.file(source(uri), &field)? })
+                Ok(DatasetConfig {
+                    name: dataset.name.clone(),
+                    path: self.file(source(uri), &field)?,
+                    set: set.map(str::to_owned),
+                    // a file of one split does not say which
+                    split: dataset.split.clone().filter(|_| dataset.uri.is_some()),
+                    fields: dataset.fields.as_ref().map(fields).unwrap_or_default(),
+                })
             })
             .collect()
+    }
+}
+
+/// A public set as the workers name it; none for a file of your own.
+fn set_name(set: QuestionSet) -> Option<&'static str> {
+    Some(match set {
+        QuestionSet::Custom => return None,
+        QuestionSet::Nq => "Nq",
+        QuestionSet::TriviaQa => "TriviaQa",
+        QuestionSet::PopQa => "PopQa",
+        QuestionSet::HotpotQa => "HotpotQa",
+        QuestionSet::TwoWiki => "TwoWiki",
+        QuestionSet::MuSiQue => "MuSiQue",
+        QuestionSet::Bamboogle => "Bamboogle",
+        QuestionSet::MedQa => "MedQa",
+        QuestionSet::MedMcqa => "MedMcqa",
+        QuestionSet::PubMedQa => "PubMedQa",
+        QuestionSet::BioAsq => "BioAsq",
+        QuestionSet::Mmlu => "Mmlu",
+    })
+}
+
+/// Where the FlashRAG collection keeps a set; none for sets that it has not.
+fn hub(set: &str, split: Option<&str>) -> Option<String> {
+    let (folder, usual) = match set {
+        "Nq" => ("nq", "test"),
+        "TriviaQa" => ("triviaqa", "test"),
+        "PopQa" => ("popqa", "test"),
+        "HotpotQa" => ("hotpotqa", "dev"),
+        "TwoWiki" => ("2wikimultihopqa", "dev"),
+        "MuSiQue" => ("musique", "dev"),
+        "Bamboogle" => ("bamboogle", "test"),
+        _ => return None,
+    };
+    Some(format!("hf://datasets/RUC-NLPIR/FlashRAG_datasets/{folder}/{}.jsonl", split.unwrap_or(usual)))
+}
+
+fn fields(of: &QuestionFields) -> s3_config::QuestionFields {
+    s3_config::QuestionFields {
+        id: of.id.clone(),
+        question: of.question.clone(),
+        answers: of.answers.clone(),
+        options: of.options.clone(),
+        evidence: of.evidence.clone(),
     }
 }
 

@@ -38,6 +38,13 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         Ok(Self { path: path.to_owned(), file, entries })
     }
 
+    /// The finished units of a journal that another process may be writing; nothing is changed, a torn last line
+    /// is left out.
+    pub fn read(path: &Path) -> Result<BTreeMap<String, T>, ArtifactError> {
+        let bytes = std::fs::read(path).map_err(|source| ArtifactError::io("read journal", path, source))?;
+        Ok(parse(path, &bytes)?.0)
+    }
+
     /// The value of a finished unit.
     pub fn get(&self, key: &str) -> Option<&T> {
         self.entries.get(key)

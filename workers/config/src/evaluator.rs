@@ -68,6 +68,87 @@ pub struct SampleConfig {
     /// Training question files: their questions are left out.
     #[serde(default)]
     pub exclude: Vec<PathBuf>,
+    /// Training sets that are a part of their file, or have columns of their own: theirs are left out, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude_sets: Vec<DatasetConfig>,
+}
+
+/// What a family of tests is corrected by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Correction {
+    /// Nothing.
+    None,
+    /// Holm's step-down.
+    #[default]
+    Holm,
+    /// Benjamini and Hochberg's false discovery rate.
+    BenjaminiHochberg,
+}
+
+impl Correction {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A column of the tables. Everything is measured whatever is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Metric {
+    /// Share of right answers: span, and the judge where there is one.
+    GenAcc,
+    /// Normalised equality with a gold answer.
+    ExactMatch,
+    /// Token F1 with the nearest gold answer.
+    F1,
+    /// GenAcc minus the baseline arm's.
+    Gbr,
+    /// A gold answer's span stands in the answer, whatever its length and the judge say.
+    Span,
+    /// The judge's word alone.
+    JudgeAccuracy,
+    /// Share of the marked evidence titles that was handed over; where a set marks none, whether a passage that was
+    /// handed over holds a gold answer.
+    EvidenceRecall,
+    /// Searches per question.
+    Searches,
+    /// Passages per question.
+    Passages,
+    /// Tokens that the searcher wrote, and words that the generator was given to read.
+    Tokens,
+    /// Seconds per question.
+    Latency,
+    /// What the generator's and judge's calls cost.
+    Cost,
+}
+
+/// What tables show when nothing is chosen.
+pub const METRICS: [Metric; 8] = [
+    Metric::GenAcc,
+    Metric::ExactMatch,
+    Metric::F1,
+    Metric::Gbr,
+    Metric::Searches,
+    Metric::Passages,
+    Metric::Tokens,
+    Metric::Latency,
+];
+
+fn default_metrics() -> Vec<Metric> {
+    METRICS.to_vec()
+}
+
+fn are_default(metrics: &[Metric]) -> bool {
+    metrics == METRICS
+}
+
+/// Prices of the generator's tokens, per million.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Prices {
+    /// Of prompt tokens.
+    pub prompt: f64,
+    /// Of answer tokens.
+    pub answer: f64,
 }
 
 /// Confidence intervals and tests.
@@ -82,11 +163,20 @@ pub struct StatisticsConfig {
     pub baseline: Option<String>,
     /// Arms compared in pairs with every other.
     pub paired_against: Vec<String>,
+    /// What the tests are corrected by.
+    #[serde(skip_serializing_if = "Correction::is_default")]
+    pub correction: Correction,
 }
 
 impl Default for StatisticsConfig {
     fn default() -> Self {
-        Self { confidence: 0.95, resamples: 10_000, baseline: None, paired_against: Vec::new() }
+        Self {
+            confidence: 0.95,
+            resamples: 10_000,
+            baseline: None,
+            paired_against: Vec::new(),
+            correction: Correction::default(),
+        }
     }
 }
 
@@ -128,6 +218,12 @@ pub struct EvaluatorConfig {
     /// Questions per journalled unit of work.
     #[serde(default = "default_chunk")]
     pub chunk: usize,
+    /// Columns of the tables.
+    #[serde(default = "default_metrics", skip_serializing_if = "are_default")]
+    pub metrics: Vec<Metric>,
+    /// What the generator's tokens cost, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prices: Option<Prices>,
     /// Statistics.
     #[serde(default)]
     pub statistics: StatisticsConfig,

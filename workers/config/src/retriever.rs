@@ -1,6 +1,6 @@
 //! The retriever: building an index and serving it.
 
-use crate::{DeviceKind, RetrievalMethod, Runtime};
+use crate::{DatasetConfig, DeviceKind, RetrievalMethod, Runtime};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -151,16 +151,6 @@ impl Default for FusionConfig {
     }
 }
 
-/// A question file whose answerable fraction the build reports.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AuditConfig {
-    /// Dataset name.
-    pub name: String,
-    /// Questions file (jsonl).
-    pub path: PathBuf,
-}
-
 /// `s3-retriever build`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -177,7 +167,7 @@ pub struct IndexBuildConfig {
     pub dense: Option<DenseConfig>,
     /// Datasets audited against the corpus.
     #[serde(default)]
-    pub audit: Vec<AuditConfig>,
+    pub audit: Vec<DatasetConfig>,
     /// Folder of published versions: `<output>/<digest>/` and the pointer `<output>/CURRENT`.
     pub output: PathBuf,
 }

@@ -7,14 +7,50 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// A question file (jsonl of `{id, question, answers}`) under its dataset name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A question file under its dataset name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DatasetConfig {
     /// Dataset name; enters ids and digests.
     pub name: String,
-    /// The file.
+    /// The file: JSON lines, JSON or Parquet.
     pub path: PathBuf,
+    /// The public set that it holds; of a file with several only its rows are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
+    /// Only rows of this split, where rows say theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
+    /// Where question and answers stand in a row; the usual places by default.
+    #[serde(default, skip_serializing_if = "QuestionFields::is_default")]
+    pub fields: QuestionFields,
+}
+
+/// Columns of a question file, members of members with dots: `reward_model.ground_truth.target`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct QuestionFields {
+    /// The id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The question.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub question: Option<String>,
+    /// The gold answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answers: Option<String>,
+    /// The options of a multiple-choice question, by their letters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<String>,
+    /// Titles of the evidence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<String>,
+}
+
+impl QuestionFields {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How answers are asked of the gateway, and judged.

@@ -1,6 +1,7 @@
 //! Why an evaluation cannot be run.
 
 use s3_artifacts::ArtifactError;
+use s3_questions::QuestionError;
 use s3_rollout::RolloutError;
 use s3_telemetry::{ExitClass, Failure};
 use std::path::PathBuf;
@@ -21,6 +22,9 @@ pub enum EvalError {
         /// What is wrong.
         reason: String,
     },
+    /// A question file cannot be read as what it should be.
+    #[error(transparent)]
+    Questions(#[from] QuestionError),
     /// The question set was chosen by whether the baseline is right.
     #[error(
         "{path}: {mark} says that these questions were filtered by whether the baseline answers them; where the baseline is always wrong every gain beyond it is free, so this set is refused: evaluate on the unfiltered questions"
@@ -62,6 +66,9 @@ pub enum EvalError {
     /// The page could not be made.
     #[error("report page: {0}")]
     Page(#[from] minijinja::Error),
+    /// A table could not be written.
+    #[error("export: {0}")]
+    Export(String),
     /// A file failed.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -87,12 +94,18 @@ impl From<EvalError> for Failure {
             {
                 ExitClass::Input
             }
+            EvalError::Questions(QuestionError::Io { ref source, .. })
+                if source.kind() != std::io::ErrorKind::NotFound =>
+            {
+                ExitClass::Io
+            }
             EvalError::Artifact(ref error) if error.is_io() => ExitClass::Io,
             EvalError::Artifact(ref error) if error.is_fenced() => ExitClass::Fenced,
             EvalError::Outage { .. } | EvalError::Busy { .. } => ExitClass::Unavailable,
-            EvalError::Page(_) => ExitClass::Internal,
+            EvalError::Page(_) | EvalError::Export(_) => ExitClass::Internal,
             EvalError::Config(_)
             | EvalError::Line { .. }
+            | EvalError::Questions(_)
             | EvalError::Filtered { .. }
             | EvalError::Changed { .. }
             | EvalError::Artifact(_) => ExitClass::Input,

@@ -124,6 +124,12 @@ pub fn freeze_identity(state: &Path, identity: &Value) -> Result<(), EvalError> 
     Err(EvalError::Changed { path, what: changed.join(", ") })
 }
 
+/// The frozen identity of a state folder.
+pub fn frozen(state: &Path) -> Result<Value, EvalError> {
+    let path = state.join(IDENTITY);
+    read(&path)?.ok_or_else(|| EvalError::Config(format!("{}: nothing has been evaluated yet", path.display())))
+}
+
 fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }

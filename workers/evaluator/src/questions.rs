@@ -2,13 +2,13 @@
 
 use crate::error::EvalError;
 use crate::filtered;
-use s3_config::EvaluatorConfig;
+use s3_config::{DatasetConfig, EvaluatorConfig};
 use s3_search::eligible;
 use s3_search::score::{check_golds, normalize};
 use s3_search::{Passage, Question};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
@@ -30,35 +30,35 @@ pub struct QuestionSet {
     pub unanswerable: usize,
     /// In the order of sha256(seed ‖ question). Questions with equal ids are kept.
     pub questions: Vec<Question>,
-}
-
-/// One row of a question file; further keys are looked at by [`filtered`] only.
-#[derive(Deserialize)]
-struct Row {
-    #[serde(default)]
-    id: Option<serde_json::Value>,
-    question: String,
-    answers: Vec<String>,
-}
-
-/// A row of which only the question's text matters.
-#[derive(Deserialize)]
-struct TrainingRow {
-    question: String,
+    /// Titles of the passages that the set marks as evidence, per question; empty where it marks none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<Vec<String>>,
 }
 
 /// Chooses the questions that the configuration asks for.
 pub fn choose(config: &EvaluatorConfig) -> Result<QuestionSet, EvalError> {
-    let mut questions = Vec::new();
+    let (mut questions, mut evidence) = (Vec::new(), BTreeMap::new());
     for dataset in &config.datasets {
         filtered::refuse_manifest(&dataset.path)?;
-        questions.extend(read_questions(&dataset.name, &dataset.path)?);
+        s3_questions::each(dataset, |asked, row, _| {
+            filtered::refuse_row(&dataset.path, row)?;
+            if !asked.evidence.is_empty() {
+                evidence.insert(key(&asked.question), asked.evidence);
+            }
+            questions.push(asked.question);
+            Ok::<(), EvalError>(())
+        })?;
     }
     let mut training = Vec::new();
     for path in &config.sample.exclude {
-        each_line(path, |row: TrainingRow| training.push(row.question))?;
+        // of a training file only the questions' texts matter, whatever the rest of a row is
+        let dataset = DatasetConfig { name: "training".into(), path: path.clone(), ..DatasetConfig::default() };
+        s3_questions::texts(&dataset, |text| training.push(text))?;
     }
-    let set = if config.sample.eligible {
+    for dataset in &config.sample.exclude_sets {
+        s3_questions::texts(dataset, |text| training.push(text))?;
+    }
+    let mut set = if config.sample.eligible {
         let Some(corpus) = &config.sample.corpus else {
             return Err(EvalError::Config(
                 "sample.eligible needs sample.corpus, the passages that are searched".into(),
@@ -76,6 +76,7 @@ pub fn choose(config: &EvaluatorConfig) -> Result<QuestionSet, EvalError> {
             in_training: set.in_training,
             unanswerable: set.unanswerable,
             questions: set.questions,
+            evidence: Vec::new(),
         }
     } else {
         any(questions, &training, config.seed, config.sample.size)
@@ -85,6 +86,10 @@ pub fn choose(config: &EvaluatorConfig) -> Result<QuestionSet, EvalError> {
             "no question is left of {}: {} are training questions, {} have no gold answer in the corpus",
             set.considered, set.in_training, set.unanswerable
         )));
+    }
+    if !evidence.is_empty() {
+        set.evidence =
+            set.questions.iter().map(|question| evidence.get(&key(question)).cloned().unwrap_or_default()).collect();
     }
     for question in &set.questions {
         check_golds(&question.answers)
@@ -109,30 +114,12 @@ fn any(questions: Vec<Question>, training: &[String], seed: u64, size: usize) ->
         in_training,
         unanswerable: 0,
         questions,
+        evidence: Vec::new(),
     }
 }
 
-fn read_questions(dataset: &str, path: &Path) -> Result<Vec<Question>, EvalError> {
-    let mut questions = Vec::new();
-    for (at, text) in lines(path)?.enumerate() {
-        let line = at + 1;
-        let fault = |reason: String| EvalError::Line { path: path.to_owned(), line, reason };
-        let text = text.map_err(|error| EvalError::read(path, error))?;
-        if text.trim().is_empty() {
-            continue;
-        }
-        let value: serde_json::Value = serde_json::from_str(&text).map_err(|error| fault(error.to_string()))?;
-        filtered::refuse_row(path, &value)?;
-        let row: Row = serde_json::from_value(value).map_err(|error| fault(error.to_string()))?;
-        let id = match row.id {
-            Some(serde_json::Value::String(id)) => id,
-            Some(serde_json::Value::Number(id)) => id.to_string(),
-            None => format!("{dataset}-{at}"),
-            Some(other) => return Err(fault(format!("id {other} is neither a text nor a number"))),
-        };
-        questions.push(Question { id, dataset: dataset.to_owned(), question: row.question, answers: row.answers });
-    }
-    Ok(questions)
+fn key(question: &Question) -> (String, String, String) {
+    (question.dataset.clone(), question.id.clone(), question.question.clone())
 }
 
 fn lines(path: &Path) -> Result<impl Iterator<Item = std::io::Result<String>>, EvalError> {

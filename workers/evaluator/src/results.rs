@@ -1,16 +1,21 @@
 //! Per-question results, and the artifact that holds them.
 //!
 //! The folder has `results.jsonl` (one row a question and arm, sorted by dataset, id, arm), `passages.jsonl`
-//! (every passage that a row names, once), `questions.json` (the frozen list) and `summary.json`. Nothing in
-//! these files depends on time or place; seconds stand in the manifest's facts.
+//! (every passage that a row names, once), `logprobs.jsonl` and `pieces.json` (log-probabilities and text of the
+//! tokens that searchers wrote), `questions.json` (the frozen list) and `summary.json`. Nothing in
+//! these files depends on time or place; seconds and tokens paid for stand in the manifest's facts.
 
 use crate::error::EvalError;
+use crate::identity;
 use crate::questions::QuestionSet;
+use crate::report::data::thousandths;
+use crate::statistics::percentiles::{Spread, spread};
 use crate::summary::Summary;
-use crate::units::ArmResults;
-use s3_artifacts::{ArtifactError, canonical_json, digest_bytes, load_manifest, publish_folder, write_atomic};
-use s3_rollout::Scored;
+use crate::units::{ArmResults, UNITS, Unit};
+use s3_artifacts::{ArtifactError, Journal, canonical_json, digest_bytes, load_manifest, publish_folder, write_atomic};
+use s3_config::EvaluatorConfig;
 use s3_rollout::record::EpisodeRecord;
+use s3_rollout::{Scored, Usage};
 use s3_search::score::{Verdict, exact_match, f1, gbr};
 use s3_search::{Action, Passage, Question, StopReason};
 use serde::de::DeserializeOwned;
@@ -26,6 +31,8 @@ const RESULTS: &str = "results.jsonl";
 const PASSAGES: &str = "passages.jsonl";
 const QUESTIONS: &str = "questions.json";
 const SUMMARY: &str = "summary.json";
+const LOGPROBS: &str = "logprobs.jsonl";
+const PIECES: &str = "pieces.json";
 
 /// One question under one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,8 +136,33 @@ pub struct Results {
     pub rows: Vec<ResultRow>,
     /// Every passage that the rows name, by id.
     pub passages: BTreeMap<String, Passage>,
-    /// Wall-clock seconds by arm.
+    /// Log-probabilities of what searchers wrote, in thousandths, turn after turn: by arm and place.
+    pub logprobs: BTreeMap<(String, usize), Vec<i32>>,
+    /// Text of the tokens that searchers wrote, by id. Arms of one tokenizer share it; those of several have none.
+    pub pieces: BTreeMap<u32, String>,
+    /// What differs between two equal runs.
+    pub facts: Facts,
+}
+
+/// A line of the log-probabilities' file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogprobRow {
+    arm: String,
+    place: usize,
+    thousandths: Vec<i32>,
+}
+
+/// What differs between two equal runs, by arm: in no digest and no file but the manifest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    /// Wall-clock seconds.
     pub seconds: BTreeMap<String, f64>,
+    /// Seconds per question.
+    pub latency: BTreeMap<String, Spread>,
+    /// Tokens of the answers.
+    pub usage: BTreeMap<String, Usage>,
 }
 
 impl Results {
@@ -139,21 +171,26 @@ impl Results {
         let base: Option<&[Scored]> =
             arms.iter().find(|(name, _)| Some(name.as_str()) == baseline).map(|(_, arm)| arm.scored.as_slice());
         let mut rows = Vec::new();
-        let mut passages = BTreeMap::new();
+        let (mut passages, mut logprobs) = (BTreeMap::new(), BTreeMap::new());
         for (name, results) in arms {
             let against = base.filter(|_| Some(name.as_str()) != baseline);
-            for (place, question) in questions.questions.iter().enumerate() {
-                let (gathered, scored) = (&results.gathered[place], &results.scored[place]);
+            // an arm that is still running has results for the first questions
+            let done = questions.questions.iter().zip(&results.gathered).zip(&results.scored).enumerate();
+            for (place, ((question, gathered), scored)) in done {
                 let seen = gathered.episode.iter().flat_map(|episode| &episode.turns).flat_map(|turn| &turn.window);
                 for passage in gathered.passages.iter().chain(seen) {
                     passages.entry(passage.id.clone()).or_insert_with(|| passage.clone());
+                }
+                if let Some(episode) = gathered.episode.as_ref().filter(|episode| !episode.logprobs.is_empty()) {
+                    let values = episode.logprobs.iter().map(|one| thousandths(*one)).collect();
+                    logprobs.insert((name.clone(), place), values);
                 }
                 rows.push(ResultRow {
                     dataset: question.dataset.clone(),
                     id: question.id.clone(),
                     arm: name.clone(),
                     place,
-                    gain: against.and_then(|base| gbr(scored.verdict, base[place].verdict)),
+                    gain: against.and_then(|base| gbr(scored.verdict, base.get(place)?.verdict)),
                     searches: gathered.searches,
                     passages: ids(&gathered.passages),
                     episode: gathered.episode.as_ref().map(EpisodeRow::new),
@@ -162,8 +199,28 @@ impl Results {
             }
         }
         rows.sort_by(|a, b| (&a.dataset, &a.id, &a.arm, a.place).cmp(&(&b.dataset, &b.id, &b.arm, b.place)));
-        let seconds = arms.iter().map(|(name, arm)| (name.clone(), arm.seconds)).collect();
-        Self { questions, rows, passages, seconds }
+        let mut facts = Facts::default();
+        for (name, arm) in arms {
+            facts.seconds.insert(name.clone(), arm.seconds);
+            facts.latency.extend(spread(&arm.latencies).map(|spread| (name.clone(), spread)));
+            if arm.usage != Usage::default() {
+                facts.usage.insert(name.clone(), arm.usage);
+            }
+        }
+        Self { questions, rows, passages, logprobs, pieces: BTreeMap::new(), facts }
+    }
+
+    /// What a run that is going on, or was stopped, has found so far.
+    pub fn so_far(config: &EvaluatorConfig) -> Result<Self, EvalError> {
+        let state = &config.runtime.state_dir;
+        let path = state.join(identity::QUESTIONS);
+        let bytes = std::fs::read(&path).map_err(|error| EvalError::read(&path, error))?;
+        let questions = serde_json::from_slice(&bytes)
+            .map_err(|error| ArtifactError::Corrupt { path, reason: error.to_string() })?;
+        let units = Journal::<Unit>::read(&state.join(UNITS))?;
+        let arms: Vec<(String, ArmResults)> =
+            config.arms.iter().map(|arm| (arm.name.clone(), ArmResults::so_far(&units, &arm.name))).collect();
+        Ok(Self::collect(questions, &arms, config.statistics.baseline.as_deref()))
     }
 
     /// Digest over the rows in order: answers, verdicts, episode token ids. Never seconds.
@@ -182,10 +239,18 @@ impl Results {
         }
         write_atomic(&staging.join(RESULTS), lines(&self.rows)?.as_bytes())?;
         write_atomic(&staging.join(PASSAGES), lines(self.passages.values())?.as_bytes())?;
+        let logprobs = self.logprobs.iter().map(|((arm, place), thousandths)| LogprobRow {
+            arm: arm.clone(),
+            place: *place,
+            thousandths: thousandths.clone(),
+        });
+        let logprobs: Vec<LogprobRow> = logprobs.collect();
+        write_atomic(&staging.join(LOGPROBS), lines(&logprobs)?.as_bytes())?;
+        write_atomic(&staging.join(PIECES), &pretty(&self.pieces)?)?;
         write_atomic(&staging.join(QUESTIONS), &pretty(&self.questions)?)?;
         write_atomic(&staging.join(SUMMARY), &pretty(&summary.timeless())?)?;
         let identity = serde_json::json!({ "evaluation": identity, "results": self.digest()? });
-        let facts = serde_json::json!({ "seconds": self.seconds });
+        let facts = serde_json::to_value(&self.facts).map_err(ArtifactError::from)?;
         publish_folder(staging, target, KIND, FORMAT, identity, facts)?;
         Ok(())
     }
@@ -206,11 +271,17 @@ impl Results {
         let rows = from_lines(&parse(RESULTS)?).map_err(|e| corrupt(RESULTS, &e))?;
         let passages: Vec<Passage> = from_lines(&parse(PASSAGES)?).map_err(|e| corrupt(PASSAGES, &e))?;
         let passages = passages.into_iter().map(|passage| (passage.id.clone(), passage)).collect();
-        let seconds: BTreeMap<String, f64> =
-            serde_json::from_value(manifest.facts["seconds"].clone()).map_err(|e| corrupt("manifest.json", &e))?;
-        let summary = summary.with_seconds(&seconds);
+        // results of an earlier version have neither
+        let (mut logprobs, mut pieces) = (BTreeMap::new(), BTreeMap::new());
+        if manifest.files.contains_key(LOGPROBS) {
+            let rows: Vec<LogprobRow> = from_lines(&parse(LOGPROBS)?).map_err(|e| corrupt(LOGPROBS, &e))?;
+            logprobs = rows.into_iter().map(|row| ((row.arm, row.place), row.thousandths)).collect();
+            pieces = serde_json::from_slice(&parse(PIECES)?).map_err(|e| corrupt(PIECES, &e))?;
+        }
+        let facts: Facts = serde_json::from_value(manifest.facts.clone()).map_err(|e| corrupt("manifest.json", &e))?;
+        let summary = summary.with_facts(&facts);
         let identity = manifest.identity["evaluation"].clone();
-        Ok((Self { questions, rows, passages, seconds }, identity, summary))
+        Ok((Self { questions, rows, passages, logprobs, pieces, facts }, identity, summary))
     }
 }
 

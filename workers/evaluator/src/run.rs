@@ -5,8 +5,8 @@ use crate::error::EvalError;
 use crate::results::Results;
 use crate::statistics::detectable;
 use crate::summary::{Summary, summarise};
-use crate::units::{ArmResults, ArmRun, Unit};
-use crate::{identity, questions, report};
+use crate::units::{ArmResults, ArmRun, UNITS, Unit};
+use crate::{identity, pieces, questions, report};
 use s3_artifacts::{ArtifactError, Journal};
 use s3_config::EvaluatorConfig;
 use s3_rollout::{GeneratorPeer, Link, RetrieverPeer};
@@ -62,7 +62,7 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
     let identity = identity::of(config, &set, retriever.index_digest(), generator.digest())?;
     identity::freeze_identity(state, &identity)?;
 
-    let mut journal: Journal<Unit> = Journal::open(&state.join("units.journal"))?;
+    let mut journal: Journal<Unit> = Journal::open(&state.join(UNITS))?;
     let around = Surroundings { retriever: &retriever, shutdown: &run.link.shutdown, seed: config.seed };
     let mut done: Vec<Option<ArmResults>> = vec![None; config.arms.len()];
     for (number, at) in order.into_iter().enumerate() {
@@ -86,7 +86,8 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
     run.progress.phase("statistics and report", 0);
     let arms: Vec<(String, ArmResults)> =
         config.arms.iter().map(|arm| arm.name.clone()).zip(done.into_iter().flatten()).collect();
-    let results = Results::collect(set, &arms, config.statistics.baseline.as_deref());
+    let mut results = Results::collect(set, &arms, config.statistics.baseline.as_deref());
+    results.pieces = pieces::of(&config.arms, &results.rows)?;
     let summary = summarise(config, &results)?;
     results.publish(&config.output, &staging(config), &identity, &summary)?;
     if let Some(page) = &config.report {

@@ -1,10 +1,16 @@
 //! From per-question results to the table of arms and the paired tests.
 
 use crate::arms;
-use crate::results::{ResultRow, Results};
-use crate::statistics::{Interval, bootstrap, detectable, holm, mcnemar, wilson};
+use crate::measure::{Flags, Measures, measure};
+use crate::published::{Beside, beside, reasons};
+use crate::results::{Facts, ResultRow, Results};
+use crate::statistics::percentiles::{Spread, spread};
+use crate::statistics::{Interval, bootstrap, correction, detectable, mcnemar, wilson};
 use s3_artifacts::{ArtifactError, digest_json};
-use s3_config::{ArmConfig, EvaluatorConfig, GeneratorConfig, StatisticsConfig};
+use s3_config::{
+    ArmConfig, ArmMethod, Correction, EvaluatorConfig, GeneratorConfig, METRICS, Metric, Prices, StatisticsConfig,
+};
+use s3_rollout::Usage;
 use s3_search::score::Verdict;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,13 +30,32 @@ pub struct Summary {
     pub baseline: Option<String>,
     /// Arms in the configured order; per arm all datasets together, then each where there are several.
     pub table: Vec<TableRow>,
-    /// Paired tests.
+    /// Paired tests over all datasets together.
     pub pairs: Vec<Pair>,
+    /// The same within each dataset, where there are several: a family of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_dataset: Vec<Pair>,
+    /// What each family is corrected by.
+    #[serde(default)]
+    pub correction: Correction,
+    /// Columns of the tables.
+    #[serde(default = "all_metrics")]
+    pub metrics: Vec<Metric>,
+    /// The reference's published figures beside this run's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<Beside>,
+    /// Why the two differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published_reasons: Vec<String>,
     /// What a reader must know.
     pub notes: Vec<String>,
     /// The report page.
     #[serde(default)]
     pub report: Option<String>,
+}
+
+fn all_metrics() -> Vec<Metric> {
+    METRICS.to_vec()
 }
 
 /// One arm on one dataset.
@@ -59,6 +84,27 @@ pub struct TableRow {
     pub passages: f64,
     /// Tokens that the searcher wrote, per question.
     pub tokens: f64,
+    /// A gold answer's span stands in the answer, Wilson interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<Interval>,
+    /// The judge says yes, Wilson interval; none without a judge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<Interval>,
+    /// Evidence recall, `BCa` bootstrap interval; see [`Measures::evidence`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Interval>,
+    /// Words that the generator was given to read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub words: Option<Spread>,
+    /// Seconds per question, of the row of all datasets; like `seconds` in no digest and no file of the artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Spread>,
+    /// Tokens of the generator, of the row of all datasets; as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// What these tokens cost, where prices are configured; as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
     /// Wall-clock seconds of the arm, shared evenly over its questions; in no digest and no file of the artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
@@ -68,6 +114,9 @@ pub struct TableRow {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pair {
+    /// Dataset, or [`ALL`].
+    #[serde(default = "all_datasets", skip_serializing_if = "is_all")]
+    pub dataset: String,
     /// The arm.
     pub arm: String,
     /// The one it is compared with.
@@ -82,8 +131,17 @@ pub struct Pair {
     pub difference: Interval,
     /// Exact `McNemar` test, two-sided.
     pub p: f64,
-    /// Corrected over all pairs (Holm).
-    pub p_holm: f64,
+    /// Corrected over all pairs of its family.
+    #[serde(alias = "pHolm")]
+    pub p_corrected: f64,
+}
+
+fn all_datasets() -> String {
+    ALL.to_owned()
+}
+
+fn is_all(dataset: &str) -> bool {
+    dataset == ALL
 }
 
 impl Summary {
@@ -93,14 +151,14 @@ impl Summary {
         let mut summary = self.clone();
         summary.report = None;
         for row in &mut summary.table {
-            row.seconds = None;
+            (row.seconds, row.latency, row.usage, row.cost) = (None, None, None, None);
         }
         summary
     }
 
-    /// With the seconds of each arm again.
+    /// With what differs between two equal runs again; costs need the prices, see [`Summary::with_prices`].
     #[must_use]
-    pub fn with_seconds(mut self, seconds: &BTreeMap<String, f64>) -> Self {
+    pub fn with_facts(mut self, facts: &Facts) -> Self {
         let mut questions: BTreeMap<String, usize> = BTreeMap::new();
         for row in &self.table {
             let most = questions.entry(row.arm.clone()).or_default();
@@ -108,9 +166,31 @@ impl Summary {
         }
         for row in &mut self.table {
             let share = (row.n + row.masked) as f64 / questions[&row.arm].max(1) as f64;
-            row.seconds = seconds.get(&row.arm).map(|all| all * share);
+            row.seconds = facts.seconds.get(&row.arm).map(|all| all * share);
+            if row.dataset == ALL {
+                row.latency = facts.latency.get(&row.arm).copied();
+                row.usage = facts.usage.get(&row.arm).copied();
+            }
         }
         self
+    }
+
+    /// With what the tokens cost.
+    #[must_use]
+    pub fn with_prices(mut self, prices: Option<Prices>) -> Self {
+        let Some(prices) = prices else { return self };
+        let million = |tokens: u64, price: f64| tokens as f64 * price / 1e6;
+        for row in &mut self.table {
+            let cost =
+                |used: Usage| million(used.prompt_tokens, prices.prompt) + million(used.answer_tokens, prices.answer);
+            row.cost = row.usage.map(cost);
+        }
+        self
+    }
+
+    /// Whether a column is wanted.
+    pub fn shows(&self, metric: Metric) -> bool {
+        self.metrics.contains(&metric)
     }
 }
 
@@ -126,31 +206,67 @@ pub fn accuracy_name(generator: &GeneratorConfig) -> String {
 pub fn summarise(config: &EvaluatorConfig, results: &Results) -> Result<Summary, ArtifactError> {
     let statistics = Figures { seed: config.seed, config: &config.statistics };
     let datasets: BTreeSet<&str> = results.rows.iter().map(|row| row.dataset.as_str()).collect();
+    let closed_book = config.arms.iter().filter(|arm| matches!(arm.method, ArmMethod::Direct {}));
+    let closed_book: BTreeSet<String> = closed_book.map(|arm| arm.name.clone()).collect();
+    let (measures, flags) = measure(results, &closed_book);
     let mut table = Vec::new();
     for arm in &config.arms {
-        let mut rows: Vec<&ResultRow> = results.rows.iter().filter(|row| row.arm == arm.name).collect();
+        let mut rows: Vec<Measured> =
+            results.rows.iter().zip(&measures).filter(|(row, _)| row.arm == arm.name).collect();
         // resamples draw places: one order, so that GBR and the paired difference are the same figure
-        rows.sort_by_key(|row| row.place);
+        rows.sort_by_key(|(row, _)| row.place);
         table.push(statistics.row(&arm.name, ALL, &rows)?);
         if datasets.len() > 1 {
             for dataset in &datasets {
-                let part: Vec<&ResultRow> = rows.iter().copied().filter(|row| row.dataset == *dataset).collect();
+                let part: Vec<Measured> = rows.iter().copied().filter(|(row, _)| row.dataset == *dataset).collect();
                 table.push(statistics.row(&arm.name, dataset, &part)?);
             }
         }
     }
-    let pairs = statistics.pairs(&config.arms, &results.rows)?;
-    let notes = notes(config, results, &table, &pairs);
-    let summary = Summary {
+    let pairs = statistics.pairs(&config.arms, &results.rows, &[ALL])?;
+    let parts: Vec<&str> = if datasets.len() > 1 { datasets.iter().copied().collect() } else { Vec::new() };
+    let by_dataset = statistics.pairs(&config.arms, &results.rows, &parts)?;
+    let mut notes = notes(config, results, &table, &pairs);
+    notes.extend(flagged(&flags));
+    let mut summary = Summary {
         accuracy: accuracy_name(&config.generator),
         confidence: config.statistics.confidence,
         baseline: config.statistics.baseline.clone(),
         table,
         pairs,
+        by_dataset,
+        correction: config.statistics.correction,
+        metrics: config.metrics.clone(),
+        published: Vec::new(),
+        published_reasons: Vec::new(),
         notes,
         report: config.report.as_ref().map(|report| report.path.to_string_lossy().into_owned()),
     };
-    Ok(summary.with_seconds(&results.seconds))
+    summary.published = beside(config, &summary);
+    if !summary.published.is_empty() {
+        summary.published_reasons = reasons(config, &summary);
+    }
+    Ok(summary.with_facts(&results.facts).with_prices(config.prices))
+}
+
+type Measured<'a> = (&'a ResultRow, &'a Measures);
+
+/// What a reader must know of the questions themselves.
+fn flagged(flags: &[Flags]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let known = flags.iter().filter(|flag| flag.closed_book.is_some()).count();
+    let closed = flags.iter().filter(|flag| flag.closed_book == Some(true)).count();
+    if known > 0 && closed > 0 {
+        notes.push(format!("{closed} of {known} questions are answered rightly without any passage (closed book)."));
+    }
+    let unseen = flags.iter().filter(|flag| flag.unseen).count();
+    if unseen > 0 {
+        notes.push(format!(
+            "For {unseen} of {} questions no passage that any arm saw holds a gold answer.",
+            flags.len()
+        ));
+    }
+    notes
 }
 
 struct Figures<'a> {
@@ -159,20 +275,26 @@ struct Figures<'a> {
 }
 
 impl Figures<'_> {
-    fn row(&self, arm: &str, dataset: &str, rows: &[&ResultRow]) -> Result<TableRow, ArtifactError> {
-        let known: Vec<&ResultRow> = rows.iter().copied().filter(|row| row.verdict.value().is_some()).collect();
+    fn row(&self, arm: &str, dataset: &str, rows: &[Measured]) -> Result<TableRow, ArtifactError> {
+        let known: Vec<Measured> = rows.iter().copied().filter(|(row, _)| row.verdict.value().is_some()).collect();
         let n = known.len();
-        let share = |right: &dyn Fn(&ResultRow) -> bool| {
-            wilson::interval(known.iter().filter(|row| right(row)).count(), n, self.config.confidence)
-        };
-        let f1: Vec<f64> = known.iter().filter_map(|row| row.f1).collect();
+        let wilson = |right: usize, n: usize| wilson::interval(right, n, self.config.confidence);
+        let share = |right: &dyn Fn(&ResultRow) -> bool| wilson(known.iter().filter(|(row, _)| right(row)).count(), n);
+        let f1: Vec<f64> = known.iter().filter_map(|(row, _)| row.f1).collect();
         let f1 = self.bootstrap(&f1, &["f1", arm, dataset])?;
-        let gains: Vec<f64> = rows.iter().filter_map(|row| row.gain).collect();
+        let gains: Vec<f64> = rows.iter().filter_map(|(row, _)| row.gain).collect();
         let baseline = self.config.baseline.as_deref().unwrap_or_default();
         let name = ["difference", arm, baseline, dataset];
         let gbr = if gains.is_empty() { None } else { Some(self.bootstrap(&gains, &name)?) };
-        let mean =
-            |of: &dyn Fn(&ResultRow) -> f64| rows.iter().map(|row| of(row)).sum::<f64>() / rows.len().max(1) as f64;
+        let mean = |of: &dyn Fn(&ResultRow) -> f64| {
+            rows.iter().map(|(row, _)| of(row)).sum::<f64>() / rows.len().max(1) as f64
+        };
+        let spans: Vec<bool> = known.iter().filter_map(|(_, one)| one.span).collect();
+        let judged: Vec<bool> = known.iter().filter_map(|(_, one)| one.judge).collect();
+        let yes = |of: &[bool]| of.iter().filter(|yes| **yes).count();
+        let evidence: Vec<f64> = known.iter().map(|(_, one)| one.evidence).collect();
+        let evidence = self.bootstrap(&evidence, &["evidence", arm, dataset])?;
+        let words: Vec<f64> = rows.iter().map(|(_, one)| one.words as f64).collect();
         Ok(TableRow {
             arm: arm.to_owned(),
             dataset: dataset.to_owned(),
@@ -185,6 +307,13 @@ impl Figures<'_> {
             searches: mean(&|row| f64::from(row.searches)),
             passages: mean(&|row| row.passages.len() as f64),
             tokens: mean(&|row| row.episode.as_ref().map_or(0, crate::results::EpisodeRow::written) as f64),
+            span: Some(wilson(yes(&spans), spans.len())),
+            judge: (!judged.is_empty()).then(|| wilson(yes(&judged), judged.len())),
+            evidence: Some(Interval { low: evidence.low.max(0.0), ..evidence }),
+            words: spread(&words),
+            latency: None,
+            usage: None,
+            cost: None,
             seconds: None,
         })
     }
@@ -196,51 +325,62 @@ impl Figures<'_> {
         Ok(bootstrap::mean(values, 1.0, self.config.confidence, self.config.resamples, seed))
     }
 
-    /// Every arm against each of `pairedAgainst` (else the baseline), each pair once.
-    fn pairs(&self, arms: &[ArmConfig], rows: &[ResultRow]) -> Result<Vec<Pair>, ArtifactError> {
+    /// Every arm against each of `pairedAgainst` (else the baseline), each pair once, in each of these datasets: one
+    /// family of tests.
+    fn pairs(&self, arms: &[ArmConfig], rows: &[ResultRow], datasets: &[&str]) -> Result<Vec<Pair>, ArtifactError> {
         let mut against: Vec<&str> = self.config.paired_against.iter().map(String::as_str).collect();
         if against.is_empty() {
             against.extend(self.config.baseline.as_deref());
         }
-        let mut right: BTreeMap<&str, BTreeMap<usize, f64>> = BTreeMap::new();
-        for row in rows {
-            if let Some(value) = row.verdict.value() {
-                right.entry(&row.arm).or_default().insert(row.place, value);
-            }
-        }
-        let (mut pairs, mut done) = (Vec::new(), BTreeSet::new());
-        for other in against {
-            for arm in arms.iter().map(|arm| arm.name.as_str()) {
-                if arm == other || !done.insert([arm.min(other), arm.max(other)]) {
-                    continue;
+        let mut pairs = Vec::new();
+        for dataset in datasets {
+            let mut right: BTreeMap<&str, BTreeMap<usize, f64>> = BTreeMap::new();
+            for row in rows.iter().filter(|row| *dataset == ALL || row.dataset == *dataset) {
+                if let Some(value) = row.verdict.value() {
+                    right.entry(&row.arm).or_default().insert(row.place, value);
                 }
-                let empty = BTreeMap::new();
-                let theirs = right.get(other).unwrap_or(&empty);
-                let differences: Vec<f64> = right
-                    .get(arm)
-                    .unwrap_or(&empty)
-                    .iter()
-                    .filter_map(|(place, value)| theirs.get(place).map(|theirs| value - theirs))
-                    .collect();
-                let wins = differences.iter().filter(|one| **one > 0.0).count();
-                let losses = differences.iter().filter(|one| **one < 0.0).count();
-                pairs.push(Pair {
-                    arm: arm.to_owned(),
-                    against: other.to_owned(),
-                    n: differences.len(),
-                    wins,
-                    losses,
-                    difference: self.bootstrap(&differences, &["difference", arm, other, ALL])?,
-                    p: mcnemar::p_value(wins, losses),
-                    p_holm: 1.0,
-                });
+            }
+            let mut done = BTreeSet::new();
+            for other in &against {
+                for arm in arms.iter().map(|arm| arm.name.as_str()) {
+                    if arm != *other && done.insert([arm.min(other), arm.max(other)]) {
+                        pairs.push(self.pair(dataset, arm, other, &right)?);
+                    }
+                }
             }
         }
-        let corrected = holm::adjust(&pairs.iter().map(|pair| pair.p).collect::<Vec<_>>());
-        for (pair, p) in pairs.iter_mut().zip(corrected) {
-            pair.p_holm = p;
+        let p: Vec<f64> = pairs.iter().map(|pair| pair.p).collect();
+        for (pair, p) in pairs.iter_mut().zip(correction::adjust(self.config.correction, &p)) {
+            pair.p_corrected = p;
         }
         Ok(pairs)
+    }
+
+    fn pair(
+        &self,
+        dataset: &str,
+        arm: &str,
+        other: &str,
+        right: &BTreeMap<&str, BTreeMap<usize, f64>>,
+    ) -> Result<Pair, ArtifactError> {
+        let empty = BTreeMap::new();
+        let (ours, theirs) = (right.get(arm).unwrap_or(&empty), right.get(other).unwrap_or(&empty));
+        let differences: Vec<f64> =
+            ours.iter().filter_map(|(place, value)| theirs.get(place).map(|theirs| value - theirs)).collect();
+        let wins = differences.iter().filter(|one| **one > 0.0).count();
+        let losses = differences.iter().filter(|one| **one < 0.0).count();
+        let p = mcnemar::p_value(wins, losses);
+        Ok(Pair {
+            dataset: dataset.to_owned(),
+            arm: arm.to_owned(),
+            against: other.to_owned(),
+            n: differences.len(),
+            wins,
+            losses,
+            difference: self.bootstrap(&differences, &["difference", arm, other, dataset])?,
+            p,
+            p_corrected: p,
+        })
     }
 }
 

@@ -7,12 +7,15 @@
 use crate::arms::{Arm, Gathered};
 use crate::error::EvalError;
 use s3_artifacts::Journal;
-use s3_rollout::{AnswerSource, Ask, Link, RolloutError, Scored, all_failed, score_answers};
+use s3_rollout::{AnswerSource, Ask, Link, RolloutError, Scored, Usage, all_failed, score_answers};
 use s3_search::Question;
 use s3_search::score::Verdict;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+/// The journal's name in the state folder.
+pub const UNITS: &str = "units.journal";
 /// Rounds over a failed chunk; within each, every call is tried as often as its endpoint says.
 const ROUNDS: u32 = 3;
 
@@ -33,6 +36,9 @@ pub enum Unit {
         items: Vec<Scored>,
         /// Wall-clock time.
         seconds: f64,
+        /// What the answers used.
+        #[serde(default)]
+        usage: Usage,
     },
 }
 
@@ -45,6 +51,41 @@ pub struct ArmResults {
     pub scored: Vec<Scored>,
     /// Wall-clock seconds of all chunks.
     pub seconds: f64,
+    /// Seconds per question: those of its chunk, shared evenly.
+    pub latencies: Vec<f64>,
+    /// What the answers used.
+    pub usage: Usage,
+}
+
+impl ArmResults {
+    /// What a journal holds of an arm, up to the first chunk that is not finished.
+    pub fn so_far(entries: &BTreeMap<String, Unit>, arm: &str) -> Self {
+        let mut results = Self::default();
+        for number in 0.. {
+            let (
+                Some(Unit::Gathered { items: gathered, seconds: before }),
+                Some(Unit::Scored { items, seconds, usage }),
+            ) = (entries.get(&key(arm, number, "passages")), entries.get(&key(arm, number, "answers")))
+            else {
+                return results;
+            };
+            results.add(gathered, items, before + seconds, *usage);
+        }
+        results
+    }
+
+    fn add(&mut self, gathered: &[Gathered], scored: &[Scored], seconds: f64, usage: Usage) {
+        self.gathered.extend_from_slice(gathered);
+        self.scored.extend_from_slice(scored);
+        self.seconds += seconds;
+        self.latencies.extend(scored.iter().map(|_| seconds / scored.len() as f64));
+        self.usage += usage;
+    }
+}
+
+/// The key of a unit.
+fn key(arm: &str, number: usize, what: &str) -> String {
+    format!("{arm}/{number:05}/{what}")
 }
 
 /// One arm's walk over the chunks.
@@ -76,7 +117,7 @@ impl ArmRun<'_> {
         for (number, questions) in self.questions.chunks(self.chunk.max(1)).enumerate() {
             self.link.check()?;
             let first = number * self.chunk.max(1);
-            let key = |what| format!("{}/{number:05}/{what}", self.name);
+            let key = |what| key(self.name, number, what);
             if journal.get(&key("passages")).is_none() {
                 if let Some(open) = open.take() {
                     arm = Some(open()?);
@@ -86,26 +127,23 @@ impl ArmRun<'_> {
                     journal.append(&key("passages"), Unit::Gathered { items, seconds })?;
                 }
             }
-            let gathered = match journal.get(&key("passages")) {
-                Some(Unit::Gathered { items, seconds }) if items.len() == questions.len() => {
-                    results.seconds += seconds;
-                    items.clone()
-                }
+            let (gathered, before) = match journal.get(&key("passages")) {
+                Some(Unit::Gathered { items, seconds }) if items.len() == questions.len() => (items.clone(), *seconds),
                 _ => return Err(self.mixed(number)),
             };
             if journal.get(&key("answers")).is_none() {
+                let used = self.source.usage();
                 let (items, seconds) = self.rounds(first, questions.len(), || self.answer(questions, &gathered))?;
                 self.count(&items);
-                journal.append(&key("answers"), Unit::Scored { items, seconds })?;
+                let usage = self.source.usage().since(used);
+                journal.append(&key("answers"), Unit::Scored { items, seconds, usage })?;
             }
             match journal.get(&key("answers")) {
-                Some(Unit::Scored { items, seconds }) if items.len() == questions.len() => {
-                    results.seconds += seconds;
-                    results.scored.extend(items.iter().cloned());
+                Some(Unit::Scored { items, seconds, usage }) if items.len() == questions.len() => {
+                    results.add(&gathered, items, before + seconds, *usage);
                 }
                 _ => return Err(self.mixed(number)),
             }
-            results.gathered.extend(gathered);
             (self.progress)(results.scored.len());
         }
         Ok(results)

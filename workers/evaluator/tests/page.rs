@@ -8,7 +8,13 @@ use fantoccini::key::Key;
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use s3_artifacts::Journal;
+use s3_evaluator::questions::QuestionSet;
+use s3_evaluator::report;
+use s3_evaluator::results::{EpisodeRow, Facts, ResultRow, Results, TurnRow};
+use s3_evaluator::summary::summarise;
 use s3_rollout::record::{StepEntry, step_journal};
+use s3_search::score::Verdict;
+use s3_search::{Action, Passage, Question, StopReason};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -59,7 +65,9 @@ impl Driver {
         let mut builder = ClientBuilder::new(HttpConnector::new());
         let client = builder.capabilities(capabilities).connect(&self.address).await.expect("a browser starts");
         client.goto(&format!("file://{}", page.display())).await.unwrap();
-        Page { client, driver: self.address.clone(), _profile: profile }
+        let page = Page { client, driver: self.address.clone(), _profile: profile };
+        page.wait("document.documentElement.dataset.ready !== undefined", json!(true)).await;
+        page
     }
 }
 
@@ -163,9 +171,14 @@ fn a_person_reads_the_report() {
     tokio::runtime::Runtime::new().unwrap().block_on(read(&page));
 }
 
+/// The HTTP client of this project wants a provider even where nothing is encrypted.
+fn encrypt() {
+    // another test of this process may have been first
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 async fn read(page: &Path) {
-    // the HTTP client of this project wants one even where nothing is encrypted
-    rustls::crypto::ring::default_provider().install_default().unwrap();
+    encrypt();
     let driver = Driver::start();
     let desk = driver.open(false, page).await;
     assert_eq!(desk.text("h1").await, format!("4 ways to answer {QUESTIONS} questions"));
@@ -181,8 +194,24 @@ async fn read(page: &Path) {
     let second = rows[1].text().await.unwrap();
     rows[1].click().await.unwrap();
     assert_eq!(desk.text("#detail .question").await, second);
-    assert_eq!(desk.count("#detail table tr").await, 4);
+    desk.wait("document.querySelectorAll('#detail table tr').length", json!(4)).await;
     assert!(desk.count("#detail .step").await >= 3, "what was found, what was done, what was answered");
+    let shades = "document.querySelectorAll('#detail .tokens span').length";
+    assert!(desk.read(shades).await.as_u64().unwrap() > 0, "each token with what it was worth to the searcher");
+    assert!(desk.text("#detail .why").await.contains("gold answer"), "why the verdict");
+    // other filters narrow the list, and clear again
+    let pick = |name: &str, value: &str| {
+        format!(
+            "(() => {{ const s = document.getElementById('{name}'); s.value = '{value}'; s.dispatchEvent(new Event('change')); return document.getElementById('found').textContent; }})()"
+        )
+    };
+    let all = json!(format!("{QUESTIONS} of {QUESTIONS} episodes"));
+    assert_eq!(desk.read(&pick("dataset", "0")).await, all);
+    assert_ne!(desk.read(&pick("count", "1")).await, Value::Null);
+    assert_eq!(desk.read(&pick("count", "")).await, all);
+    assert_eq!(desk.read(&pick("against", "0")).await, all);
+    desk.wait("[...document.querySelectorAll('.quad strong')].map((n) => n.textContent)[1]", json!("0")).await;
+    assert_eq!(desk.read(&pick("against", "")).await, all);
     // keys move, filter and clear; the quadrants' numbers add up
     desk.press("j").await;
     let third = desk.read("document.querySelector('.row[aria-selected=true] .q').textContent").await;
@@ -201,6 +230,8 @@ async fn read(page: &Path) {
     let shown = "[...document.querySelectorAll('#rows .row .q')].map((n) => n.textContent)";
     search.send_keys(&second).await.unwrap();
     desk.wait(&format!("{shown}.includes({})", json!(second)), json!(true)).await;
+    // golds and titles are found, too, once all blocks are open
+    desk.wait("document.getElementById('found').textContent.includes('Opening')", json!(false)).await;
     search.send_keys(" nowhere").await.unwrap();
     desk.wait(shown, json!([])).await;
     assert_eq!(desk.text("#rows").await, "No episode fits these filters.");
@@ -217,9 +248,140 @@ async fn read(page: &Path) {
     let row = phone.client.find(Locator::Css("#rows .row")).await.unwrap();
     row.click().await.unwrap();
     phone.wait("getComputedStyle(document.getElementById('list')).display", json!("none")).await;
+    phone.wait("document.querySelectorAll('#detail table tr').length", json!(4)).await;
     phone.sound().await;
     phone.picture("phone-episode.png").await;
     phone.client.find(Locator::Css("#detail .back")).await.unwrap().click().await.unwrap();
     phone.wait("getComputedStyle(document.getElementById('list')).display !== 'none'", json!(true)).await;
     phone.client.clone().close().await.unwrap();
+}
+
+/// Episodes of the large page: two searchers on half as many questions.
+const MANY: usize = 100_000;
+
+/// Text that no packer makes small: words by number.
+fn words(seed: usize, count: usize) -> String {
+    let word = |at: usize| format!("{:x}", (seed * 7919 + at * 104_729 + 17).wrapping_mul(2_654_435_761) % 0xf_ffff);
+    (0..count).map(word).collect::<Vec<_>>().join(" ")
+}
+
+fn many() -> (s3_config::EvaluatorConfig, Results) {
+    let config: s3_config::EvaluatorConfig = serde_json::from_value(json!({
+        "runtime": {"name": "e", "stateDir": "state"},
+        "seed": 1,
+        "arms": [
+            {"name": "rag", "method": "Rag", "topK": 3},
+            {"name": "early", "method": "S3", "searcher": {"path": "m"}, "search": {}},
+            {"name": "late", "method": "S3", "searcher": {"path": "m"}, "search": {}},
+        ],
+        "datasets": [], "sample": {"size": 1},
+        "retriever": {"address": "http://127.0.0.1:1"},
+        "generator": {"endpoint": {"address": "http://127.0.0.1:1"}},
+        "statistics": {"baseline": "rag", "resamples": 100},
+        "output": "out",
+    }))
+    .unwrap();
+    let half = MANY / 2;
+    let questions: Vec<Question> = (0..half)
+        .map(|at| Question {
+            id: format!("q{at}"),
+            dataset: ["nq", "triviaqa"][at % 2].into(),
+            question: format!("what is {} number {at}", words(at, 5)),
+            answers: vec![format!("answer{at}")],
+        })
+        .collect();
+    let passages: BTreeMap<String, Passage> = (0..10_000)
+        .map(|id| (id.to_string(), Passage { id: id.to_string(), title: format!("T{id}"), text: words(id, 70) }))
+        .collect();
+    let ids = |at: usize, n: usize| (0..n).map(|k| ((at * 3 + k) % 10_000).to_string()).collect::<Vec<_>>();
+    let mut rows = Vec::with_capacity(3 * half);
+    let mut logprobs = BTreeMap::new();
+    for (place, question) in questions.iter().enumerate() {
+        for (arm, right) in [("rag", place % 3 == 0), ("early", place % 4 == 0), ("late", place % 2 == 0)] {
+            let turn = |start: usize, action| TurnRow {
+                text: format!("<query>{{\"query\": \"{}\"}}</query>", words(place + start, 4)),
+                action,
+                window: ids(place + start, 3),
+                selected: vec![0, 2],
+                tokens: (start, start + 20),
+            };
+            let search = Action::Search { query: words(place, 4) };
+            let episode = (arm != "rag").then(|| EpisodeRow {
+                tokens: (0..80).map(|at| (place as u32 + at) % 4000).collect(),
+                prompt_tokens: 10,
+                turns: vec![turn(10, search), turn(40, Action::Complete)],
+                stop: StopReason::Complete,
+            });
+            if episode.is_some() {
+                logprobs
+                    .insert((arm.to_owned(), place), (0..40).map(|at| -((place + at * 37) as i32 % 3000)).collect());
+            }
+            rows.push(ResultRow {
+                dataset: question.dataset.clone(),
+                id: question.id.clone(),
+                arm: arm.into(),
+                place,
+                answer: Some(if right { question.answers[0].clone() } else { words(place, 1) }),
+                refused: None,
+                judge: None,
+                verdict: Verdict::from(right),
+                exact_match: Some(right),
+                f1: Some(f64::from(u8::from(right))),
+                gain: None,
+                searches: u32::from(arm != "rag"),
+                passages: ids(place, 3),
+                episode,
+            });
+        }
+    }
+    let set = QuestionSet {
+        sha256: "0".into(),
+        seed: 1,
+        eligible: false,
+        considered: half,
+        in_training: 0,
+        unanswerable: 0,
+        questions,
+        evidence: Vec::new(),
+    };
+    let pieces = (0..4000).map(|id| (id, format!("w{id} "))).collect();
+    (config, Results { questions: set, rows, passages, logprobs, pieces, facts: Facts::default() })
+}
+
+#[test]
+fn a_hundred_thousand_episodes_open_at_once() {
+    let (config, results) = many();
+    let summary = summarise(&config, &results).unwrap();
+    let page =
+        report::Page { results: &results, identity: &json!({}), summary: &summary, training: &[], attribution: &[] };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("report.html");
+    let html = report::render(&page).unwrap();
+    std::fs::write(&path, &html).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        encrypt();
+        let driver = Driver::start();
+        let desk = driver.open(false, &path).await;
+        let ready = desk.read("document.documentElement.dataset.ready").await;
+        let ready: u64 = ready.as_str().unwrap().parse().unwrap();
+        println!("{MANY} episodes, {} MB, listed after {ready} ms", html.len() / 1_000_000);
+        // a quiet machine takes a third of it; what must not happen is that everything is parsed at once
+        assert!(ready < 15_000, "{ready} ms");
+        desk.wait("document.getElementById('found').textContent", json!("50,000 of 100,000 episodes")).await;
+        // the end of the list, its last question, and its details
+        let list = desk.client.find(Locator::Css("#list")).await.unwrap();
+        list.send_keys(&String::from(char::from(Key::End))).await.unwrap();
+        desk.wait("document.querySelector('#detail .question').textContent.endsWith('number 49999')", json!(true)).await;
+        desk.wait("document.querySelectorAll('#detail .tokens span').length", json!(40)).await;
+        // two checkpoints beside each other, on the same question
+        let pick = "(() => { const s = document.getElementById('source'); s.value = '1'; s.dispatchEvent(new Event('change')); const a = document.getElementById('against'); a.value = '0'; a.dispatchEvent(new Event('change')); return [...document.querySelectorAll('.quad strong')].map((n) => n.textContent); })()";
+        // late is right on even places, early on every fourth: both, gained, lost, neither
+        assert_eq!(desk.read(pick).await, json!(["12,500", "12,500", "0", "25,000"]));
+        desk.wait("document.querySelectorAll('#detail h3.second').length", json!(1)).await;
+        desk.press("2").await;
+        desk.wait("document.getElementById('found').textContent", json!("12,500 of 100,000 episodes")).await;
+        desk.sound().await;
+        desk.picture("desk-many.png").await;
+        desk.client.clone().close().await.unwrap();
+    });
 }

@@ -1,35 +1,19 @@
 //! How much of a dataset a corpus can answer at all.
 
-use crate::corpus::lines;
 use crate::error::{Result, RetrieverError};
 use crate::index::Answerable;
 use crate::passages::PassageStore;
-use s3_config::AuditConfig;
+use s3_config::DatasetConfig;
 use s3_search::Question;
 use s3_search::eligible::answerable;
 
-/// The questions of a jsonl file, with the dataset's name filled in.
-pub fn read_questions(audit: &AuditConfig) -> Result<Vec<Question>> {
-    let mut questions = Vec::new();
-    lines("question file", &audit.path, |number, line| {
-        let line = line.trim_ascii();
-        if line.is_empty() {
-            return Ok(());
-        }
-        let mut question: Question = serde_json::from_slice(line).map_err(|error| RetrieverError::Line {
-            path: audit.path.clone(),
-            line: number,
-            reason: format!("{error}; expected {{\"id\",\"question\",\"answers\"}}"),
-        })?;
-        question.dataset.clone_from(&audit.name);
-        questions.push(question);
-        Ok(())
-    })?;
-    Ok(questions)
+/// The questions of a file, with the dataset's name filled in.
+pub fn read_questions(audit: &DatasetConfig) -> Result<Vec<Question>> {
+    Ok(s3_questions::read(audit)?.into_iter().map(|asked| asked.question).collect())
 }
 
 /// Audits one dataset. `known` holds earlier results; one for the same file is taken over.
-pub fn audit(audit: &AuditConfig, passages: &PassageStore, known: &[Answerable]) -> Result<Answerable> {
+pub fn audit(audit: &DatasetConfig, passages: &PassageStore, known: &[Answerable]) -> Result<Answerable> {
     std::fs::metadata(&audit.path).map_err(RetrieverError::open("question file", &audit.path))?;
     let sha256 = s3_artifacts::digest_file(&audit.path)?;
     if let Some(found) = known.iter().find(|known| known.sha256 == sha256 && known.dataset == audit.name) {

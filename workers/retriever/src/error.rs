@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// Why an index could not be built or served.
 #[derive(Debug, thiserror::Error)]
 pub enum RetrieverError {
+    /// A question file cannot be read.
+    #[error(transparent)]
+    Questions(#[from] s3_questions::QuestionError),
     /// A file is missing, unreadable or cannot be written.
     #[error("{action} {path}: {source}")]
     Io {

@@ -4,7 +4,7 @@
 //! golds stands in the question itself.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use s3_config::{AuditConfig, CorpusConfig, LexicalConfig};
+use s3_config::{CorpusConfig, DatasetConfig, LexicalConfig};
 use s3_retriever::audit::read_questions;
 use s3_retriever::corpus::{corpus_digest, read_corpus};
 use s3_retriever::lexical::LexicalBuilder;
@@ -81,7 +81,12 @@ fn bm25_finds_answers_to_natural_questions() {
     let (index, passages) = index();
     let passages: Vec<Vec<String>> =
         passages.iter().map(|passage| span_tokens(&format!("{} {}", passage.title, passage.text))).collect();
-    let questions = read_questions(&AuditConfig { name: "nq".into(), path: data("questions/nq-test.jsonl") }).unwrap();
+    let questions = read_questions(&DatasetConfig {
+        name: "nq".into(),
+        path: data("questions/nq-test.jsonl"),
+        ..DatasetConfig::default()
+    })
+    .unwrap();
     let (mut asked, mut hits) = (0, 0);
     for question in &questions {
         let Some(golds) = golds(question) else { continue };

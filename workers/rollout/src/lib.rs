@@ -17,6 +17,6 @@ mod score;
 
 pub use codec::ModelCodec;
 pub use error::RolloutError;
-pub use peers::{AnswerOutcome, AnswerSource, GeneratorPeer, Link, Retrieve, RetrieverPeer};
+pub use peers::{AnswerOutcome, AnswerSource, GeneratorPeer, Link, Retrieve, RetrieverPeer, Usage};
 pub use play::{EpisodeRequest, Player, Sampling, question_key};
 pub use score::{Ask, Missing, Scored, all_failed, distinct, score_answers};

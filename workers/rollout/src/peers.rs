@@ -10,6 +10,8 @@ use s3_proto::{CallError, GeneratorClient, RetrieverClient, v1};
 use s3_search::score::Verdict;
 use s3_search::{Passage, Question};
 use s3_telemetry::Shutdown;
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -137,6 +139,46 @@ pub trait AnswerSource {
     fn answer(&self, items: &[(&Question, &[Passage])]) -> Result<Vec<AnswerOutcome>, RolloutError>;
     /// One verdict an item, in order. Only called when the configuration names a judge.
     fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Verdict>, RolloutError>;
+    /// What answers used so far, where that is counted. Verdicts are not in it: the gateway does not say theirs.
+    fn usage(&self) -> Usage {
+        Usage::default()
+    }
+}
+
+/// Tokens that answers used, as the provider counts them. What the gateway's cache answered used none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// Answers.
+    pub answers: u64,
+    /// Of them, answers from the cache.
+    pub cached: u64,
+    /// Prompt tokens of the others.
+    pub prompt_tokens: u64,
+    /// Answer tokens of the others.
+    pub answer_tokens: u64,
+}
+
+impl Usage {
+    /// What was used after `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            answers: self.answers.saturating_sub(earlier.answers),
+            cached: self.cached.saturating_sub(earlier.cached),
+            prompt_tokens: self.prompt_tokens.saturating_sub(earlier.prompt_tokens),
+            answer_tokens: self.answer_tokens.saturating_sub(earlier.answer_tokens),
+        }
+    }
+}
+
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, more: Self) {
+        self.answers += more.answers;
+        self.cached += more.cached;
+        self.prompt_tokens += more.prompt_tokens;
+        self.answer_tokens += more.answer_tokens;
+    }
 }
 
 /// The generator gateway with one provider, template and decoding.
@@ -147,6 +189,7 @@ pub struct GeneratorPeer {
     config: GeneratorConfig,
     digest: String,
     tenant: String,
+    used: Arc<Mutex<Usage>>,
 }
 
 impl GeneratorPeer {
@@ -164,7 +207,14 @@ impl GeneratorPeer {
         }
         let tenant = if config.caller.is_empty() { tenant } else { &config.caller };
         let info = link.wait(client.info(&config.model, &config.template))?;
-        Ok(Self { link: link.clone(), client, config: config.clone(), digest: info.digest, tenant: tenant.to_owned() })
+        Ok(Self {
+            link: link.clone(),
+            client,
+            config: config.clone(),
+            digest: info.digest,
+            tenant: tenant.to_owned(),
+            used: Arc::default(),
+        })
     }
 
     /// Digest of weights, adapter, template and decoding.
@@ -174,6 +224,20 @@ impl GeneratorPeer {
 
     fn reply(reason: String) -> RolloutError {
         RolloutError::Reply { service: "generator-gateway", reason }
+    }
+
+    fn count(&self, results: &[v1::AnswerResult]) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        for result in results {
+            let Some(v1::answer_result::Outcome::Answer(answer)) = &result.outcome else { continue };
+            used.answers += 1;
+            if answer.cached {
+                used.cached += 1;
+            } else {
+                used.prompt_tokens += u64::from(answer.prompt_tokens);
+                used.answer_tokens += u64::from(answer.completion_tokens);
+            }
+        }
     }
 }
 
@@ -208,7 +272,12 @@ impl AnswerSource for GeneratorPeer {
         if response.results.len() != items.len() {
             return Err(Self::reply(format!("{} answers for {} questions", response.results.len(), items.len())));
         }
+        self.count(&response.results);
         response.results.into_iter().map(outcome).collect()
+    }
+
+    fn usage(&self) -> Usage {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Verdict>, RolloutError> {

@@ -3,6 +3,7 @@
 //! The choice depends on the files' contents, the seed and the configuration only, never on their order.
 
 use s3_config::{DatasetConfig, ProbeConfig, TrainDataConfig};
+use s3_questions::QuestionError;
 use s3_search::eligible::{answerable, sample};
 use s3_search::score::{check_golds, normalize};
 use s3_search::{Passage, Question};
@@ -17,13 +18,17 @@ pub fn load_questions(datasets: &[DatasetConfig]) -> Result<Vec<Question>, Failu
     let mut questions = Vec::new();
     let mut unusable = 0usize;
     for dataset in datasets {
-        read_lines(&dataset.path, |mut question: Question| {
-            question.dataset.clone_from(&dataset.name);
-            if check_golds(&question.answers).is_ok() {
-                questions.push(question);
+        let read = s3_questions::each(dataset, |asked, _, _| {
+            if check_golds(&asked.question.answers).is_ok() {
+                questions.push(asked.question);
             } else {
                 unusable += 1;
             }
+            Ok::<(), QuestionError>(())
+        });
+        read.map_err(|error| match error {
+            QuestionError::Io { ref source, .. } if source.kind() != std::io::ErrorKind::NotFound => Failure::io(error),
+            error => Failure::input(error),
         })?;
     }
     if unusable > 0 {

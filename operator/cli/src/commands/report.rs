@@ -5,7 +5,7 @@ use crate::StateArg;
 use crate::bind::LocalBinder;
 use crate::observe::outcome;
 use crate::state::State;
-use crate::table::{Summary, draw};
+use crate::table::{Summary, beside, draw};
 use crate::text::Problem;
 use clap::Args;
 use s3_plan::{Component, ComponentKind, Plan, WorkerConfig};
@@ -21,6 +21,20 @@ pub struct ReportArgs {
     /// Writes the page again from the stored results.
     #[arg(long)]
     render: bool,
+    /// Writes the results as a table instead, while the evaluation still runs those so far: json, csv, parquet,
+    /// markdown or latex.
+    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["open", "render"])]
+    export: Option<String>,
+    /// With --export: questions, table, pairs, matrix or contexts; by default questions for programs and the matrix
+    /// for readers.
+    #[arg(long, requires = "export")]
+    what: Option<String>,
+    /// With --export: the file; standard output by default.
+    #[arg(long, value_name = "FILE", requires = "export")]
+    output: Option<PathBuf>,
+    /// With --export: which evaluation, where there are several.
+    #[arg(long, value_name = "NAME", requires = "export")]
+    evaluation: Option<String>,
     #[command(flatten)]
     state: StateArg,
 }
@@ -31,6 +45,9 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode, Problem> {
     let Some(record) = state.read::<Record>("run.json")? else {
         return Err(Problem::input("the run has not started yet"));
     };
+    if let Some(format) = &args.export {
+        return export(args, format, &record, &state);
+    }
     if args.render {
         render(&record, &state)?;
     }
@@ -78,6 +95,9 @@ pub fn print(plan: &Plan, state: &State) -> Result<Vec<PathBuf>, Problem> {
         for note in &summary.notes {
             println!("{note}");
         }
+        for line in beside(&summary) {
+            println!("{line}");
+        }
         if let Some(page) = &summary.report {
             println!("report {}", from_here(page));
             pages.push(PathBuf::from(page));
@@ -92,12 +112,45 @@ fn from_here(page: &str) -> String {
     Path::new(page).strip_prefix(&here).map_or_else(|_| page.to_owned(), |path| path.display().to_string())
 }
 
+/// Writes the configuration that a finished or running evaluation has, and where.
+fn bound(component: &Component, binder: &LocalBinder, state: &State) -> Result<PathBuf, Problem> {
+    let config: WorkerConfig = component.config.bind(&component.name, binder)?;
+    let path = state.root().join("configs").join(format!("{}-report.yaml", component.name));
+    s3_config::save(&path, &config).map_err(Problem::input)?;
+    Ok(path)
+}
+
+fn export(args: &ReportArgs, format: &str, record: &Record, state: &State) -> Result<ExitCode, Problem> {
+    let all: Vec<&Component> = evaluations(&record.plan).collect();
+    let names = || all.iter().map(|component| component.name.as_str()).collect::<Vec<_>>().join(", ");
+    let component = match (&args.evaluation, all.as_slice()) {
+        (Some(name), _) => *all
+            .iter()
+            .find(|component| component.name == *name)
+            .ok_or_else(|| Problem::input(format!("no evaluation {name}; there are {}", names())))?,
+        (None, [only]) => only,
+        (None, []) => return Err(Problem::input("this run has no evaluation")),
+        (None, _) => {
+            return Err(Problem::input(format!("several evaluations; name one with --evaluation: {}", names())));
+        }
+    };
+    let binder = LocalBinder::attached(&record.plan, state, &record.volumes)?;
+    let config = bound(component, &binder, state)?;
+    let mut arguments: Vec<std::ffi::OsString> =
+        ["export".into(), "--config".into(), config.into(), "--format".into(), format.into()].into();
+    if let Some(what) = &args.what {
+        arguments.extend(["--what".into(), what.into()]);
+    }
+    if let Some(output) = &args.output {
+        arguments.extend(["--output".into(), output.into()]);
+    }
+    super::compare::evaluator(&arguments)
+}
+
 fn render(record: &Record, state: &State) -> Result<(), Problem> {
     let binder = LocalBinder::attached(&record.plan, state, &record.volumes)?;
     for component in evaluations(&record.plan) {
-        let config: WorkerConfig = component.config.bind(&component.name, &binder)?;
-        let path = state.root().join("configs").join(format!("{}-report.yaml", component.name));
-        s3_config::save(&path, &config).map_err(Problem::input)?;
+        let path = bound(component, &binder, state)?;
         let binary = crate::process::binary_folder().map_err(Problem::internal)?.join(&component.binary);
         let output = Command::new(&binary)
             .args(["report", "--config"])

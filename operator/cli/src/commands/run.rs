@@ -7,7 +7,7 @@ use crate::supervise::{End, Options, Supervisor};
 use crate::text::Problem;
 use crate::{BindArgs, StateArg, documents, observe, preflight, process};
 use clap::Args;
-use s3_plan::{Plan, RestartPolicy, Role};
+use s3_plan::{Plan, Resources, RestartPolicy, Role};
 use s3_telemetry::ExitClass;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,11 +20,11 @@ use std::time::Duration;
 pub struct RunArgs {
     /// Manifests (indices, training jobs, evaluations, secrets); of a folder, its YAML files.
     #[arg(required = true, value_name = "FILE|DIR")]
-    files: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
     #[command(flatten)]
     bind: BindArgs,
     #[command(flatten)]
-    state: StateArg,
+    pub(super) state: StateArg,
     /// Retriever and gateway stay up until Ctrl-C once all jobs are done.
     #[arg(long)]
     keep_services: bool,
@@ -51,8 +51,13 @@ pub struct Record {
 
 /// Runs everything; the last line is `digest <hex>`.
 pub fn run(args: &RunArgs) -> Result<ExitCode, Problem> {
+    go(args, documents::read(&args.files)?)
+}
+
+/// Runs these resources, whatever files they come from.
+#[allow(clippy::needless_pass_by_value)] // they are done with
+pub fn go(args: &RunArgs, resources: Resources) -> Result<ExitCode, Problem> {
     let given = Given::parse(&args.bind.volumes, &args.bind.secrets, &args.bind.ports)?;
-    let resources = documents::read(&args.files)?;
     let plan = s3_plan::plan(&resources)?;
     let binaries = process::binary_folder().map_err(Problem::internal)?;
     preflight::binaries(&plan, &binaries)?;

@@ -1,6 +1,10 @@
 //! What the page's script works on: questions, passages, episodes and curves, each said once.
+//!
+//! The index is what lists and filters need, column by column. Everything else lies in blocks that the page opens
+//! when a person looks at something in them, so that a page of many episodes opens as fast as one of few.
 
 use super::Page;
+use super::why::why;
 use crate::results::{EpisodeRow, ResultRow};
 use s3_rollout::record::TrainingRecord;
 use s3_search::score::{Verdict, f1};
@@ -10,59 +14,104 @@ use std::collections::BTreeMap;
 
 /// Characters kept of a passage: enough to judge a selection by.
 const PASSAGE_CHARS: usize = 1500;
+/// Things in one block.
+pub(super) const BLOCK: usize = 256;
 /// Training episodes shown at most over all steps; the first of each step are kept.
 const TRAINING_EPISODES: usize = 4000;
 
-/// The embedded JSON. Short keys: there may be many thousand episodes.
+/// The index, and blocks by name (`questions-0`, `episodes-0`, `passages-0`, …).
+pub(super) struct Data {
+    pub(super) index: Index,
+    pub(super) questions: Vec<QuestionDetail>,
+    pub(super) episodes: Vec<EpisodeDetail>,
+    /// Title and text.
+    pub(super) passages: Vec<(String, String)>,
+}
+
+/// Columns over all questions and episodes.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Data {
+pub(super) struct Index {
     accuracy: String,
     baseline: Option<usize>,
     arms: Vec<String>,
-    questions: Vec<QuestionData>,
-    /// Title and text.
-    passages: Vec<(String, String)>,
-    /// Per question of the evaluation, per arm.
-    results: Vec<Vec<Option<ResultData>>>,
     sources: Vec<String>,
-    episodes: Vec<EpisodeData>,
+    datasets: Vec<String>,
+    ends: Vec<String>,
+    block: usize,
+    questions: QuestionColumns,
+    episodes: EpisodeColumns,
+    /// Text of tokens, by id; empty where a searcher's tokenizer is not at hand.
+    pieces: BTreeMap<u32, String>,
     left_out: usize,
     curves: Vec<CurveData>,
 }
 
-#[derive(Serialize)]
-struct QuestionData {
-    d: String,
-    i: String,
-    q: String,
-    a: Vec<String>,
+/// Dataset, id, text.
+#[derive(Default, Serialize)]
+struct QuestionColumns {
+    d: Vec<usize>,
+    i: Vec<String>,
+    q: Vec<String>,
 }
 
-/// An answer: text, verdict, F1, passages, reason of a refusal.
-#[derive(Clone, Serialize)]
-struct ResultData(Option<String>, Option<u8>, Option<f64>, Vec<usize>, Option<String>);
-
-#[derive(Serialize)]
-struct EpisodeData {
+/// One entry an episode each.
+#[derive(Default, Serialize)]
+struct EpisodeColumns {
     /// Source.
-    s: usize,
+    s: Vec<usize>,
     /// Question.
-    q: usize,
+    q: Vec<usize>,
     /// Sample of the question.
-    n: u32,
+    n: Vec<u32>,
+    /// Verdict on the searcher's passages.
+    v: Vec<Option<u8>>,
+    /// On the baseline's.
+    z: Vec<Option<u8>>,
+    /// Searches.
+    k: Vec<u32>,
+    /// Answer.
+    x: Vec<Option<String>>,
+    /// Why it ended.
+    e: Vec<usize>,
+    /// Turns that could not be read.
+    u: Vec<usize>,
+    /// Reward.
+    r: Vec<Option<f64>>,
+}
+
+/// What is shown of an opened question: gold answers, and every arm's answer.
+#[derive(Serialize)]
+pub(super) struct QuestionDetail {
+    a: Vec<String>,
+    r: Vec<Option<ResultData>>,
+}
+
+/// What is shown of an opened episode.
+#[derive(Serialize)]
+pub(super) struct EpisodeDetail {
     /// From the searcher's passages.
     a: ResultData,
     /// From the baseline's passages.
     b: Option<ResultData>,
     /// Turns.
     t: Vec<TurnData>,
-    /// Why it ended.
+}
+
+/// An answer: text, verdict, F1, passages, reason of a refusal, why the verdict.
+#[derive(Clone, Serialize)]
+pub(super) struct ResultData(Option<String>, Option<u8>, Option<f64>, Vec<usize>, Option<String>, String);
+
+/// An episode on its way into columns and details.
+struct EpisodeData {
+    s: usize,
+    q: usize,
+    n: u32,
+    a: ResultData,
+    b: Option<ResultData>,
+    t: Vec<TurnData>,
     e: String,
-    /// Searches.
     k: u32,
-    /// Reward.
-    #[serde(skip_serializing_if = "Option::is_none")]
     r: Option<f64>,
 }
 
@@ -78,6 +127,11 @@ struct TurnData {
     w: Vec<usize>,
     /// Selected, as indices into `w`.
     c: Vec<usize>,
+    /// Log-probabilities of its tokens, in thousandths.
+    l: Vec<i32>,
+    /// Its tokens, where their text is at hand.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    i: Vec<u32>,
 }
 
 #[derive(Serialize)]
@@ -92,7 +146,8 @@ struct CurveData {
 /// Gathers everything.
 pub(super) fn of(page: &Page<'_>) -> Data {
     let arms = arm_names(page);
-    let mut pool = Pool::default();
+    let limit = page.identity["answers"]["maxAnswerTokens"].as_u64().map(|limit| limit as usize);
+    let mut pool = Pool { limit, pieces: page.results.pieces.keys().copied().collect(), ..Pool::default() };
     for passage in page.results.passages.values() {
         pool.passage(passage);
     }
@@ -100,40 +155,82 @@ pub(super) fn of(page: &Page<'_>) -> Data {
         pool.add_question(question);
     }
     let mut results: Vec<Vec<Option<ResultData>>> = vec![vec![None; arms.len()]; pool.questions.len()];
+    let mut episodes_of: Vec<Vec<&ResultRow>> = vec![Vec::new(); arms.len()];
     for row in &page.results.rows {
         if let Some(arm) = arms.iter().position(|name| *name == row.arm) {
-            results[row.place][arm] = Some(pool.result(row));
+            results[row.place][arm] = Some(pool.result(row, &page.results.questions.questions[row.place].answers));
+            episodes_of[arm].push(row);
         }
     }
     let baseline = page.summary.baseline.as_ref().and_then(|name| arms.iter().position(|arm| arm == name));
     let (mut sources, mut episodes) = (Vec::new(), Vec::new());
-    for (at, arm) in arms.iter().enumerate() {
-        let rows: Vec<&ResultRow> = page.results.rows.iter().filter(|row| row.arm == *arm).collect();
-        if rows.iter().any(|row| row.episode.is_some()) {
-            let source = sources.len();
-            sources.push(arm.clone());
-            let mut rows = rows;
-            rows.sort_by_key(|row| row.place);
-            for row in rows {
-                let Some(a) = results[row.place][at].clone() else { continue };
-                let b = baseline.and_then(|baseline| results[row.place][baseline].clone());
-                episodes.push(pool.episode(row, source, a, b));
-            }
+    for (at, mut rows) in episodes_of.into_iter().enumerate() {
+        if !rows.iter().any(|row| row.episode.is_some()) {
+            continue;
+        }
+        let source = sources.len();
+        sources.push(arms[at].clone());
+        rows.sort_by_key(|row| row.place);
+        for row in rows {
+            let Some(a) = results[row.place][at].clone() else { continue };
+            let b = baseline.and_then(|baseline| results[row.place][baseline].clone());
+            let logprobs = page.results.logprobs.get(&(row.arm.clone(), row.place)).map_or(&[][..], Vec::as_slice);
+            episodes.push(pool.episode(row, source, a, b, logprobs));
         }
     }
     let left_out = training(page, &mut pool, &mut sources, &mut episodes);
-    Data {
+    let (columns, ends, details) = columns(episodes);
+    let mut questions = QuestionColumns::default();
+    let mut datasets: Vec<String> = Vec::new();
+    let mut golds = Vec::with_capacity(pool.questions.len());
+    results.resize_with(pool.questions.len(), Vec::new);
+    for (question, results) in pool.questions.into_iter().zip(results) {
+        questions.d.push(place_of(&mut datasets, &question.dataset));
+        questions.i.push(question.id);
+        questions.q.push(question.question);
+        golds.push(QuestionDetail { a: question.answers, r: results });
+    }
+    let index = Index {
         accuracy: page.summary.accuracy.clone(),
         baseline,
         arms,
-        questions: pool.questions,
-        passages: pool.passages,
-        results,
         sources,
-        episodes,
+        datasets,
+        ends,
+        block: BLOCK,
+        questions,
+        episodes: columns,
+        pieces: page.results.pieces.clone(),
         left_out,
         curves: page.training.iter().map(curves).collect(),
+    };
+    Data { index, questions: golds, episodes: details, passages: pool.passages }
+}
+
+fn place_of(names: &mut Vec<String>, name: &str) -> usize {
+    names.iter().position(|known| known == name).unwrap_or_else(|| {
+        names.push(name.to_owned());
+        names.len() - 1
+    })
+}
+
+fn columns(episodes: Vec<EpisodeData>) -> (EpisodeColumns, Vec<String>, Vec<EpisodeDetail>) {
+    let (mut columns, mut ends) = (EpisodeColumns::default(), Vec::new());
+    let mut details = Vec::with_capacity(episodes.len());
+    for episode in episodes {
+        columns.s.push(episode.s);
+        columns.q.push(episode.q);
+        columns.n.push(episode.n);
+        columns.v.push(episode.a.1);
+        columns.z.push(episode.b.as_ref().and_then(|b| b.1));
+        columns.k.push(episode.k);
+        columns.x.push(episode.a.0.clone());
+        columns.e.push(place_of(&mut ends, &episode.e));
+        columns.u.push(episode.t.iter().filter(|turn| turn.k == "invalid").count());
+        columns.r.push(episode.r);
+        details.push(EpisodeDetail { a: episode.a, b: episode.b, t: episode.t });
     }
+    (columns, ends, details)
 }
 
 fn arm_names(page: &Page<'_>) -> Vec<String> {
@@ -185,7 +282,11 @@ fn curves(training: &super::Training) -> CurveData {
 /// Questions and passages, each once.
 #[derive(Default)]
 struct Pool {
-    questions: Vec<QuestionData>,
+    questions: Vec<Question>,
+    /// Words that an answer may have.
+    limit: Option<usize>,
+    /// Tokens whose text is at hand.
+    pieces: std::collections::BTreeSet<u32>,
     by_question: BTreeMap<(String, String, String), usize>,
     passages: Vec<(String, String)>,
     by_passage: BTreeMap<String, usize>,
@@ -195,12 +296,7 @@ impl Pool {
     /// Evaluated questions come first, each at its place, those with equal ids too.
     fn add_question(&mut self, question: &Question) -> usize {
         let place = self.questions.len();
-        self.questions.push(QuestionData {
-            d: question.dataset.clone(),
-            i: question.id.clone(),
-            q: question.question.clone(),
-            a: question.answers.clone(),
-        });
+        self.questions.push(question.clone());
         self.by_question.insert(key(question), place);
         place
     }
@@ -228,18 +324,34 @@ impl Pool {
         ids.iter().filter_map(|id| self.by_passage.get(id).copied()).collect()
     }
 
-    fn result(&self, row: &ResultRow) -> ResultData {
+    fn result(&self, row: &ResultRow, golds: &[String]) -> ResultData {
         let refused = row.refused.clone();
-        ResultData(row.answer.clone(), known(row.verdict), row.f1, self.places(&row.passages), refused)
+        let reason = why(row.answer.as_deref(), golds, self.limit, row.judge, row.verdict);
+        ResultData(row.answer.clone(), known(row.verdict), row.f1, self.places(&row.passages), refused, reason)
     }
 
-    fn episode(&self, row: &ResultRow, s: usize, a: ResultData, b: Option<ResultData>) -> EpisodeData {
+    fn episode(
+        &self,
+        row: &ResultRow,
+        s: usize,
+        a: ResultData,
+        b: Option<ResultData>,
+        logprobs: &[i32],
+    ) -> EpisodeData {
         let turns = |episode: &EpisodeRow| {
-            episode
-                .turns
-                .iter()
-                .map(|turn| turn_data(&turn.text, &turn.action, self.places(&turn.window), &turn.selected))
-                .collect()
+            let mut left = logprobs;
+            let turn = |turn: &crate::results::TurnRow| {
+                let tokens = episode.tokens.get(turn.tokens.0..turn.tokens.1).unwrap_or_default();
+                let (own, rest) = left.split_at(tokens.len().min(left.len()));
+                left = rest;
+                let mut data = turn_data(&turn.text, &turn.action, self.places(&turn.window), &turn.selected);
+                data.l = own.to_vec();
+                if tokens.iter().all(|token| self.pieces.contains(token)) {
+                    data.i = tokens.to_vec();
+                }
+                data
+            };
+            episode.turns.iter().map(turn).collect()
         };
         EpisodeData {
             s,
@@ -259,15 +371,22 @@ impl Pool {
         let question = self.question(&episode.question);
         let passages = |pool: &mut Self, passages: &[Passage]| passages.iter().map(|one| pool.passage(one)).collect();
         let mut turns = Vec::new();
+        let mut left = episode.logprobs.as_slice();
         for turn in &episode.turns {
             let window = passages(self, &turn.window);
-            turns.push(turn_data(&turn.text, &turn.action, window, &turn.selected));
+            let mut data = turn_data(&turn.text, &turn.action, window, &turn.selected);
+            let (own, rest) = left.split_at(turn.tokens.1.saturating_sub(turn.tokens.0).min(left.len()));
+            left = rest;
+            data.l = own.iter().map(|one| thousandths(*one)).collect();
+            turns.push(data);
         }
         let outcome = record.outcome.as_ref();
         let scored = |scored: &s3_rollout::Scored, passages: Vec<usize>| {
             let share = scored.answer.as_ref().map(|answer| f1(answer, &episode.question.answers));
             let refused = scored.failure.as_ref().map(|missing| missing.reason.clone());
-            ResultData(scored.answer.clone(), known(scored.verdict), share, passages, refused)
+            let golds = &episode.question.answers;
+            let reason = why(scored.answer.as_deref(), golds, None, scored.judge, scored.verdict);
+            ResultData(scored.answer.clone(), known(scored.verdict), share, passages, refused, reason)
         };
         let selected: Vec<usize> = passages(self, &episode.selected);
         EpisodeData {
@@ -276,7 +395,7 @@ impl Pool {
             n: episode.sample,
             a: match outcome {
                 Some(outcome) => scored(&outcome.searcher, selected),
-                None => ResultData(None, None, None, selected, Some("the step is not finished".into())),
+                None => ResultData(None, None, None, selected, Some("the step is not finished".into()), String::new()),
             },
             b: outcome.map(|outcome| scored(&outcome.baseline, Vec::new())),
             t: turns,
@@ -285,6 +404,11 @@ impl Pool {
             r: outcome.and_then(|outcome| outcome.reward),
         }
     }
+}
+
+/// A log-probability as pages and files keep it: whole thousandths.
+pub(crate) fn thousandths(logprob: f32) -> i32 {
+    (f64::from(logprob) * 1000.0).round() as i32
 }
 
 fn key(question: &Question) -> (String, String, String) {
@@ -301,7 +425,7 @@ fn turn_data(text: &str, action: &Action, window: Vec<usize>, selected: &[usize]
         Action::Complete => ("complete", String::new()),
         Action::Invalid { reason } => ("invalid", reason.clone()),
     };
-    TurnData { x: text.to_owned(), k: kind, y: detail, w: window, c: selected.to_vec() }
+    TurnData { x: text.to_owned(), k: kind, y: detail, w: window, c: selected.to_vec(), l: Vec::new(), i: Vec::new() }
 }
 
 fn ended(stop: &StopReason) -> String {

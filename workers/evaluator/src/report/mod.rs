@@ -1,11 +1,13 @@
 //! The report page: one file, no request to anywhere, readable without a server.
 //!
 //! The header, the tables and the attribution are rendered here; curves and episodes are drawn by the page's
-//! script from JSON embedded in it. Text from data reaches the page in two ways only: through the template's
-//! escaping, and as JSON whose `<` and line separators are escaped; the script sets text, never markup.
+//! script from packed JSON embedded in it, block by block as they are looked at. Text from data reaches the page in
+//! two ways only: through the template's escaping, and inside base64; the script sets text, never markup.
 
-mod data;
+mod blocks;
+pub(crate) mod data;
 mod page;
+mod why;
 
 use crate::error::EvalError;
 use crate::results::Results;
@@ -97,5 +99,7 @@ fn read_attribution(path: &Path) -> Result<Vec<Attribution>, EvalError> {
     })
 }
 
+#[cfg(test)]
+pub(crate) mod samples;
 #[cfg(test)]
 mod tests;

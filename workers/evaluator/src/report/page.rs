@@ -1,11 +1,10 @@
 //! The template around the data.
 
-use super::{Attribution, Page, data};
+use super::{Attribution, Page, blocks, data};
 use crate::error::EvalError;
-use crate::statistics::Interval;
+use crate::statistics::{Interval, correction};
 use crate::summary::{ALL, Pair, TableRow};
 use minijinja::{Environment, context};
-use s3_artifacts::ArtifactError;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -47,7 +46,7 @@ struct Test {
     losses: usize,
     difference: Figure,
     p: String,
-    p_holm: String,
+    p_corrected: String,
     shown: bool,
 }
 
@@ -76,7 +75,7 @@ pub(super) fn html(page: &Page<'_>) -> Result<String, EvalError> {
     let rendered = environment.get_template("report.html")?.render(context! {
         css => include_str!("page.css"),
         js => include_str!("page.js"),
-        data => embedded(&data::of(page))?,
+        data => blocks::elements(&data::of(page))?,
         questions => page.results.questions.questions.len(),
         datasets => datasets.into_iter().collect::<Vec<_>>().join(", "),
         eligible => page.results.questions.eligible,
@@ -89,6 +88,9 @@ pub(super) fn html(page: &Page<'_>) -> Result<String, EvalError> {
         several,
         rows,
         tests,
+        correction => correction::name(summary.correction),
+        published => summary.published,
+        published_reasons => summary.published_reasons,
         facts => facts(page)?,
         attribution => page.attribution.iter().map(shortened).collect::<Vec<_>>(),
     })?;
@@ -132,8 +134,8 @@ fn test(pair: &Pair, spread: f64, confidence: f64) -> Test {
         losses: pair.losses,
         difference: figure(pair.difference, -spread, spread, true),
         p: p_value(pair.p),
-        p_holm: p_value(pair.p_holm),
-        shown: pair.p_holm <= 1.0 - confidence,
+        p_corrected: p_value(pair.p_corrected),
+        shown: pair.p_corrected <= 1.0 - confidence,
     }
 }
 
@@ -205,10 +207,4 @@ fn facts(page: &Page<'_>) -> Result<Vec<Fact>, EvalError> {
 fn shortened(source: &Attribution) -> Attribution {
     let sha256 = source.sha256.chars().take(16).collect();
     Attribution { sha256, ..source.clone() }
-}
-
-/// JSON inside a script element: no `<` can end it, no line separator can break it.
-fn embedded<T: Serialize>(value: &T) -> Result<String, EvalError> {
-    let text = serde_json::to_string(value).map_err(ArtifactError::from)?;
-    Ok(text.replace('<', "\\u003c").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029"))
 }

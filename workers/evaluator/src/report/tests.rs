@@ -1,102 +1,10 @@
 //! The page escapes what data says, asks nobody for anything, and holds every episode.
 #![allow(clippy::unwrap_used)]
 
+use super::samples::{EVIL, config, results};
 use super::*;
-use crate::arms::Gathered;
-use crate::questions::QuestionSet;
 use crate::summary::summarise;
-use crate::units::ArmResults;
-use s3_config::EvaluatorConfig;
-use s3_rollout::Scored;
-use s3_rollout::record::EpisodeRecord;
-use s3_search::score::{Verdict, gen_acc};
-use s3_search::{Action, Passage, Question, StopReason, Turn, eligible};
 use std::collections::BTreeMap;
-
-const EVIL: &str = "</script><img src=x onerror=alert(1)>\u{2028}<!--";
-
-fn config() -> EvaluatorConfig {
-    serde_json::from_value(serde_json::json!({
-        "runtime": {"name": "e", "stateDir": "state"},
-        "seed": 1,
-        "arms": [
-            {"name": "direct", "method": "Direct"},
-            {"name": "rag", "method": "Rag", "topK": 2},
-            {"name": "s3", "method": "S3", "searcher": {"path": "m"}, "search": {}},
-        ],
-        "datasets": [],
-        "sample": {"size": 6},
-        "retriever": {"address": "http://127.0.0.1:1"},
-        "generator": {"endpoint": {"address": "http://127.0.0.1:1"}},
-        "statistics": {"baseline": "rag", "resamples": 200},
-        "output": "out",
-    }))
-    .unwrap()
-}
-
-fn passage(id: usize) -> Passage {
-    Passage { id: id.to_string(), title: format!("{EVIL} {id}"), text: format!("text {EVIL}") }
-}
-
-/// Six questions in two datasets; `direct` is right never, `rag` on even ones, `s3` on the first four.
-fn results(config: &EvaluatorConfig) -> Results {
-    let questions: Vec<Question> = (0..6)
-        .map(|at| Question {
-            // two questions share an id
-            id: format!("q{}", at.max(1)),
-            dataset: if at < 3 { "a" } else { "b" }.into(),
-            question: format!("question {at} {EVIL}"),
-            answers: vec!["gold".into(), EVIL.into()],
-        })
-        .collect();
-    let scored = |question: &Question, right: bool| {
-        let answer = if right { "gold".to_owned() } else { format!("nothing {EVIL}") };
-        let verdict = if right { gen_acc(&answer, &question.answers, 16, None) } else { Verdict::Incorrect };
-        Scored { answer: Some(answer), judge: None, verdict, failure: None }
-    };
-    let arm = |passages: usize, right: &dyn Fn(usize) -> bool, episode: bool| {
-        let mut results = ArmResults { seconds: 3.0, ..ArmResults::default() };
-        for (at, question) in questions.iter().enumerate() {
-            let passages: Vec<Passage> = (0..passages).map(|n| passage(at * 3 + n)).collect();
-            let episode = episode.then(|| EpisodeRecord {
-                question: question.clone(),
-                sample: 0,
-                tokens: vec![1, 2, 3],
-                prompt_tokens: 1,
-                logprobs: vec![-0.5, -0.25],
-                turns: vec![Turn {
-                    text: EVIL.into(),
-                    action: Action::Search { query: EVIL.into() },
-                    window: vec![passage(90), passage(91)],
-                    selected: vec![1],
-                    tokens: (1, 3),
-                }],
-                selected: passages.clone(),
-                stop: StopReason::Complete,
-                searches: 1,
-            });
-            let searches = u32::from(episode.is_some());
-            results.gathered.push(Gathered { passages, searches, episode });
-            results.scored.push(scored(question, right(at)));
-        }
-        results
-    };
-    let set = QuestionSet {
-        sha256: eligible::digest(&questions),
-        seed: 1,
-        eligible: false,
-        considered: 6,
-        in_training: 0,
-        unanswerable: 0,
-        questions: questions.clone(),
-    };
-    let arms = [
-        ("direct".to_owned(), arm(0, &|_| false, false)),
-        ("rag".to_owned(), arm(2, &|at| at % 2 == 0, false)),
-        ("s3".to_owned(), arm(1, &|at| at < 4, true)),
-    ];
-    Results::collect(set, &arms, config.statistics.baseline.as_deref())
-}
 
 #[test]
 fn data_never_becomes_markup() {
@@ -118,7 +26,8 @@ fn data_never_becomes_markup() {
     };
     let html = render(&page).unwrap();
     assert!(!html.contains("<img"), "escaped everywhere");
-    assert_eq!(html.matches("</script>").count(), 2, "only the page's own two scripts end");
+    let blocks = html.matches("<script type=\"text/plain\"").count();
+    assert_eq!(html.matches("</script>").count(), blocks + 1, "only the page's own scripts end");
     assert_eq!(html.matches("<!--").count(), 0);
     assert!(html.contains("&lt;img"), "shown as text");
     let own = [include_str!("page.css"), include_str!("page.js"), include_str!("page.html")].concat();
@@ -126,16 +35,26 @@ fn data_never_becomes_markup() {
         let namespace = own.replace("http://www.w3.org/2000/svg", "");
         assert!(!namespace.contains(request), "{request}");
     }
-    let start = html.find("id=\"data\">").unwrap() + 10;
-    let json = &html[start..start + html[start..].find("</script>").unwrap()];
-    assert!(!json.contains('<') && !json.contains('\u{2028}'));
-    let data: Value = serde_json::from_str(json).unwrap();
-    assert_eq!(data["episodes"].as_array().unwrap().len(), 6, "every episode, the last question's too");
-    assert_eq!(data["questions"].as_array().unwrap().len(), 6, "questions with equal ids are kept");
-    assert_eq!(data["episodes"][5]["t"][0]["y"], EVIL);
-    let quadrants: Vec<_> =
-        (0..6).map(|at| (data["episodes"][at]["b"][1].clone(), data["episodes"][at]["a"][1].clone())).collect();
-    assert_eq!(quadrants.iter().filter(|pair| **pair == (0.into(), 1.into())).count(), 2, "gained: questions 1 and 3");
+    let (index, episodes, questions) = (block(&html, "index"), block(&html, "episodes-0"), block(&html, "questions-0"));
+    assert_eq!(episodes.as_array().unwrap().len(), 6, "every episode, the last question's too");
+    assert_eq!(index["questions"]["q"].as_array().unwrap().len(), 6, "questions with equal ids are kept");
+    assert_eq!(questions[0]["a"][1], EVIL);
+    let turn = &episodes[5]["t"][0];
+    assert_eq!((turn["y"].as_str(), &turn["l"]), (Some(EVIL), &serde_json::json!([-500, -250])));
+    assert!(turn["i"].is_null(), "no text of its tokens is at hand");
+    assert_eq!(episodes[0]["a"][5], "equal to a gold answer");
+    let quadrants = (0..6).map(|at| (&index["episodes"]["z"][at], &index["episodes"]["v"][at]));
+    assert_eq!(quadrants.filter(|(z, v)| **z == 0 && **v == 1).count(), 2, "gained: questions 1 and 3");
+}
+
+/// A block as the page's script opens it.
+fn block(html: &str, name: &str) -> Value {
+    use base64::Engine;
+    let mark = format!("id=\"b-{name}\">");
+    let start = html.find(&mark).unwrap() + mark.len();
+    let text = &html[start..start + html[start..].find("</script>").unwrap()];
+    let packed = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+    serde_json::from_reader(flate2::read::DeflateDecoder::new(packed.as_slice())).unwrap()
 }
 
 #[test]
@@ -159,7 +78,7 @@ fn the_summary_has_the_shape_that_tables_read() {
     assert_eq!(value["accuracy"], "GenAcc (span)");
     let pair = summary.pairs.iter().find(|pair| pair.arm == "s3").unwrap();
     assert_eq!((pair.wins, pair.losses, pair.n), (2, 1, 6));
-    assert!(pair.p_holm >= pair.p);
+    assert!(pair.p_corrected >= pair.p);
     assert_eq!(Some(pair.difference), summary.table[6].gbr, "the same figure twice");
     assert!(summary.notes[0].contains("smoke run") && summary.notes[1].contains("6 paired questions"));
 }
@@ -177,7 +96,7 @@ fn published_results_come_back_and_digests_know_no_time() {
     assert_eq!((&loaded, loaded.digest().unwrap()), (&results, results.digest().unwrap()));
     assert_eq!(again, Summary { report: None, ..summary });
     let mut slower = results.clone();
-    slower.seconds.values_mut().for_each(|seconds| *seconds *= 9.0);
+    slower.facts.seconds.values_mut().for_each(|seconds| *seconds *= 9.0);
     assert_eq!(slower.digest().unwrap(), results.digest().unwrap());
     let mut other = results.clone();
     if let Some(episode) = other.rows.iter_mut().find_map(|row| row.episode.as_mut()) {

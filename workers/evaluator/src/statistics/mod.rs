@@ -4,13 +4,16 @@
 //! * Means of paired values (gain beyond RAG, F1): bias-corrected and accelerated (`BCa`) bootstrap over
 //!   questions ([`bootstrap`]).
 //! * Two arms on the same questions: exact `McNemar` test ([`mcnemar`]), corrected over the family of
-//!   comparisons by Holm's method ([`holm`]).
+//!   comparisons ([`correction`]: Holm's method, or Benjamini and Hochberg's).
 //! * Before a run: the smallest difference it can be expected to find ([`detectable`]).
 
+pub mod benjamini_hochberg;
 pub mod bootstrap;
+pub mod correction;
 pub mod detectable;
 pub mod holm;
 pub mod mcnemar;
+pub mod percentiles;
 mod random;
 pub mod wilson;
 

@@ -171,13 +171,8 @@ fn array(path: &Path, reader: &mut dyn BufRead, take: Take<'_>) -> Result<()> {
     }
 }
 
-/// Calls `each` with the number (from one) and the bytes of every line, line end included.
-pub(crate) fn lines(what: &'static str, path: &Path, mut each: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-    let (mut reader, _) = unpacked(what, path)?;
-    each_line(path, &mut reader, |number, line| each(number, line).map(|()| true)).map(|_| ())
-}
-
-/// The same until `each` wants no more; whether the end was reached.
+/// Calls `each` with the number (from one) and the bytes of every line, line end included, until it wants no more;
+/// whether the end was reached.
 fn each_line(path: &Path, reader: &mut dyn BufRead, mut each: impl FnMut(u64, &[u8]) -> Result<bool>) -> Result<bool> {
     let mut line = Vec::new();
     let mut number = 0;

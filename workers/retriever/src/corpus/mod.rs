@@ -11,7 +11,6 @@ mod record;
 mod source;
 
 use crate::error::{Result, RetrieverError};
-pub(crate) use lines::lines;
 use s3_config::CorpusConfig;
 use s3_search::Passage;
 use serde::{Deserialize, Serialize};

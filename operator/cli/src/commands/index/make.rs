@@ -5,7 +5,7 @@ use super::worker::Call;
 use crate::text::{Problem, bytes, thousands};
 use clap::{Args, ValueEnum};
 use s3_config::{
-    AuditConfig, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, DeviceKind, IndexBuildConfig, LexicalConfig,
+    CorpusConfig, DatasetConfig, DenseConfig, DenseIndexConfig, DenseKind, DeviceKind, IndexBuildConfig, LexicalConfig,
     Pooling, Runtime, VectorsConfig,
 };
 use s3_telemetry::Outcome;
@@ -236,9 +236,11 @@ fn make(
         .audits
         .iter()
         .map(|audit| match audit.split_once('=') {
-            Some((name, path)) if !name.is_empty() => {
-                Ok(AuditConfig { name: name.to_owned(), path: absolute(Path::new(path))? })
-            }
+            Some((name, path)) if !name.is_empty() => Ok(DatasetConfig {
+                name: name.to_owned(),
+                path: absolute(Path::new(path))?,
+                ..DatasetConfig::default()
+            }),
             _ => Err(Problem::input(format!("--audit {audit}: write NAME=FILE"))),
         })
         .collect::<Result<Vec<_>, _>>()?;
