@@ -31,23 +31,15 @@ fn limits(method: ArmMethod) -> SearchConfig {
     let base = SearchConfig { top_k: TOP_K, initial_top_k: 0, max_searches: 4, ..SearchConfig::default() };
     match method {
         // a turn of the reference's; invalid ones use up its four turns like searches
-        ArmMethod::SearchR1 => SearchConfig {
-            observation_tokens: 500,
-            turn_tokens: 500,
-            context_tokens: 4096,
-            max_corrections: 4,
-            ..base
-        },
+        ArmMethod::SearchR1 => {
+            SearchConfig { observation_tokens: 500, turn_tokens: 500, context_tokens: 4096, max_corrections: 4, ..base }
+        }
         ArmMethod::SearchO1 => {
             SearchConfig { turn_tokens: 1000, observation_tokens: 2500, passage_tokens: 512, ..base }
         }
         // one sentence a turn, and the paper's fifteen paragraphs
-        ArmMethod::IrCot => {
-            SearchConfig { turn_tokens: 128, observation_tokens: 4000, max_passages: 15, ..base }
-        }
-        ArmMethod::DeepRetrieval => {
-            SearchConfig { turn_tokens: 512, context_tokens: 2048, max_searches: 1, ..base }
-        }
+        ArmMethod::IrCot => SearchConfig { turn_tokens: 128, observation_tokens: 4000, max_passages: 15, ..base },
+        ArmMethod::DeepRetrieval => SearchConfig { turn_tokens: 512, context_tokens: 2048, max_searches: 1, ..base },
         ArmMethod::Sft => SearchConfig { turn_tokens: 512, context_tokens: 2048, max_searches: 0, ..base },
         ArmMethod::ChainOfThought | ArmMethod::R1 => {
             SearchConfig { turn_tokens: 500, context_tokens: 4096, max_searches: 0, ..base }
@@ -180,6 +172,9 @@ impl Arms<'_, '_> {
             }
             None => limits(arm.method),
         };
+        if searcher.is_none() {
+            self.within_the_generator(&mut search);
+        }
         (search.top_k, search.method) = (top_k, ranking);
         search.max_passages = search.max_passages.max(top_k);
         search.compatibility = arm.compatibility.unwrap_or_default().into_config();
@@ -200,12 +195,16 @@ impl Arms<'_, '_> {
         }))
     }
 
+    /// What the generator's model reads and writes is no longer than it takes, where that is known.
+    fn within_the_generator(&self, search: &mut SearchConfig) {
+        if let Some(built_in) = &self.run.object.spec.generator.provider.built_in {
+            search.context_tokens = search.context_tokens.min(built_in.context_tokens);
+            search.turn_tokens = search.turn_tokens.min(search.context_tokens / 2);
+        }
+    }
+
     /// An arm's model, and the loop that it was trained in.
-    fn model(
-        &mut self,
-        searcher: &ArmSearcher,
-        place: &str,
-    ) -> Result<(ModelSpec, Option<SearchConfig>), PlanError> {
+    fn model(&mut self, searcher: &ArmSearcher, place: &str) -> Result<(ModelSpec, Option<SearchConfig>), PlanError> {
         let field = format!("{place}.searcher");
         match (&searcher.job_ref, &searcher.model) {
             (Some(reference), _) => {
@@ -227,11 +226,7 @@ impl Arms<'_, '_> {
     }
 
     /// The searcher that a job exports, and its loop.
-    fn of_job(
-        &mut self,
-        name: &str,
-        job: &Sourced<S3TrainingJob>,
-    ) -> Result<(ModelSpec, SearchConfig), PlanError> {
+    fn of_job(&mut self, name: &str, job: &Sourced<S3TrainingJob>) -> Result<(ModelSpec, SearchConfig), PlanError> {
         let spec = &job.object.spec;
         let component = final_component(name, &job.object);
         let mut theirs = Reader::new(&format!("S3TrainingJob/{name}"), job.folder.as_deref());

@@ -49,7 +49,11 @@ pub(crate) fn component(
             Some(path)
         }
         None if spec.sample.eligible => {
-            return Err(PlanError::field(&resource, "sample.eligible", "asks what the index can answer; set `retriever`"));
+            return Err(PlanError::field(
+                &resource,
+                "sample.eligible",
+                "asks what the index can answer; set `retriever`",
+            ));
         }
         None => None,
     };

@@ -1,8 +1,6 @@
 //! The evaluator.
 
-use crate::{
-    DatasetConfig, Determinism, Endpoint, GeneratorConfig, ModelSpec, RetrievalMethod, Runtime, SearchConfig,
-};
+use crate::{DatasetConfig, Determinism, Endpoint, GeneratorConfig, ModelSpec, RetrievalMethod, Runtime, SearchConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 

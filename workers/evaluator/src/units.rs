@@ -114,10 +114,8 @@ impl ArmRun<'_> {
     /// Answers and verdicts. An outage of any item fails the chunk: it is asked again and never scored. What
     /// the provider refuses is refused every time; such an item stays without a verdict.
     fn answer(&self, questions: &[Question], gathered: &[Gathered]) -> Result<Vec<Scored>, RolloutError> {
-        let mut scored: Vec<Option<Scored>> = gathered
-            .iter()
-            .map(|one| one.refused.clone().map(|reason| Scored::missing(reason, false)))
-            .collect();
+        let mut scored: Vec<Option<Scored>> =
+            gathered.iter().map(|one| one.refused.clone().map(|reason| Scored::missing(reason, false))).collect();
         let places = |own: bool| (0..gathered.len()).filter(move |&at| gathered[at].own.is_some() == own);
         let open = |at: &usize| gathered[*at].refused.is_none();
         let (owns, others): (Vec<usize>, Vec<usize>) = (places(true).collect(), places(false).filter(open).collect());
@@ -126,10 +124,8 @@ impl ArmRun<'_> {
         for (at, one) in owns.iter().zip(score_own(self.source, &asked, &answers)?) {
             scored[*at] = Some(one);
         }
-        let asks: Vec<Ask<'_>> = others
-            .iter()
-            .map(|&at| Ask { question: &questions[at], passages: &gathered[at].passages })
-            .collect();
+        let asks: Vec<Ask<'_>> =
+            others.iter().map(|&at| Ask { question: &questions[at], passages: &gathered[at].passages }).collect();
         for (at, one) in others.iter().zip(score_answers(self.source, &asks)?) {
             scored[*at] = Some(one);
         }

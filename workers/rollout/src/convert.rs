@@ -2,8 +2,8 @@
 
 use s3_config::RetrievalMethod;
 use s3_proto::v1;
-use s3_search::{Message, Passage, Speaker};
 use s3_search::score::Verdict;
+use s3_search::{Message, Passage, Speaker};
 
 pub(crate) fn passage(wire: v1::Passage) -> Passage {
     Passage { id: wire.id, title: wire.title, text: wire.text }

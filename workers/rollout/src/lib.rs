@@ -20,8 +20,8 @@ mod served;
 pub use codec::ModelCodec;
 pub use error::RolloutError;
 pub use peers::{
-    AnswerOutcome, AnswerSource, ChatSampling, ChatSource, Completion, CompletionOutcome, GeneratorPeer, Link, Retrieve,
-    RetrieverPeer,
+    AnswerOutcome, AnswerSource, ChatSampling, ChatSource, Completion, CompletionOutcome, GeneratorPeer, Link,
+    Retrieve, RetrieverPeer,
 };
 pub use play::{EpisodeRequest, Player, Sampling, Seat, question_key};
 pub use score::{Ask, Missing, Scored, all_failed, distinct, score_answers, score_own};

@@ -255,12 +255,16 @@ impl Player<'_> {
 
     /// All searches that the named rows wait for, each distinct query once.
     fn search<P: Play>(&self, rows: &mut [Row<P>], waiting: &[usize]) -> Result<(), RolloutError> {
-        let mut asked: BTreeMap<(String, usize, &str), Vec<usize>> = BTreeMap::new();
+        let mut asked: BTreeMap<(String, usize, [&str; 2]), Vec<usize>> = BTreeMap::new();
         for &at in waiting {
             let row = &rows[at];
             if let Step::Retrieve { query, top_k } = row.seat.play.next() {
                 // what looks at the question is asked for each
-                let whose = if self.retriever.looks_at_questions() { row.key.as_str() } else { "" };
+                let whose = if self.retriever.looks_at_questions() {
+                    [row.key.as_str(), row.seat.question.question.as_str()]
+                } else {
+                    [""; 2]
+                };
                 asked.entry((query.to_owned(), top_k, whose)).or_default().push(at);
             }
         }

@@ -1,6 +1,6 @@
 //! Plays protocols with a model that is served: conversations go out as messages, text comes back.
 //!
-//! There is no tokenizer here, so budgets are kept in characters, four to a token, and no token id is recorded. What
+//! There is no tokenizer here, so budgets are kept in characters, three to a token, and no token id is recorded. What
 //! an environment says inside a running text (Search-R1's and Search-o1's results) is a user's message instead.
 
 use crate::error::RolloutError;
@@ -11,8 +11,10 @@ use s3_search::script::{Scripted, close};
 use s3_search::{Codec, CodecError, Message, Play, Question, Step, Trajectory};
 use s3_telemetry::Shutdown;
 
-/// Characters that a token is taken for.
-const CHARS: u32 = 4;
+/// Characters that a token is taken for: fewer than English takes, so that nothing is refused as too long.
+const CHARS: u32 = 3;
+/// Tokens of a chat template around the messages.
+const TEMPLATE: u32 = 64;
 
 /// Characters as tokens, for budgets without a tokenizer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,7 +46,7 @@ pub fn in_characters(search: &SearchConfig) -> SearchConfig {
         passage_tokens: scaled(search.passage_tokens),
         observation_tokens: scaled(search.observation_tokens),
         turn_tokens: scaled(search.turn_tokens),
-        context_tokens: scaled(search.context_tokens),
+        context_tokens: scaled(search.context_tokens.saturating_sub(TEMPLATE).max(search.turn_tokens + 1)),
         ..search.clone()
     }
 }

@@ -119,11 +119,7 @@ where
 
 /// Per question, the places of the first `most` passages in which one of its golds stands as a token span; golds as in
 /// [`answerable`], and where a question has no such gold, any of its golds. `passages` are read once and not kept.
-pub fn holders<T, U>(
-    questions: &[Question],
-    passages: impl IntoIterator<Item = (T, U)>,
-    most: usize,
-) -> Vec<Vec<usize>>
+pub fn holders<T, U>(questions: &[Question], passages: impl IntoIterator<Item = (T, U)>, most: usize) -> Vec<Vec<usize>>
 where
     T: AsRef<str>,
     U: AsRef<str>,

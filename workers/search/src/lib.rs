@@ -31,6 +31,4 @@ pub mod types;
 
 pub use episode::{Episode, SearchError, Step, check};
 pub use play::Play;
-pub use types::{
-    Action, Codec, CodecError, Message, Passage, Question, Role, Speaker, StopReason, Trajectory, Turn,
-};
+pub use types::{Action, Codec, CodecError, Message, Passage, Question, Role, Speaker, StopReason, Trajectory, Turn};

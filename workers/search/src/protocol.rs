@@ -84,11 +84,7 @@ pub(crate) fn says_yes(content: &str) -> bool {
 }
 
 fn complete(content: &str) -> Action {
-    if says_yes(content) {
-        Action::Complete
-    } else {
-        invalid("the stop does not say True, and no query follows")
-    }
+    if says_yes(content) { Action::Complete } else { invalid("the stop does not say True, and no query follows") }
 }
 
 /// A query as JSON or as plain words.

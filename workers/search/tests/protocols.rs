@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use s3_config::{Compatibility, ProtocolKind, RetrievalMethod, SearchConfig};
-use s3_search::script::{Move, Place, Protocol, Scripted, close, deep_retrieval, ir_cot, protocol, search_o1, search_r1};
+use s3_search::script::{
+    Move, Place, Protocol, Scripted, close, deep_retrieval, ir_cot, protocol, search_o1, search_r1,
+};
 use s3_search::{
-    Action, Codec, CodecError, Message, Passage, Play, Question, Role, SearchError, Speaker, Step, StopReason, Trajectory,
+    Action, Codec, CodecError, Message, Passage, Play, Question, Role, SearchError, Speaker, Step, StopReason,
+    Trajectory,
 };
 use std::fmt::Write as _;
 
@@ -61,8 +64,7 @@ struct Story {
 /// Plays a run: `says` are the model's turns, the retriever finds `QUERY-1` and `QUERY-2`.
 fn play(kind: ProtocolKind, config: &SearchConfig, says: &[&str]) -> Story {
     let question = question();
-    let mut run =
-        Scripted::new(protocol(kind, &question, config).unwrap(), &question, 0, config, &Letters).unwrap();
+    let mut run = Scripted::new(protocol(kind, &question, config).unwrap(), &question, 0, config, &Letters).unwrap();
     let (mut text, mut said) = (String::new(), says.iter());
     loop {
         match run.next() {
@@ -154,7 +156,10 @@ fn search_r1_keeps_its_limits() {
     let s = "<search>x</search>";
     // two searches, then a third is not executed
     let over = play(ProtocolKind::SearchR1, &config(), &[s, s, s]);
-    assert_eq!((over.trajectory.stop, over.trajectory.searches, over.answer.as_str()), (StopReason::SearchLimit, 2, ""));
+    assert_eq!(
+        (over.trajectory.stop, over.trajectory.searches, over.answer.as_str()),
+        (StopReason::SearchLimit, 2, "")
+    );
     let lost = play(ProtocolKind::SearchR1, &config(), &["hm", "hm"]);
     assert_eq!(lost.trajectory.stop, StopReason::Unreadable);
     assert!(lost.text.contains("This could not be read."));
@@ -167,7 +172,11 @@ fn search_r1_keeps_its_limits() {
     // its block is cut like any text, and passages stand in it as they are
     let cut = SearchConfig { observation_tokens: 60, ..compat };
     let cut = play(ProtocolKind::SearchR1, &cut, &[s, "<answer>a</answer>"]);
-    assert!(cut.text.contains("<information>Doc 1(Title: \\\"T x-1\\\") text of x-1, </informat\" until"), "{}", cut.text);
+    assert!(
+        cut.text.contains("<information>Doc 1(Title: \\\"T x-1\\\") text of x-1, </informat\" until"),
+        "{}",
+        cut.text
+    );
 }
 
 #[test]
@@ -287,7 +296,8 @@ fn deep_retrieval_to_the_letter() {
 
 #[test]
 fn answers_without_search() {
-    let story = play(ProtocolKind::ChainOfThought, &config(), &["First <answer>no</answer>, then <answer> yes </answer>"]);
+    let story =
+        play(ProtocolKind::ChainOfThought, &config(), &["First <answer>no</answer>, then <answer> yes </answer>"]);
     insta("chain-of-thought", &story.text);
     assert_eq!(story.answer, "yes");
     assert_eq!(play(ProtocolKind::ChainOfThought, &config(), &[" Paris "]).answer, "Paris", "the whole text");
@@ -296,7 +306,10 @@ fn answers_without_search() {
     assert_eq!(story.answer, "Paris");
     assert_eq!(play(ProtocolKind::R1, &config(), &["Paris"]).answer, "", "it was trained to use the tag");
     let story = play(ProtocolKind::Sft, &config(), &["Paris\n"]);
-    assert_eq!((story.answer.as_str(), story.text.as_str()), ("Paris", "< \"Who directed Jaws?\" until []\n> \"Paris\\n\"\n"));
+    assert_eq!(
+        (story.answer.as_str(), story.text.as_str()),
+        ("Paris", "< \"Who directed Jaws?\" until []\n> \"Paris\\n\"\n")
+    );
 }
 
 #[test]

@@ -95,7 +95,7 @@ pub enum ControlRetriever {
     /// Finds passages that hold a gold answer first: those that the index ranks in its order, then the others in the
     /// corpus's; then what else the index ranks.
     Oracle {
-        /// By question key.
+        /// By question.
         golds: BTreeMap<String, Vec<Passage>>,
         /// The index, where there is one.
         base: Option<Box<RetrieverPeer>>,
@@ -104,11 +104,7 @@ pub enum ControlRetriever {
 
 impl ControlRetriever {
     /// Reads the corpus once and keeps the passages with a gold answer of each question.
-    pub fn oracle(
-        corpus: Arc<Corpus>,
-        questions: &[Question],
-        base: Option<RetrieverPeer>,
-    ) -> Result<Self, EvalError> {
+    pub fn oracle(corpus: Arc<Corpus>, questions: &[Question], base: Option<RetrieverPeer>) -> Result<Self, EvalError> {
         let mut fault = None;
         let texts = (0..corpus.len()).map_while(|place| match corpus.passage(place) {
             Ok(passage) => Some((passage.title, passage.text)),
@@ -124,11 +120,15 @@ impl ControlRetriever {
         let mut golds: BTreeMap<String, Vec<Passage>> = BTreeMap::new();
         for (question, places) in questions.iter().zip(holders) {
             let passages = places.into_iter().map(|place| corpus.passage(place)).collect::<Result<Vec<_>, _>>()?;
-            // questions of equal ids share what any of them asks for
-            golds.entry(question_key(question)).or_default().extend(passages);
+            golds.insert(key(question), passages);
         }
         Ok(Self::Oracle { golds, base: base.map(Box::new) })
     }
+}
+
+/// What tells questions apart, those of equal ids too.
+fn key(question: &Question) -> String {
+    format!("{}\n{}", question_key(question), question.question)
 }
 
 /// `count` different places below `length`, by hash.
@@ -151,19 +151,15 @@ fn draw(seed: u64, question: &str, query: &str, length: usize, count: usize) -> 
 /// Golds first, each passage once.
 fn golds_first(golds: &[Passage], ranked: Vec<Passage>, top_k: usize) -> Vec<Passage> {
     let holds: HashMap<&str, &Passage> = golds.iter().map(|passage| (passage.id.as_str(), passage)).collect();
-    let (first, rest): (Vec<_>, Vec<_>) = ranked.into_iter().partition(|passage| holds.contains_key(passage.id.as_str()));
+    let (first, rest): (Vec<_>, Vec<_>) =
+        ranked.into_iter().partition(|passage| holds.contains_key(passage.id.as_str()));
     let mut seen = BTreeSet::new();
     let all = first.into_iter().chain(golds.iter().cloned()).chain(rest);
     all.filter(|passage| seen.insert(passage.id.clone())).take(top_k).collect()
 }
 
 impl Retrieve for ControlRetriever {
-    fn retrieve(
-        &self,
-        queries: &[String],
-        _: u32,
-        _: RetrievalMethod,
-    ) -> Result<Vec<Vec<Passage>>, RolloutError> {
+    fn retrieve(&self, queries: &[String], _: u32, _: RetrievalMethod) -> Result<Vec<Vec<Passage>>, RolloutError> {
         match self {
             Self::Empty => Ok(vec![Vec::new(); queries.len()]),
             Self::Random { .. } | Self::Oracle { .. } => {
@@ -186,7 +182,7 @@ impl Retrieve for ControlRetriever {
             Self::Empty => self.retrieve(queries, top_k, method),
             Self::Random { corpus, seed } => asked
                 .map(|(question, query)| {
-                    let places = draw(*seed, &question_key(question), query, corpus.len(), top_k as usize)?;
+                    let places = draw(*seed, &key(question), query, corpus.len(), top_k as usize)?;
                     places.into_iter().map(|place| corpus.passage(place).map_err(broken)).collect()
                 })
                 .collect(),
@@ -196,7 +192,7 @@ impl Retrieve for ControlRetriever {
                     None => vec![Vec::new(); queries.len()],
                 };
                 let one = |((question, _), ranked): ((&&Question, &String), Vec<Passage>)| {
-                    let golds = golds.get(&question_key(question)).map(Vec::as_slice).unwrap_or_default();
+                    let golds = golds.get(&key(question)).map(Vec::as_slice).unwrap_or_default();
                     golds_first(golds, ranked, top_k as usize)
                 };
                 Ok(asked.zip(ranked).map(one).collect())
@@ -270,8 +266,7 @@ mod tests {
         let questions = [question("capital", &["Paris"]), question("other", &["Lisbon"])];
         let oracle = ControlRetriever::oracle(corpus(dir.path()), &questions, None).unwrap();
         let asked: Vec<&Question> = questions.iter().collect();
-        let found =
-            oracle.retrieve_for(&asked, &["x".into(), "x".into()], 5, RetrievalMethod::Default).unwrap();
+        let found = oracle.retrieve_for(&asked, &["x".into(), "x".into()], 5, RetrievalMethod::Default).unwrap();
         let ids = |at: usize| found[at].iter().map(|passage| passage.id.as_str()).collect::<Vec<_>>();
         assert_eq!((ids(0), ids(1)), (vec!["a", "c"], vec![]));
         let p = |id: &str| Passage { id: id.into(), ..Passage::default() };

@@ -61,7 +61,9 @@ impl Places {
         }
         let Some(corpus) = &own.corpus else {
             let name = &arm.name;
-            return Err(EvalError::Config(format!("arm {name:?}: retriever.control {control:?} needs retriever.corpus")));
+            return Err(EvalError::Config(format!(
+                "arm {name:?}: retriever.control {control:?} needs retriever.corpus"
+            )));
         };
         let corpus = Arc::new(Corpus::open(corpus)?);
         Ok(Box::new(if control == Control::Random {

@@ -3,9 +3,7 @@
 use super::{Arm, Gathered, Searcher, Surroundings};
 use s3_config::{AnswerBy, PlayedArm, ProtocolKind};
 use s3_rollout::record::EpisodeRecord;
-use s3_rollout::{
-    Characters, ChatSampling, Player, RolloutError, Sampling, Seat, Served, ServedPlayer, in_characters,
-};
+use s3_rollout::{Characters, ChatSampling, Player, RolloutError, Sampling, Seat, Served, ServedPlayer, in_characters};
 use s3_search::script::{Scripted, protocol};
 use s3_search::{Codec, Play, Question, Trajectory};
 
@@ -48,8 +46,7 @@ impl Played<'_> {
     fn here(&self, model: &Searcher, questions: &[Question]) -> Result<Vec<Gathered>, RolloutError> {
         let Surroundings { retriever, shutdown, seed, .. } = self.around;
         let (search, codec) = (&self.config.search, &model.codec);
-        let sampling =
-            Sampling { temperature: self.config.temperature, top_p: self.config.top_p, seed, step: 0 };
+        let sampling = Sampling { temperature: self.config.temperature, top_p: self.config.top_p, seed, step: 0 };
         let player = Player { decoder: &model.decoder, codec, retriever, search, sampling, shutdown };
         let (played, _) = player.drive(self.seats(questions, search, codec)?)?;
         let one = |(run, question): (Scripted, &Question)| {

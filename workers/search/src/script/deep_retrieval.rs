@@ -61,9 +61,7 @@ pub fn read(text: &str) -> Action {
 impl Protocol for DeepRetrieval {
     fn next(&self) -> Move {
         match &self.due {
-            Due::Rewrite => {
-                Move::Write(Write { place: Place::New, page: self.prompt.clone(), stops: vec![ANSWER] })
-            }
+            Due::Rewrite => Move::Write(Write { place: Place::New, page: self.prompt.clone(), stops: vec![ANSWER] }),
             Due::Search { query, raw } => Move::Retrieve { query: query.clone(), raw: *raw },
             Due::End => Move::Done(StopReason::Complete),
         }

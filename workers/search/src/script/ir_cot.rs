@@ -127,11 +127,8 @@ impl Protocol for IrCot {
                 self.passages.push(passage);
             }
         }
-        self.due = if self.thoughts.len() >= self.max_thoughts {
-            Due::End(StopReason::SearchLimit)
-        } else {
-            Due::Think
-        };
+        self.due =
+            if self.thoughts.len() >= self.max_thoughts { Due::End(StopReason::SearchLimit) } else { Due::Think };
     }
 
     fn passages(&self) -> Vec<Passage> {
