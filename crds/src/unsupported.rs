@@ -84,18 +84,7 @@ pub const UNSUPPORTED: &[Field] = &[
     field(JOB, "spec.guards.mismatchKl", "is not watched yet; leave it out"),
     field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
     // evaluation
-    value(
-        RUN,
-        "spec.arms[].method",
-        &["ChainOfThought", "DeepRetrieval", "IrCot", "SearchO1", "SearchR1", "Sft", "R1"],
-        "is not evaluated yet; use S3, Rag or Direct",
-    ),
-    field(RUN, "spec.arms[].retriever", "of an arm's own is not served yet; use the run's retriever"),
-    field(RUN, "spec.arms[].ablation", "is not evaluated yet; leave it out"),
-    value(RUN, "spec.arms[].compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
     value(RUN, "spec.arms[].searcher.checkpoint", &["Latest"], "is not read yet; use Final"),
-    field(RUN, "spec.retriever.method", "does not reach every arm yet; set serving.method of the RetrieverIndex"),
-    field(RUN, "spec.decoding.topP", "is not sampled yet; leave it out"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.

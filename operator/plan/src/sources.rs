@@ -49,6 +49,11 @@ pub(crate) enum Served {
     Hub { repository: String, revision: Option<String> },
 }
 
+/// What another resource's fields need is needed here, too.
+pub(crate) fn take(reader: &mut Reader<'_>, other: Reader<'_>) {
+    reader.add(other.inputs, other.volumes);
+}
+
 /// Collects what a component reads, while its configuration is written.
 pub(crate) struct Reader<'a> {
     /// `Kind/name` of the resource whose fields are read.
@@ -64,6 +69,16 @@ pub(crate) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub fn new(resource: &str, folder: Option<&'a std::path::Path>) -> Self {
         Self { resource: resource.to_owned(), folder, volumes: BTreeSet::new(), inputs: Vec::new() }
+    }
+
+    /// What another resource's field needs is needed here, too.
+    pub fn add(&mut self, inputs: Vec<Input>, volumes: BTreeSet<String>) {
+        self.volumes.extend(volumes);
+        for input in inputs {
+            if !self.inputs.contains(&input) {
+                self.inputs.push(input);
+            }
+        }
     }
 
     /// A path from an address: a symbol for a volume, the path itself for a file, a stand-in for what is fetched.

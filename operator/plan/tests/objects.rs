@@ -265,7 +265,9 @@ fn every_example_renders() {
     let recipe = |name: &str| vec![example("quickstart-gpu", "retrieverindex.yaml"), example("recipes", name)];
     let gpu =
         ["evalrun.yaml", "retrieverindex.yaml", "s3trainingjob.yaml"].map(|f| example("quickstart-gpu", f)).into();
-    for texts in [quickstart(), gpu, recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), served_by_endpoint()] {
+    let methods = vec![example("quickstart", "retrieverindex.yaml"), example("recipes", "all-methods.yaml")];
+    let recipes = [recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), methods];
+    for texts in [quickstart(), gpu, served_by_endpoint()].into_iter().chain(recipes) {
         check(&rendered(&planned(&texts), &surroundings()).unwrap());
     }
 }
