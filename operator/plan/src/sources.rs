@@ -255,7 +255,7 @@ fn set_name(set: QuestionSet) -> Option<&'static str> {
     })
 }
 
-/// Where the FlashRAG collection keeps a set; none for sets that it has not.
+/// Where the `FlashRAG` collection keeps a set; none for sets that it has not.
 fn hub(set: &str, split: Option<&str>) -> Option<String> {
     let (folder, usual) = match set {
         "Nq" => ("nq", "test"),

@@ -244,6 +244,7 @@ pub enum Correction {
 }
 
 impl Correction {
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde hands references over
     fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -71,7 +71,7 @@ struct ExportArgs {
     /// File; standard output by default.
     #[arg(long, conflicts_with = "reference")]
     output: Option<PathBuf>,
-    /// Writes the reference's own files into this folder instead: SOURCE_output_sequences.json and result.json.
+    /// Writes the reference's own files into this folder instead: `SOURCE_output_sequences.json` and `result.json`.
     #[arg(long, value_name = "FOLDER")]
     reference: Option<PathBuf>,
     /// With --reference: whose contexts; by default the arm with a searcher.
@@ -239,14 +239,16 @@ fn compare_arms(args: &CompareArgs) -> Result<(), Failure> {
         return Err(Failure::input(format!("{arm} would be compared with itself; name another arm with --with")));
     }
     let comparison = compare::compare(Side { results: &first, arm: &arm }, Side { results: &second, arm: &with })?;
-    let bytes = match args.format {
-        Some(format) => export::write(&compare::frame(&comparison), format)?,
-        None => {
-            let name = |side: &str, arm: &str| if arm == side { side.to_owned() } else { format!("{side} ({arm})") };
-            let (a, b) =
-                if arm == with { (name("first", &arm), name("second", &with)) } else { (arm.clone(), with.clone()) };
-            compare::text(&comparison, [&a, &b], &args.show, args.limit).into_bytes()
-        }
+    let bytes = if let Some(format) = args.format {
+        export::write(&compare::frame(&comparison), format)?
+    } else {
+        // two arms of one name are told apart by their side
+        let names = if arm == with {
+            [format!("{arm} (first)"), format!("{with} (second)")]
+        } else {
+            [arm.clone(), with.clone()]
+        };
+        compare::text(&comparison, [&names[0], &names[1]], &args.show, args.limit).into_bytes()
     };
     std::io::stdout().write_all(&bytes).map_err(|error| Failure::io(format!("standard output: {error}")))
 }

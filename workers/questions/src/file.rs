@@ -98,7 +98,7 @@ fn documents<E: From<QuestionError>>(
             Some(Value::Array(rows)) => rows,
             Some(_) => return Err(refuse("`data` is no list of questions").into()),
             None if map.values().all(|inside| inside.get("golden_answers").is_some()) => {
-                map.into_iter().map(|(question, row)| with(row, "question", question)).collect()
+                map.into_iter().map(|(question, row)| with(row, "question", &question)).collect()
             }
             None => return mirage(path, map, set, take),
         },
@@ -128,13 +128,13 @@ fn mirage<E: From<QuestionError>>(
         }
         for (id, row) in rows {
             number += 1;
-            take(with(with(row, "id", id), "data_source", source.clone()), number)?;
+            take(with(with(row, "id", &id), "data_source", &source), number)?;
         }
     }
     Ok(())
 }
 
-fn with(mut row: Value, name: &str, text: String) -> Value {
+fn with(mut row: Value, name: &str, text: &str) -> Value {
     if let Value::Object(map) = &mut row {
         map.entry(name.to_owned()).or_insert(json!(text));
     }

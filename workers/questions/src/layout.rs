@@ -116,8 +116,8 @@ fn usual_answers(row: &Value) -> Result<Vec<String>, String> {
     Ok(answers)
 }
 
-/// Gold answers in the forms that files have: a list, one text, TriviaQA's `{value, aliases}`, SQuAD's `{text}`,
-/// PopQA's list inside a text, a number, yes or no.
+/// Gold answers in the forms that files have: a list, one text, TriviaQA's `{value, aliases}`, `SQuAD`'s `{text}`,
+/// `PopQA`'s list inside a text, a number, yes or no.
 fn golds(value: &Value, place: &str) -> Result<Vec<String>, String> {
     match value {
         Value::Array(items) => {
@@ -169,7 +169,7 @@ fn with_options(
     Ok((lines.join("\n"), golds))
 }
 
-/// Titles that the set marks: HotpotQA's and 2Wiki's supporting facts, MuSiQue's supporting paragraphs.
+/// Titles that the set marks: HotpotQA's and 2Wiki's supporting facts, `MuSiQue`'s supporting paragraphs.
 fn evidence(row: &Value, fields: &QuestionFields) -> Result<Vec<String>, String> {
     let mut titles: Vec<String> = Vec::new();
     let mut add = |title: &Value| {

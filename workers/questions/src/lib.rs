@@ -1,9 +1,9 @@
-//! Question sets in every layout they come in: the project's own lines, FlashRAG, Search-R1, s3, MIRAGE, the sets'
+//! Question sets in every layout they come in: the project's own lines, `FlashRAG`, Search-R1, s3, MIRAGE, the sets'
 //! own releases, and any other file by naming its columns.
 //!
 //! * [`file`] reads rows of JSON lines, JSON and Parquet, packed by gzip or not.
 //! * [`layout`] takes question, gold answers, options and evidence out of a row.
-//! * [`sets`] knows the public sets: what they are called inside files, and where FlashRAG keeps them.
+//! * [`sets`] knows the public sets: what they are called inside files, and where `FlashRAG` keeps them.
 //!
 //! Every row becomes one question, in file order; equal ids and equal texts are kept.
 

@@ -9,7 +9,7 @@ pub struct Set {
     pub source: &'static str,
     /// The split that papers report.
     pub split: &'static str,
-    /// Whether the FlashRAG collection has it; MIRAGE's sets lie in MIRAGE's `benchmark.json`.
+    /// Whether the `FlashRAG` collection has it; MIRAGE's sets lie in MIRAGE's `benchmark.json`.
     pub flash_rag: bool,
 }
 

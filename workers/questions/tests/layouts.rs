@@ -54,7 +54,7 @@ fn every_layout_of_a_row() {
         json!({"id": "7", "question": "q?", "answers": {"text": wanted, "answer_start": [1, 2]}}),
         json!({"id": "7", "question": "q?", "answer": wanted}),
     ] {
-        let found = plain(&lines(&[row.clone()]));
+        let found = plain(&lines(std::slice::from_ref(&row)));
         assert_eq!((found[0].question.id.as_str(), found[0].question.question.as_str()), ("7", "q?"), "{row}");
         assert_eq!(found[0].question.answers, wanted, "{row}");
     }
@@ -75,7 +75,7 @@ fn evidence_is_what_the_sets_mark() {
         json!({"question": "q", "answer": "a", "paragraphs": [{"title": "A", "is_supporting": true}, {"title": "C", "is_supporting": false}, {"title": "B", "is_supporting": true}]}),
         json!({"question": "q", "answer": "a", "evidence": ["A", "B"]}),
     ] {
-        assert_eq!(plain(&lines(&[row.clone()]))[0].evidence, ["A", "B"], "{row}");
+        assert_eq!(plain(&lines(std::slice::from_ref(&row)))[0].evidence, ["A", "B"], "{row}");
     }
 }
 
@@ -114,7 +114,7 @@ fn columns_can_be_named() {
     };
     let row =
         json!({"meta": {"key": 3}, "text": " q ", "question": "not this", "truth": {"short": "a"}, "pages": ["P"]});
-    let found = of(&lines(&[row.clone()]), DatasetConfig { fields, ..dataset(Path::new("")) }).unwrap();
+    let found = of(&lines(std::slice::from_ref(&row)), DatasetConfig { fields, ..dataset(Path::new("")) }).unwrap();
     assert_eq!(found[0].question.id, "3");
     assert_eq!(
         (found[0].question.question.as_str(), &found[0].question.answers[..], &found[0].evidence[..]),

@@ -9,7 +9,7 @@
 //! pairs takes long.
 #![allow(clippy::unwrap_used)] // a measuring program: anything unexpected ends it
 
-use s3_config::{AuditConfig, RetrieverServeConfig};
+use s3_config::{DatasetConfig, RetrieverServeConfig};
 use s3_retriever::audit::read_questions;
 use s3_retriever::engine::{Engine, Method, Search};
 use s3_search::text::{contains, normalize, span_tokens, tokens};
@@ -37,7 +37,9 @@ fn main() {
     let mut texts: HashMap<String, Vec<String>> = HashMap::new();
     for set in sets {
         let (name, path) = set.split_once('=').unwrap();
-        let questions = read_questions(&AuditConfig { name: name.to_owned(), path: path.into() }).unwrap();
+        let questions =
+            read_questions(&DatasetConfig { name: name.to_owned(), path: path.into(), ..DatasetConfig::default() })
+                .unwrap();
         let asked: Vec<(String, Vec<Vec<String>>)> = questions
             .into_iter()
             .filter_map(|question| {

@@ -26,8 +26,7 @@ pub struct ReproduceArgs {
     /// The released file (`test_e5_s3.parquet`, `mirage_wiki_test.parquet`), in place of the evaluations' own datasets.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// With --data: its sets, of Nq, TriviaQa, PopQa, HotpotQa, TwoWiki, MuSiQue, Bamboogle, MedQa, MedMcqa, PubMedQa,
-    /// BioAsq, Mmlu.
+    /// With --data: its sets, by the names that `set` of a dataset has.
     #[arg(long, value_name = "SET", value_delimiter = ',', requires = "data", value_parser = set,
           default_value = "Nq,TriviaQa,PopQa,HotpotQa,TwoWiki,MuSiQue")]
     sets: Vec<QuestionSet>,

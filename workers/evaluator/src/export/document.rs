@@ -36,7 +36,9 @@ pub fn markdown(frame: &Frame) -> String {
     let mut text = format!("| {} |\n|{}|\n", names.join(" | "), rules.join("|"));
     for row in &frame.rows {
         let cells: Vec<String> = row.iter().map(|cell| piped(&shown(cell))).collect();
-        text.push_str(&format!("| {} |\n", cells.join(" | ")));
+        text.push_str("| ");
+        text.push_str(&cells.join(" | "));
+        text.push_str(" |\n");
     }
     text
 }
@@ -52,7 +54,8 @@ pub fn latex(frame: &Frame) -> String {
     let mut text = format!("\\begin{{tabular}}{{{places}}}\n\\toprule\n{} \\\\\n\\midrule\n", names.join(" & "));
     for row in &frame.rows {
         let cells: Vec<String> = row.iter().map(|cell| escaped(&shown(cell))).collect();
-        text.push_str(&format!("{} \\\\\n", cells.join(" & ")));
+        text.push_str(&cells.join(" & "));
+        text.push_str(" \\\\\n");
     }
     text.push_str("\\bottomrule\n\\end{tabular}\n");
     text

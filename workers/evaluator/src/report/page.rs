@@ -2,9 +2,11 @@
 
 use super::{Attribution, Page, blocks, data};
 use crate::error::EvalError;
+use crate::matrix;
 use crate::statistics::{Interval, correction};
-use crate::summary::{ALL, Pair, TableRow};
+use crate::summary::{ALL, Pair, Summary, TableRow};
 use minijinja::{Environment, context};
+use s3_config::Metric;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -27,14 +29,16 @@ struct Row {
     part: bool,
     n: usize,
     masked: usize,
-    gen_acc: Figure,
-    em: Figure,
-    f1: Figure,
-    gbr: Option<Figure>,
-    searches: String,
-    passages: String,
-    tokens: String,
-    seconds: String,
+    cells: Vec<Cell>,
+}
+
+/// A column's cell: a figure with its interval, or a text.
+#[derive(Serialize)]
+struct Cell {
+    label: String,
+    drawn: bool,
+    figure: Option<Figure>,
+    text: String,
 }
 
 #[derive(Serialize)]
@@ -62,16 +66,21 @@ pub(super) fn html(page: &Page<'_>) -> Result<String, EvalError> {
     environment.add_template("report.html", include_str!("page.html"))?;
     let summary = page.summary;
     let top = |of: &dyn Fn(&TableRow) -> f64| summary.table.iter().map(of).fold(0.05, f64::max);
-    let share = top(&|row| row.gen_acc.high.max(row.em.high).max(row.f1.high));
+    let share = top(&|row| {
+        let more = [row.span, row.judge, row.evidence].into_iter().flatten().map(|one| one.high);
+        more.fold(row.gen_acc.high.max(row.em.high).max(row.f1.high), f64::max)
+    });
     let gain = top(&|row| row.gbr.map_or(0.0, |gbr| gbr.low.abs().max(gbr.high.abs())));
     let spread = summary.pairs.iter().map(|pair| pair.difference).map(|d| d.low.abs().max(d.high.abs()));
     let spread = spread.fold(0.05, f64::max);
-    let rows: Vec<Row> = summary.table.iter().map(|row| table_row(row, share, gain)).collect();
+    let rows: Vec<Row> = summary.table.iter().map(|row| table_row(row, summary, share, gain)).collect();
     let tests: Vec<Test> = summary.pairs.iter().map(|pair| test(pair, spread, summary.confidence)).collect();
     let several = summary.table.iter().any(|row| row.dataset != ALL);
     let datasets: std::collections::BTreeSet<&str> =
         page.results.questions.questions.iter().map(|question| question.dataset.as_str()).collect();
     let arms = summary.table.iter().filter(|row| row.dataset == ALL).count();
+    let columns: Vec<(String, bool)> =
+        summary.metrics.iter().map(|metric| (label(*metric, summary), drawn(*metric))).collect();
     let rendered = environment.get_template("report.html")?.render(context! {
         css => include_str!("page.css"),
         js => include_str!("page.js"),
@@ -86,6 +95,7 @@ pub(super) fn html(page: &Page<'_>) -> Result<String, EvalError> {
         baseline => summary.baseline,
         level => format!("{:.0} %", summary.confidence * 100.0),
         several,
+        columns,
         rows,
         tests,
         correction => correction::name(summary.correction),
@@ -97,21 +107,46 @@ pub(super) fn html(page: &Page<'_>) -> Result<String, EvalError> {
     Ok(rendered)
 }
 
-fn table_row(row: &TableRow, share: f64, gain: f64) -> Row {
+fn table_row(row: &TableRow, summary: &Summary, share: f64, gain: f64) -> Row {
+    let cell = |metric: &Metric| {
+        let share = |interval| Some(figure(interval, 0.0, share, false));
+        let gain = |interval| figure(interval, -gain, gain, true);
+        let (figure, text) = match metric {
+            Metric::GenAcc => (share(row.gen_acc), None),
+            Metric::ExactMatch => (share(row.em), None),
+            Metric::F1 => (share(row.f1), None),
+            Metric::Gbr => (row.gbr.map(gain), None),
+            Metric::Span => (row.span.and_then(share), None),
+            Metric::JudgeAccuracy => (row.judge.and_then(share), None),
+            Metric::EvidenceRecall => (row.evidence.and_then(share), None),
+            Metric::Latency => (None, row.seconds.map(duration)),
+            Metric::Tokens => (None, Some(format!("{:.0}", row.tokens))),
+            Metric::Searches | Metric::Passages | Metric::Cost => (None, matrix::cell(*metric, row, summary)),
+        };
+        let drawn = drawn(*metric);
+        Cell { label: label(*metric, summary), drawn, figure, text: text.unwrap_or_else(|| "–".into()) }
+    };
     Row {
         arm: row.arm.clone(),
         dataset: row.dataset.clone(),
         part: row.dataset != ALL,
         n: row.n,
         masked: row.masked,
-        gen_acc: figure(row.gen_acc, 0.0, share, false),
-        em: figure(row.em, 0.0, share, false),
-        f1: figure(row.f1, 0.0, share, false),
-        gbr: row.gbr.map(|gbr| figure(gbr, -gain, gain, true)),
-        searches: format!("{:.2}", row.searches),
-        passages: format!("{:.2}", row.passages),
-        tokens: format!("{:.0}", row.tokens),
-        seconds: row.seconds.map_or_else(|| "–".into(), duration),
+        cells: summary.metrics.iter().map(cell).collect(),
+    }
+}
+
+/// Whether a column has intervals.
+fn drawn(metric: Metric) -> bool {
+    use Metric::{EvidenceRecall, ExactMatch, F1, Gbr, GenAcc, JudgeAccuracy, Span};
+    matches!(metric, GenAcc | ExactMatch | F1 | Gbr | Span | JudgeAccuracy | EvidenceRecall)
+}
+
+fn label(metric: Metric, summary: &Summary) -> String {
+    match metric {
+        Metric::Tokens => "Tokens".into(),
+        Metric::Latency => "Time".into(),
+        other => matrix::name(other, summary),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Mean and percentiles as the reference's `compute_context_stats.py` has them (NumPy's linear interpolation).
+//! Mean and percentiles as the reference's `compute_context_stats.py` has them (`NumPy`'s linear interpolation).
 
 use serde::{Deserialize, Serialize};
 
