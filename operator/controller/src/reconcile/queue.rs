@@ -146,7 +146,7 @@ pub async fn carry_out<'a>(
 
 /// Whether anything of the resource still runs on its quota.
 fn holding<'a>(shared: &Shared, scene: &Scene, mut attempts: impl Iterator<Item = &'a Attempted>) -> bool {
-    if attempts.any(|attempt| attempt.open() || attempt.live.holding > 0) {
+    if attempts.any(|attempt| attempt.open() || attempt.live.holding > 0 || attempt.live.unmade > 0) {
         return true;
     }
     let (uid, title, namespace) = (scene.object.uid(), scene.title(), scene.namespace());

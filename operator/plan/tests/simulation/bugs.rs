@@ -49,7 +49,7 @@ pub enum Bug {
     NeitherTerminalNorActed,
     /// Suspending wins over an outcome that stands already.
     OutcomeLostBySuspension,
-    /// Deletes what works before it is written down why (trainer: JobSet first, status after).
+    /// Deletes what works before it is written down why (trainer: `JobSet` first, status after).
     DeletesBeforeRecord,
     /// A deposed leader decides on what it saw before, without preconditions.
     DeposedLeaderWrites,

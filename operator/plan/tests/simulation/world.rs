@@ -64,7 +64,7 @@ pub struct Real {
     pub number: u32,
     pub print: u32,
     pub started: i64,
-    /// Its ConfigMap is there.
+    /// Its `ConfigMap` is there.
     pub known: bool,
     pub record: Option<Record>,
     pub replicas: Vec<Replica>,
