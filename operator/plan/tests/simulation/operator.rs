@@ -38,7 +38,6 @@ impl World {
                 started: real.started,
                 anew: 0,
                 gpus: 1,
-                anew: 0,
                 record,
                 live: self.live_of(of(&self.jobs).as_ref(), of(&self.pods).as_ref()),
             }
