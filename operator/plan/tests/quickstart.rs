@@ -113,7 +113,10 @@ fn arms_have_retrievers_models_and_limits_of_their_own() {
     assert_eq!(arm("rag-same-tokens")["budgetBy"], "Tokens");
     assert_eq!(arm("rag-empty")["retriever"], serde_json::json!({"control": "Empty"}));
     let oracle = &arm("rag-oracle")["retriever"];
-    assert_eq!((&oracle["control"], &oracle["corpus"]), (&"Oracle".into(), &"volume://data/corpus/wiki-vital.jsonl".into()));
+    assert_eq!(
+        (&oracle["control"], &oracle["corpus"]),
+        (&"Oracle".into(), &"volume://data/corpus/wiki-vital.jsonl".into())
+    );
     let limits = |name: &str| {
         let search = &arm(name)["search"];
         ["maxSearches", "topK", "turnTokens", "contextTokens", "maxPassages"].map(|key| search[key].as_u64().unwrap())
@@ -121,13 +124,17 @@ fn arms_have_retrievers_models_and_limits_of_their_own() {
     assert_eq!(limits("search-r1"), [4, 3, 500, 4096, 12]);
     assert_eq!(limits("ircot"), [4, 3, 128, 2048, 15], "no longer than the generator takes");
     assert_eq!(limits("search-o1"), [4, 3, 1000, 2048, 12]);
-    assert_eq!((&arm("search-r1")["answer"], &arm("search-r1-retrieved")["answer"]), (&"Own".into(), &"Generator".into()));
+    assert_eq!(
+        (&arm("search-r1")["answer"], &arm("search-r1-retrieved")["answer"]),
+        (&"Own".into(), &"Generator".into())
+    );
     assert_eq!(arm("ircot")["answer"], "Generator");
     assert_eq!(arm("search-r1")["search"]["compatibility"], "SearchR1");
     assert_eq!(arm("s3-no-both")["search"]["ablation"], "NoBoth");
     assert!(arm("s3")["search"].get("ablation").is_none());
     // what the run says reaches every arm that says nothing
-    let lexical = texts[1].replace("      name: quickstart\n    topK: 3", "      name: quickstart\n    topK: 3\n    method: Lexical");
+    let lexical = texts[1]
+        .replace("      name: quickstart\n    topK: 3", "      name: quickstart\n    topK: 3\n    method: Lexical");
     let plan = planned(&[texts[0].clone(), lexical]).unwrap();
     let arms = plan.component("all-methods-eval").unwrap().config.value["arms"].as_array().unwrap();
     for arm in arms {
@@ -154,7 +161,9 @@ fn a_run_without_search_needs_no_index() {
     let (_, run) = recipe.split_once("---\n").unwrap();
     let (head, rest) = run.split_once("  arms:\n").unwrap();
     let (_, tail) = rest.split_once("  generator:\n").unwrap();
-    let tail = tail.replace("    eligible: true\n", "").replace("    baseline: rag-3\n    pairedAgainst: [rag-3, rag-same-passages]\n", "    confidence: 0.9\n");
+    let tail = tail
+        .replace("    eligible: true\n", "")
+        .replace("    baseline: rag-3\n    pairedAgainst: [rag-3, rag-same-passages]\n", "    confidence: 0.9\n");
     let arms = "    - {name: direct, method: Direct}\n    - {name: cot, method: ChainOfThought}\n    - {name: none, method: Rag, topK: 3, retriever: {control: Empty}}\n";
     let only = format!("{head}  arms:\n{arms}  generator:\n{tail}");
     let plan = planned(std::slice::from_ref(&only)).unwrap();
