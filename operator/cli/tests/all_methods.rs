@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Questions asked, of both datasets together.
-const QUESTIONS: usize = 2;
 /// Limits of every method that plays, so that a small model is soon done.
 const SEARCH: &str = "search: {maxSearches: 1, topK: 1, maxSelected: 1, maxPassages: 2, passageTokens: 32, observationTokens: 120, turnTokens: 16, contextTokens: 900}";
 /// How long a run may take before something hangs.
@@ -20,7 +18,8 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    /// With so many questions of both datasets together.
+    fn new(questions: usize) -> Self {
         for worker in ["s3-retriever", "s3-generator-gateway", "s3-evaluator"] {
             let path = Path::new(env!("CARGO_BIN_EXE_s3")).with_file_name(worker);
             assert!(path.exists(), "{} is not built; run `cargo build --workspace --bins`", path.display());
@@ -30,21 +29,24 @@ impl World {
         let model = data.join("models/smollm2-135m-instruct/model.gguf");
         assert!(model.exists(), "{} is missing; run `make data`", model.display());
         let world = Self { folder: tempfile::tempdir().unwrap(), data, examples: repository.join("examples") };
-        world.write();
+        world.write(questions);
         world
     }
 
     /// The recipe itself, with few questions and short turns; the index without its audit.
-    fn write(&self) {
+    fn write(&self, questions: usize) {
         let read = |file: &str| std::fs::read_to_string(self.examples.join(file)).unwrap();
-        let mut recipe = read("recipes/all-methods.yaml").replace("size: 16", &format!("size: {QUESTIONS}"));
+        let mut recipe = read("recipes/all-methods.yaml").replace("size: 16", &format!("size: {questions}"));
         for method in ["Sft", "R1", "DeepRetrieval", "IrCot", "SearchO1", "SearchR1"] {
             let line = format!("      method: {method}\n");
             assert!(recipe.contains(&line), "{method} is in the recipe");
             recipe = recipe.replace(&line, &format!("{line}      {SEARCH}\n"));
         }
-        let recipe = recipe.replace("  determinism: Bitwise\n  chunk: 16\n", "  determinism: Bitwise\n  chunk: 1\n");
-        assert!(recipe.contains("\n  chunk: 1\n"));
+        let recipe = recipe.replace("  determinism: Bitwise\n  chunk: 16\n", "  determinism: Bitwise\n  chunk: 2\n");
+        assert!(recipe.contains("\n  chunk: 2\n"));
+        // s3's own turns, too
+        let recipe =
+            recipe.replace("passageTokens: 64", "passageTokens: 16").replace("turnTokens: 32", "turnTokens: 16");
         let index = read("quickstart/retrieverindex.yaml").replace("verify: 64", "verify: 1");
         let (index, _audit) = index.split_once("  audit:").unwrap();
         std::fs::write(self.path("recipe.yaml"), recipe).unwrap();
@@ -100,17 +102,35 @@ impl World {
     }
 }
 
+/// Two questions: a minute of one core.
 #[test]
 fn one_file_runs_every_method_on_two_datasets() {
-    let world = World::new();
+    killed_and_continued(&World::new(2), 2);
+}
+
+/// More of them, and once more from the start: some minutes.
+#[test]
+#[ignore = "minutes; `make soak`"]
+fn one_file_makes_the_same_digest_again() {
+    let world = World::new(6);
+    let digest = killed_and_continued(&world, 6);
+    // from nothing but the indices and the gateway's cache
+    let journal = world.find("units.journal").unwrap();
+    let work = journal.parent().and_then(Path::parent).unwrap().to_owned();
+    std::fs::remove_dir_all(&work).unwrap();
+    assert_eq!(world.finish().1, digest);
+}
+
+/// Runs to the end with one kill in the middle, looks at everything, and returns the digest.
+fn killed_and_continued(world: &World, questions: usize) -> String {
     // killed once some arms are done and others are not
     let mut child = world.start();
     let began = Instant::now();
     let lines = |world: &World| {
         let journal = world.find("units.journal").and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
-        journal.iter().filter(|byte| **byte == b'\n').count()
+        journal.split(|byte| *byte == b'\n').count() - 1
     };
-    while lines(&world) < 5 * QUESTIONS {
+    while lines(world) < 5 * questions {
         let ended = child.try_wait().unwrap();
         let errors = || std::fs::read_to_string(world.path("stderr")).unwrap();
         assert!(ended.is_none(), "it ended before it could be killed: {}", errors());
@@ -138,7 +158,7 @@ fn one_file_runs_every_method_on_two_datasets() {
         let of_arm = rows.iter().filter(|row| row["arm"] == *arm);
         let mut places: Vec<u64> = of_arm.clone().map(|row| row["place"].as_u64().unwrap()).collect();
         places.sort_unstable();
-        assert_eq!(places, (0..QUESTIONS as u64).collect::<Vec<_>>(), "{arm}: every question, the last one too");
+        assert_eq!(places, (0..questions as u64).collect::<Vec<_>>(), "{arm}: every question, the last one too");
         assert!(told.contains(arm), "{arm} is in the table");
         for row in of_arm {
             assert!(row["refused"].is_null() && row["answer"].is_string(), "{arm}: {row}");
@@ -150,10 +170,5 @@ fn one_file_runs_every_method_on_two_datasets() {
         let turns = |row: &Value| row["episode"]["turns"].as_array().map_or(0, Vec::len);
         assert!(rows.iter().filter(|row| row["arm"] == arm).all(|row| turns(row) > 0), "{arm} shows its turns");
     }
-
-    // once more from nothing but the indices and the gateway's cache
-    let journal = world.find("units.journal").unwrap();
-    let work = journal.parent().and_then(Path::parent).unwrap().to_owned();
-    std::fs::remove_dir_all(&work).unwrap();
-    assert_eq!(world.finish().1, digest);
+    digest
 }

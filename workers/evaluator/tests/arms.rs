@@ -43,15 +43,18 @@ fn config(world: &World, name: &str, size: usize) -> PathBuf {
     arms += &served("DeepRetrieval", "");
     arms += "- {name: same-tokens, method: SameBudgetRag, budgetFrom: s3, budgetBy: Tokens}\n";
     arms += "- {name: empty, method: Rag, topK: 3, retriever: {control: Empty}}\n";
-    arms += &format!("- {{name: random, method: Rag, topK: 3, retriever: {{control: Random, {corpus}}}}}\n");
-    arms += &format!("- {{name: oracle, method: Rag, topK: 3, retriever: {{control: Oracle, {corpus}}}}}\n");
     let s3 = "search: {maxSearches: 1, topK: 3, initialTopK: 3, turnTokens: 12, contextTokens: 900, passageTokens: 64, observationTokens: 400";
-    arms += &format!(
-        "- {{name: s3-all, method: S3, searcher: {{path: {root}/model, device: Cpu}}, {s3}, ablation: NoSelection}}, temperature: 1.0, batch: 2}}\n"
-    );
-    arms += &format!(
-        "- {{name: s3-oracle, method: S3, retriever: {{control: Oracle, {corpus}}}, searcher: {{path: {root}/model, device: Cpu}}, {s3}}}, temperature: 1.0, topP: 0.9, batch: 2}}\n"
-    );
+    let more = [
+        format!("- {{name: random, method: Rag, topK: 3, retriever: {{control: Random, {corpus}}}}}\n"),
+        format!("- {{name: oracle, method: Rag, topK: 3, retriever: {{control: Oracle, {corpus}}}}}\n"),
+        format!(
+            "- {{name: s3-all, method: S3, searcher: {{path: {root}/model, device: Cpu}}, {s3}, ablation: NoSelection}}, temperature: 1.0, batch: 2}}\n"
+        ),
+        format!(
+            "- {{name: s3-oracle, method: S3, retriever: {{control: Oracle, {corpus}}}, searcher: {{path: {root}/model, device: Cpu}}, {s3}}}, temperature: 1.0, topP: 0.9, batch: 2}}\n"
+        ),
+    ];
+    arms += &more.concat();
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("datasets:", &format!("{arms}datasets:"))).unwrap();
     path

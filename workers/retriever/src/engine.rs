@@ -116,6 +116,11 @@ impl Engine {
         self.method
     }
 
+    /// Most passages that a query may ask for.
+    pub fn top_k_limit(&self) -> u32 {
+        u32::try_from(self.limits.top_k_limit).unwrap_or(u32::MAX)
+    }
+
     /// The reranker, where there is one.
     pub fn reranker(&self) -> Option<&Reranker> {
         self.reranker.as_ref()

@@ -190,6 +190,7 @@ impl Retriever for RetrieverService {
             dimensions: index.dense.as_ref().map_or(0, |dense| dense.dimensions() as u32),
             method: method.into(),
             reranker: engine.reranker().is_some(),
+            top_k_limit: engine.top_k_limit(),
         }))
     }
 }

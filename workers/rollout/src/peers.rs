@@ -56,13 +56,17 @@ pub trait Retrieve {
     /// As [`Self::retrieve`], told which question each query is for. Only controls look at it.
     fn retrieve_for(
         &self,
-        questions: &[&Question],
+        _questions: &[&Question],
         queries: &[String],
         top_k: u32,
         method: RetrievalMethod,
     ) -> Result<Vec<Vec<Passage>>, RolloutError> {
-        let _not_looked_at = questions;
         self.retrieve(queries, top_k, method)
+    }
+
+    /// Most passages that a query may ask for.
+    fn deepest(&self) -> u32 {
+        u32::MAX
     }
 
     /// Whether the same query may find other passages for another question.
@@ -77,6 +81,7 @@ pub struct RetrieverPeer {
     link: Link,
     client: RetrieverClient,
     digest: String,
+    deepest: u32,
 }
 
 impl RetrieverPeer {
@@ -87,7 +92,8 @@ impl RetrieverPeer {
         let _inside = link.handle.enter();
         let client = RetrieverClient::new(&endpoint.address, deadline, endpoint.attempts)?;
         let info = link.wait(client.info())?;
-        Ok(Self { link: link.clone(), client, digest: info.index_digest })
+        let deepest = if info.top_k_limit == 0 { u32::MAX } else { info.top_k_limit };
+        Ok(Self { link: link.clone(), client, digest: info.index_digest, deepest })
     }
 
     /// Digest of the served index.
@@ -101,6 +107,10 @@ impl RetrieverPeer {
 }
 
 impl Retrieve for RetrieverPeer {
+    fn deepest(&self) -> u32 {
+        self.deepest
+    }
+
     fn retrieve(
         &self,
         queries: &[String],

@@ -55,7 +55,7 @@ pub fn in_characters(search: &SearchConfig) -> SearchConfig {
 #[derive(Debug)]
 pub enum Served {
     /// Its run, with the tokens that the provider counted for each turn.
-    Played(Scripted, Vec<u32>),
+    Played(Box<Scripted>, Vec<u32>),
     /// The provider refuses it, every time.
     Refused(String),
 }
@@ -93,7 +93,7 @@ impl ServedPlayer<'_> {
     /// An outage is an error: nothing of the batch is worth anything without the rest.
     pub fn drive(&self, seats: Vec<Seat<Scripted>>) -> Result<Vec<Served>, RolloutError> {
         let mut rows: Vec<(Served, Question)> =
-            seats.into_iter().map(|seat| (Served::Played(seat.play, Vec::new()), seat.question)).collect();
+            seats.into_iter().map(|seat| (Served::Played(Box::new(seat.play), Vec::new()), seat.question)).collect();
         loop {
             if self.shutdown.requested() {
                 return Err(RolloutError::Interrupted);

@@ -65,7 +65,9 @@ impl Arm for SameBudget<'_> {
             let found = find(most as u32)?;
             return Ok(found.into_iter().zip(budgets.iter().copied()).map(cut).collect());
         }
-        let mut top_k = 8;
+        // what the index may be asked for is the most there is
+        let deepest = DEEPEST.min(self.retriever.deepest());
+        let mut top_k = deepest.min(8);
         loop {
             let found = find(top_k)?;
             let counts: Option<Vec<usize>> = found
@@ -74,13 +76,13 @@ impl Arm for SameBudget<'_> {
                 .map(|(passages, budget)| {
                     let lengths: Vec<usize> =
                         passages.iter().map(|passage| length(passage, self.passage_words)).collect();
-                    nearest(&lengths, *budget, passages.len() < top_k as usize || top_k >= DEEPEST)
+                    nearest(&lengths, *budget, passages.len() < top_k as usize || top_k >= deepest)
                 })
                 .collect();
             if let Some(counts) = counts {
                 return Ok(found.into_iter().zip(counts).map(cut).collect());
             }
-            top_k = (top_k * 2).min(DEEPEST);
+            top_k = (top_k * 2).min(deepest);
         }
     }
 }

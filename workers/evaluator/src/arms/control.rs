@@ -104,7 +104,7 @@ pub enum ControlRetriever {
 
 impl ControlRetriever {
     /// Reads the corpus once and keeps the passages with a gold answer of each question.
-    pub fn oracle(corpus: Arc<Corpus>, questions: &[Question], base: Option<RetrieverPeer>) -> Result<Self, EvalError> {
+    pub fn oracle(corpus: &Corpus, questions: &[Question], base: Option<RetrieverPeer>) -> Result<Self, EvalError> {
         let mut fault = None;
         let texts = (0..corpus.len()).map_while(|place| match corpus.passage(place) {
             Ok(passage) => Some((passage.title, passage.text)),
@@ -188,7 +188,7 @@ impl Retrieve for ControlRetriever {
                 .collect(),
             Self::Oracle { golds, base } => {
                 let ranked = match base {
-                    Some(base) => base.retrieve(queries, top_k.max(DEPTH), method)?,
+                    Some(base) => base.retrieve(queries, top_k.max(DEPTH.min(base.deepest())), method)?,
                     None => vec![Vec::new(); queries.len()],
                 };
                 let one = |((question, _), ranked): ((&&Question, &String), Vec<Passage>)| {
@@ -264,7 +264,7 @@ mod tests {
     fn the_oracle_gives_golds_first() {
         let dir = tempfile::tempdir().unwrap();
         let questions = [question("capital", &["Paris"]), question("other", &["Lisbon"])];
-        let oracle = ControlRetriever::oracle(corpus(dir.path()), &questions, None).unwrap();
+        let oracle = ControlRetriever::oracle(&corpus(dir.path()), &questions, None).unwrap();
         let asked: Vec<&Question> = questions.iter().collect();
         let found = oracle.retrieve_for(&asked, &["x".into(), "x".into()], 5, RetrievalMethod::Default).unwrap();
         let ids = |at: usize| found[at].iter().map(|passage| passage.id.as_str()).collect::<Vec<_>>();

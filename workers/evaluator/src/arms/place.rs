@@ -65,11 +65,11 @@ impl Places {
                 "arm {name:?}: retriever.control {control:?} needs retriever.corpus"
             )));
         };
-        let corpus = Arc::new(Corpus::open(corpus)?);
+        let corpus = Corpus::open(corpus)?;
         Ok(Box::new(if control == Control::Random {
-            ControlRetriever::Random { corpus, seed: self.seed }
+            ControlRetriever::Random { corpus: Arc::new(corpus), seed: self.seed }
         } else {
-            ControlRetriever::oracle(corpus, questions, base.cloned())?
+            ControlRetriever::oracle(&corpus, questions, base.cloned())?
         }))
     }
 }

@@ -78,7 +78,7 @@ impl Played<'_> {
             Served::Refused(reason) => Gathered { refused: Some(reason), ..Gathered::default() },
             Served::Played(run, counts) => {
                 let answer = run.answer();
-                self.handed(question, &Served::trajectory(run, &counts), answer)
+                self.handed(question, &Served::trajectory(*run, &counts), answer)
             }
         };
         Ok(played.into_iter().zip(questions).map(one).collect())

@@ -9,8 +9,8 @@
 //! | [`solo`] | chain of thought (arXiv 2201.11903), Sft, R1 without search | own |
 //! | [`search_r1`] | Search-R1 (arXiv 2503.09516) | own, tags of the paper |
 //! | [`search_o1`] | Search-o1 (arXiv 2501.05366) | own, tags of the paper |
-//! | [`ir_cot`] | IRCoT (arXiv 2212.10509) | own |
-//! | [`deep_retrieval`] | DeepRetrieval (arXiv 2503.00223) | own, tags of the paper |
+//! | [`ir_cot`] | `IRCoT` (arXiv 2212.10509) | own |
+//! | [`deep_retrieval`] | `DeepRetrieval` (arXiv 2503.00223) | own, tags of the paper |
 //!
 //! No prompt is a copy of a paper's; a checkpoint that was trained on other words gets them by
 //! `search.promptTemplate`.

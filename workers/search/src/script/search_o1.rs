@@ -112,9 +112,9 @@ line {HEADING}; if nothing helps, write under it: {NOTHING}"
         let helps = note.is_some_and(|note| !note.starts_with(NOTHING.trim_end_matches('.')));
         let note = crate::prompt::neutralise(note.unwrap_or(NOTHING)).into_owned();
         if helps {
-            let id = Sha256::digest(format!("{query}\n{note}"));
-            let id: String = id.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-            self.notes.push(Passage { id: format!("note-{id}"), title: query.to_owned(), text: note.clone() });
+            let digest = Sha256::digest(format!("{query}\n{note}"));
+            let mark = digest.iter().take(8).fold(0_u64, |mark, byte| mark << 8 | u64::from(*byte));
+            self.notes.push(Passage { id: format!("note-{mark:016x}"), title: query.to_owned(), text: note.clone() });
         }
         self.tell(&note);
         Action::Note

@@ -37,13 +37,11 @@ impl Solo {
 
 impl Protocol for Solo {
     fn next(&self) -> Move {
-        match &self.written {
-            Some(_) => Move::Done(StopReason::Complete),
-            None => {
-                let stops = if self.kind == ProtocolKind::Sft { Vec::new() } else { vec![ANSWER] };
-                Move::Write(Write { place: Place::New, page: self.page.clone(), stops })
-            }
+        if self.written.is_some() {
+            return Move::Done(StopReason::Complete);
         }
+        let stops = if self.kind == ProtocolKind::Sft { Vec::new() } else { vec![ANSWER] };
+        Move::Write(Write { place: Place::New, page: self.page.clone(), stops })
     }
 
     fn wrote(&mut self, text: &str) -> Action {
