@@ -98,6 +98,8 @@ JOBS = [
     panel("Steps", "Policy update steps done.", "none", (gauge("s3_training_step"), "{{namespace}} {{pod}}")),
     panel("Attempts by verdict", "`Done`, `Stopped`, or the class of the failure (docs/failure-modes.md).", "ops",
           (rate("s3_operator_attempts_total", "kind, verdict"), "{{kind}} {{verdict}}"), stack=True),
+    panel("Wait in queues", "Mean of the waits for admission by Kueue that ended; zero while none did.", "s",
+          (ratio(rate("s3_operator_queue_wait_seconds_sum"), rate("s3_operator_queue_wait_seconds_count")), "wait")),
     panel("Calls between workers", "Median and 95 % of one attempt.", "s",
           (quantile(0.5, "s3_rpc_client_seconds", "service, method"), "{{service}} {{method}} median"),
           (quantile(0.95, "s3_rpc_client_seconds", "service, method"), "{{service}} {{method}} 95 %")),

@@ -155,11 +155,32 @@ pub enum Ablation {
     NoBoth,
 }
 
+/// Who answers an arm's questions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AnswerBy {
+    /// The run's generator, from the passages that the arm hands over.
+    #[default]
+    Generator,
+    /// The arm's own model.
+    Own,
+}
+
+/// What of a budget is equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BudgetUnit {
+    /// The number of passages.
+    #[default]
+    Passages,
+    /// The number of their tokens, as near as whole passages come.
+    Tokens,
+}
+
 /// One compared method.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules::attach(&[
     &rules::S3_NEEDS_SEARCHER, &rules::LOOP_SETTINGS, &rules::TOP_K_METHOD, &rules::RAG_NEEDS_COUNT, &rules::BUDGET_IS_RAG,
+    &rules::BUDGET_BY_NEEDS_FROM, &rules::OWN_MODEL, &rules::OWN_ANSWER, &rules::ABLATION_IS_S3, &rules::LOOP_COMPATIBILITY,
 ])))]
 pub struct Arm {
     /// Unique name, shown in tables.
@@ -170,7 +191,7 @@ pub struct Arm {
     /// Its index, when not the run's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retriever: Option<ArmRetriever>,
-    /// Passages, for `Rag` and baselines.
+    /// Passages: of `Rag` in all, of other methods per search.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub top_k: Option<u32>,
@@ -178,13 +199,22 @@ pub struct Arm {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub budget_from: Option<String>,
-    /// The searcher, for `S3` and other methods with a model of their own.
+    /// What of that budget is equal; by default the number of passages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_by: Option<BudgetUnit>,
+    /// The model that searches or answers: `S3`, `Sft` and `R1` need it; `SearchR1`, `SearchO1`, `IrCot` and
+    /// `DeepRetrieval` take the generator's without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub searcher: Option<ArmSearcher>,
-    /// The search loop; by default that of the searcher's job.
+    /// Who answers. By default `SearchR1` answers itself, and the generator answers from what `SearchO1` and `IrCot`
+    /// found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<AnswerBy>,
+    /// The search loop; by default that of the searcher's job, for other methods their paper's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<Search>,
-    /// Whose search loop is reproduced; by default that of the searcher's job.
+    /// Whose search loop is reproduced: `S3` for method `S3` (by default as the searcher's job), `SearchR1` for method
+    /// `SearchR1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compatibility: Option<Compatibility>,
     /// What is taken from it.
@@ -200,7 +230,7 @@ pub enum ControlRetriever {
     Empty,
     /// Finds random passages.
     Random,
-    /// Finds passages with a gold answer.
+    /// Finds passages with a gold answer first, then what else the run's index ranks.
     Oracle,
 }
 
@@ -212,7 +242,7 @@ pub struct ArmRetriever {
     /// A `RetrieverIndex`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index_ref: Option<LocalRef>,
-    /// A control.
+    /// A control; `Random` and `Oracle` draw from the run's index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<ControlRetriever>,
     /// Ranking.
@@ -423,6 +453,12 @@ pub struct EvalRunStatus {
     /// Attempts started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,
+    /// Seconds spent waiting in the queue, all waits that are over together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_wait_seconds: Option<u64>,
+    /// Since when it waits in the queue, while it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_since: Option<Time>,
     /// When the first attempt started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,

@@ -15,6 +15,7 @@ mod parse;
 mod provider;
 mod quantity;
 mod reasons;
+mod reference;
 mod retriever_index;
 mod rules;
 mod schema;
@@ -34,6 +35,7 @@ pub use parse::{Document, ParseError, Resource, SecretManifest, parse_documents}
 pub use provider::*;
 pub use quantity::Quantity;
 pub use reasons::{REASONS, Reason, reason, reasons_markdown};
+pub use reference::api_markdown;
 pub use retriever_index::*;
 pub use rules::Rule;
 pub use schema::{Kind, api_resource, crd, crd_without_cel, crd_yaml, spec_schema};

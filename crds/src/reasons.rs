@@ -121,7 +121,10 @@ catalogue! {
         "Create the Secret that the message names.";
     TRAINING_QUEUED: S3TrainingJob "Training" "False" "Queued",
         "The job waits for admission to its queue.",
-        "See the Workload; the queue may be out of quota.";
+        "Nothing; it is admitted when there is quota. The message says what Kueue waits for.";
+    TRAINING_QUEUE_UNAVAILABLE: S3TrainingJob "Training" "False" "QueueUnavailable",
+        "The job asks for a Kueue Workload, and none can be made here.",
+        "Install Kueue and set the chart's `kueue.enabled`, use `queue.mode: Labels`, or leave `queue` out.";
     TRAINING_UNSCHEDULABLE: S3TrainingJob "Training" "False" "Unschedulable",
         "No node takes the trainer pods.",
         "Compare requested GPUs, memory and node selector with the nodes.";
@@ -202,7 +205,10 @@ catalogue! {
         "Create the Secret that the message names.";
     EVAL_QUEUED: EvalRun "Evaluating" "False" "Queued",
         "The run waits for admission to its queue.",
-        "See the Workload; the queue may be out of quota.";
+        "Nothing; it is admitted when there is quota. The message says what Kueue waits for.";
+    EVAL_QUEUE_UNAVAILABLE: EvalRun "Evaluating" "False" "QueueUnavailable",
+        "The run asks for a Kueue Workload, and none can be made here.",
+        "Install Kueue and set the chart's `kueue.enabled`, use `queue.mode: Labels`, or leave `queue` out.";
     EVAL_STARTING: EvalRun "Evaluating" "False" "Starting",
         "Pods of an attempt are being started.",
         "Wait; if it lasts, see the message and the events of the pods (node, image, volume, secret).";

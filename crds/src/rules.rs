@@ -269,6 +269,29 @@ rules! {
             "Direct" | "ChainOfThought" | "Rag" => !has(v, "searcher"),
             _ => true,
         });
+    /// What was trained to answer is some model.
+    OWN_MODEL: "!(self.method in ['Sft', 'R1']) || has(self.searcher)",
+        "methods Sft and R1 are models that were trained to answer; name theirs as `searcher`",
+        Check::State(|v| !["Sft", "R1"].contains(&text(v, "/method")) || has(v, "searcher"));
+    /// Only methods that search and can answer have a choice.
+    OWN_ANSWER: "!has(self.answer) || self.method in ['SearchR1', 'SearchO1', 'IrCot']",
+        "`answer` is a choice of methods SearchR1, SearchO1 and IrCot alone; leave it out",
+        Check::State(|v| !has(v, "answer") || ["SearchR1", "SearchO1", "IrCot"].contains(&text(v, "/method")));
+    /// Only a searcher that selects is ablated.
+    ABLATION_IS_S3: "self.ablation == 'None' || self.method == 'S3'",
+        "`ablation` belongs to method S3",
+        Check::State(|v| text(v, "/ablation") == "None" || text(v, "/method") == "S3");
+    /// A loop is reproduced by the method that it is of.
+    LOOP_COMPATIBILITY: "!has(self.compatibility) || self.compatibility == 'None' || self.compatibility == self.method",
+        "`compatibility` S3 belongs to method S3, and SearchR1 to method SearchR1",
+        Check::State(|v| {
+            let of = text(v, "/compatibility");
+            !has(v, "compatibility") || of == "None" || of == text(v, "/method")
+        });
+    /// A unit is of some budget.
+    BUDGET_BY_NEEDS_FROM: "!has(self.budgetBy) || has(self.budgetFrom)",
+        "`budgetBy` says how `budgetFrom` is counted; set both or none",
+        Check::State(|v| !has(v, "budgetBy") || has(v, "budgetFrom"));
     /// A method without a loop has no loop's settings.
     LOOP_SETTINGS: "!(self.method in ['Direct', 'ChainOfThought', 'Rag']) || (!has(self.search) && !has(self.compatibility) && self.ablation == 'None')",
         "`search`, `compatibility` and `ablation` belong to methods that search in turns; leave them out of Direct, ChainOfThought and Rag",

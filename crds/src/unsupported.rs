@@ -34,12 +34,6 @@ const RUN: Option<Kind> = Some(Kind::EvalRun);
 
 /// Fields and values that no code honours yet.
 pub const UNSUPPORTED: &[Field] = &[
-    // providers
-    field(
-        None,
-        "spec.**.provider.managed",
-        "is not served yet; start the model server yourself and use openAiCompatible",
-    ),
     // indices
     field(INDEX, "spec.source.build.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),
@@ -72,6 +66,7 @@ pub const UNSUPPORTED: &[Field] = &[
     field(INDEX, "spec.source.build.dense.index.efSearch", "belongs to Hnsw, which is not built yet; leave it out"),
     field(INDEX, "spec.source.build.dense.index.factory", "belongs to Factory, which is not built yet; leave it out"),
     value(INDEX, "spec.reranker.device", &["Cuda"], "is not served yet: pairs are read on the CPU; use Cpu"),
+    field(INDEX, "spec.serving.autoscaling", "is not scaled yet; set serving.replicas"),
     // training
     value(JOB, "spec.searcher.adapter.kind", &["Full"], "is not trained yet; use Lora"),
     field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),
@@ -87,26 +82,9 @@ pub const UNSUPPORTED: &[Field] = &[
     field(JOB, "spec.guards.formatRate", "is not watched yet; leave it out"),
     field(JOB, "spec.guards.searchesPerQuestion", "is not watched yet; leave it out"),
     field(JOB, "spec.guards.mismatchKl", "is not watched yet; leave it out"),
-    value(
-        JOB,
-        "spec.failurePolicy.rules[].action",
-        &["Restart"],
-        "from the first step is not done yet; use Resume, or a new job",
-    ),
     field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
     // evaluation
-    value(
-        RUN,
-        "spec.arms[].method",
-        &["ChainOfThought", "DeepRetrieval", "IrCot", "SearchO1", "SearchR1", "Sft", "R1"],
-        "is not evaluated yet; use S3, Rag or Direct",
-    ),
-    field(RUN, "spec.arms[].retriever", "of an arm's own is not served yet; use the run's retriever"),
-    field(RUN, "spec.arms[].ablation", "is not evaluated yet; leave it out"),
-    value(RUN, "spec.arms[].compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
     value(RUN, "spec.arms[].searcher.checkpoint", &["Latest"], "is not read yet; use Final"),
-    field(RUN, "spec.retriever.method", "does not reach every arm yet; set serving.method of the RetrieverIndex"),
-    field(RUN, "spec.decoding.topP", "is not sampled yet; leave it out"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.
@@ -119,7 +97,6 @@ pub const CLUSTER_ONLY: &[Field] = &[
     field(None, "spec.activeDeadlineSeconds", "the run has no deadline"),
     field(None, "spec.ttlSecondsAfterFinished", "the run's folder stays until you remove it"),
     field(INDEX, "spec.serving.replicas", "one server runs"),
-    field(INDEX, "spec.serving.autoscaling", "one server runs"),
     field(JOB, "spec.serving", "nothing is served after the run; use `s3 ask`"),
     field(JOB, "spec.gpuSecondBudget", "GPU-seconds are not counted"),
     field(JOB, "spec.failurePolicy", "the supervisor restarts by its own policy"),

@@ -137,7 +137,7 @@ fn what_only_a_cluster_honours_is_said_and_nothing_else() {
 
 #[test]
 fn messages_name_field_and_way_out() {
-    let object = json!({"spec": {"arms": [{"name": "a", "method": "Direct"}, {"name": "b", "method": "IrCot"}], "decoding": {"topP": 1.0}}});
+    let object = json!({"spec": {"arms": [{"name": "a", "method": "Direct"}, {"name": "b", "method": "S3", "searcher": {"checkpoint": "Latest"}}], "decoding": {"topP": 1.0}}});
     let errors: Vec<String> = refuse_unsupported(Kind::EvalRun, &object).iter().map(FieldError::to_string).collect();
-    assert_eq!(errors, ["spec.arms[1].method: `IrCot` is not evaluated yet; use S3, Rag or Direct"]);
+    assert_eq!(errors, ["spec.arms[1].searcher.checkpoint: `Latest` is not read yet; use Final"]);
 }

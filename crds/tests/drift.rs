@@ -1,7 +1,9 @@
 //! What is committed beside the code is what the code makes, and is what an API server wants.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use s3_crds::{GROUP, Kind, REASONS, VERSION, crd, crd_without_cel, crd_yaml, reasons_markdown, spec_schema};
+use s3_crds::{
+    GROUP, Kind, REASONS, VERSION, api_markdown, crd, crd_without_cel, crd_yaml, reasons_markdown, spec_schema,
+};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -30,6 +32,33 @@ fn manifests_are_committed_as_made() {
 fn reasons_are_documented_as_catalogued() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reasons.md");
     same_as_committed(&file, &reasons_markdown(), "explain-reasons --output docs/reasons.md");
+}
+
+#[test]
+fn fields_are_documented_as_typed() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/api.md");
+    let page = api_markdown();
+    same_as_committed(&file, &page, "explain-api --output docs/api.md");
+    // no field is missing, and no link leads nowhere
+    let mut fields = BTreeSet::new();
+    for kind in Kind::ALL {
+        walk(crd(kind), &mut fields, &mut BTreeSet::new());
+    }
+    let root = ["apiVersion", "kind", "metadata", "spec", "status"];
+    for field in fields.iter().filter(|field| !root.contains(&field.as_str())) {
+        assert!(page.contains(&format!("\n| `{field}` |")), "{field}");
+    }
+    let anchors: BTreeSet<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .map(|title| title.to_lowercase().replace(['.', '[', ']', '(', ')'], "").replace(' ', "-"))
+        .collect();
+    let link = regex::Regex::new(r"\(#([^)]+)\)").unwrap();
+    let links: BTreeSet<&str> = link.captures_iter(&page).map(|found| found.get(1).unwrap().as_str()).collect();
+    assert!(links.len() > 30, "only {} links", links.len());
+    for link in links {
+        assert!(anchors.contains(link), "#{link}");
+    }
 }
 
 #[test]

@@ -56,6 +56,9 @@ done
 has "$(helm template s3-operator "$chart" --kube-version 1.20.2 --set replicas=2)" "apiVersion: policy/v1beta1"
 lacks "$(helm template s3-operator "$chart" --set crds.validation=false)" "x-kubernetes-validations"
 lacks "$(helm template s3-operator "$chart")" "monitoring.coreos.com"
+lacks "$(helm template s3-operator "$chart" --set crds.install=false)" "kueue.x-k8s.io"
+queues=$(helm template s3-operator "$chart" --set "kueue.enabled=true,watchNamespaces={one},workers.images.vllm=example.org/vllm:1")
+for part in "resources: [workloads]" "resources: [resourceflavors]" "--kueue=true" "--image=vllm=example.org/vllm:1"; do has "$queues" "$part"; done
 [[ $(helm template s3-operator "$chart" --show-only templates/dashboards.yaml | grep -c 'grafana_dashboard: "1"') == 5 ]] \
     || fail "five dashboards"
 

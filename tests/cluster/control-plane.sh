@@ -4,6 +4,7 @@
 #   control-plane.sh up [--cel]       starts it and prints `export KUBECONFIG=…`; --cel: CRDs with CEL, by the 1.36 CRD server
 #   control-plane.sh exec COMMAND…    with KUBECONFIG, kubectl and helm
 #   control-plane.sh with [--cel] COMMAND…    up, the command, down, whatever happens; the command's exit code
+#   control-plane.sh restart-api      kills the API server without warning and starts it again; returns when it answers
 #   control-plane.sh down
 #
 # S3_FAKE_NODES (2): nodes gpu-0…, each with 8 nvidia.com/gpu. S3_CLUSTER (control-plane): name of the instance; several
@@ -14,6 +15,8 @@ source "$here/plane.sh"
 instance=${S3_CLUSTER:-control-plane}
 run=$state/$instance
 log=$state/log/$instance
+# how a test restarts the API server that it asks
+export S3_CLUSTER=$instance S3_TEST_PLANE=$here/control-plane.sh
 enter=()
 address=127.0.0.1
 # Nobody reports the health of fake nodes: they must be neither tainted nor declared lost.
@@ -53,12 +56,20 @@ up() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
     trap down EXIT
-    # held together while they are chosen, so that they differ
+    # Held together while they are chosen, so that they differ; below the range that outgoing connections take, so that a
+    # server that is started again finds its port free.
     read -r port_api port_etcd port_peer port_crds port_proxy < <(python3 -c '
-import socket
-sockets = [socket.socket() for _ in range(5)]
-for s in sockets: s.bind(("127.0.0.1", 0))
+import random, socket
+sockets = []
+while len(sockets) < 5:
+    s = socket.socket()
+    try:
+        s.bind(("127.0.0.1", random.randrange(10000, 20000)))
+        sockets.append(s)
+    except OSError:
+        s.close()
 print(*(s.getsockname()[1] for s in sockets))')
+    echo "$port_api $port_etcd $port_peer $port_crds $port_proxy" >"$run/ports"
     certificates
     control_plane
     fake_nodes
@@ -69,7 +80,7 @@ print(*(s.getsockname()[1] for s in sockets))')
     say "up; stop it with ${0##*/} down"
 }
 
-usage() { die "usage: control-plane.sh up [--cel] | down | exec COMMAND… | with [--cel] COMMAND…"; }
+usage() { die "usage: control-plane.sh up [--cel] | restart-api | down | exec COMMAND… | with [--cel] COMMAND…"; }
 
 case ${1-} in
 up)
@@ -77,6 +88,10 @@ up)
     echo "export KUBECONFIG=$run/admin.kubeconfig PATH=$bin:\$PATH"
     ;;
 down) down ;;
+restart-api)
+    read -r port_api port_etcd port_peer port_crds port_proxy <"$run/ports" || die "not up; run ${0##*/} up"
+    restart_api_server
+    ;;
 exec)
     shift
     (($#)) || usage

@@ -45,12 +45,9 @@ certificates() {
     kubeconfig admin controllers scheduler
 }
 
-control_plane() {
-    local pki=$run/pki etcd=http://127.0.0.1:$port_etcd peer=http://127.0.0.1:$port_peer user
-    start etcd "$root/usr/bin/etcd" --data-dir "$run/etcd" --unsafe-no-fsync --listen-client-urls "$etcd" \
-        --advertise-client-urls "$etcd" --listen-peer-urls "$peer" --initial-advertise-peer-urls "$peer" \
-        --initial-cluster "default=$peer"
-    start kube-apiserver "$bin/kube-apiserver" --etcd-servers="$etcd" --secure-port="$port_api" --bind-address="$address" \
+api_server() {
+    local pki=$run/pki
+    start kube-apiserver "$bin/kube-apiserver" --etcd-servers="http://127.0.0.1:$port_etcd" --secure-port="$port_api" --bind-address="$address" \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt" \
         --service-cluster-ip-range=10.96.0.0/20 --service-account-key-file="$pki/accounts.pub" \
         --service-account-signing-key-file="$pki/accounts.key" --service-account-issuer=https://kubernetes.default.svc \
@@ -60,6 +57,25 @@ control_plane() {
         --requestheader-extra-headers-prefix=X-Remote-Extra- \
         --proxy-client-cert-file="$pki/front-proxy.crt" --proxy-client-key-file="$pki/front-proxy.key" "${api_flags[@]}"
     wait_for 120 "the API server" k get --raw /readyz
+}
+
+# restart_api_server   killed without warning and started again, on the same etcd
+restart_api_server() {
+    local pid
+    read -r pid _ <"$run/kube-apiserver.pid"
+    kill -9 "$pid"
+    # its threads may hold the port for a moment after its end
+    while alive kube-apiserver || (exec 3<>"/dev/tcp/127.0.0.1/$port_api") 2>/dev/null; do sleep 0.05; done
+    rm -f "$run/kube-apiserver.pid"
+    api_server
+}
+
+control_plane() {
+    local pki=$run/pki etcd=http://127.0.0.1:$port_etcd peer=http://127.0.0.1:$port_peer user
+    start etcd "$root/usr/bin/etcd" --data-dir "$run/etcd" --unsafe-no-fsync --listen-client-urls "$etcd" \
+        --advertise-client-urls "$etcd" --listen-peer-urls "$peer" --initial-advertise-peer-urls "$peer" \
+        --initial-cluster "default=$peer"
+    api_server
     if [[ $cel ]]; then
         crd_server
         touch "$run/cel"

@@ -33,12 +33,15 @@ pub struct S3TrainingJobStatus {
     /// The exported adapter or model, once training is done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub export: Option<Artifact>,
-    /// Attempts started.
+    /// Attempts of the training started; those of the baseline and of a fetch are not counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,
-    /// Seconds spent waiting in the queue.
+    /// Seconds spent waiting in the queue, all waits that are over together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_wait_seconds: Option<u64>,
+    /// Since when it waits in the queue, while it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_since: Option<Time>,
     /// GPU-seconds used by all attempts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_seconds: Option<u64>,

@@ -157,6 +157,17 @@ pub fn broken() -> Vec<(Value, &'static str)> {
         (run("/spec/arms/3/topK", json!(3)), "`topK` belongs to Rag"),
         (run("/spec/arms/1/topK", Value::Null), "method Rag needs exactly one"),
         (run("/spec/arms/0/budgetFrom", json!("s3")), "`budgetFrom` belongs to method Rag"),
+        (run("/spec/arms/1/budgetBy", json!("Tokens")), "`budgetBy` says how"),
+        (run("/spec/arms/0/method", json!("Sft")), "methods Sft and R1 are models"),
+        (run("/spec/arms/3/answer", json!("Own")), "`answer` is a choice of methods"),
+        (
+            run(
+                "/spec/arms/3",
+                json!({"name": "s3", "method": "SearchR1", "ablation": "NoBoth", "compatibility": "SearchR1"}),
+            ),
+            "`ablation` belongs to method S3",
+        ),
+        (run("/spec/arms/3/compatibility", json!("SearchR1")), "`compatibility` S3 belongs to method S3"),
         (
             run("/spec/arms/1/retriever", json!({"indexRef": {"name": "a"}, "control": "Oracle"})),
             "set exactly one of `indexRef` and `control`",

@@ -32,7 +32,11 @@ pub fn highlight(kind: ComponentKind, summary: &Value) -> String {
             .and_then(|rows| rows.iter().find(|row| row["dataset"] == "all").or(rows.first()))
             .and_then(|row| row["n"].as_u64())
             .map(|questions| format!("{} questions answered by every arm", thousands(questions))),
-        ComponentKind::Retriever | ComponentKind::Gateway | ComponentKind::Searcher | ComponentKind::WarmStart => None,
+        ComponentKind::Retriever
+        | ComponentKind::Gateway
+        | ComponentKind::ModelServer
+        | ComponentKind::Searcher
+        | ComponentKind::WarmStart => None,
     };
     phrase.unwrap_or_else(|| "done".to_owned())
 }

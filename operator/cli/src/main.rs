@@ -2,6 +2,7 @@
 
 mod admin;
 mod bind;
+mod cluster;
 mod commands;
 mod documents;
 mod highlights;

@@ -15,5 +15,5 @@ pub fn outcome(state: &State, component: &str) -> Option<Outcome> {
 pub fn observe(state: &State, inputs: BTreeMap<String, String>) -> Result<Observed, Problem> {
     let mut finished = state.finished()?;
     finished.retain(|name, record| outcome(state, name).is_some_and(|outcome| outcome.digest == record.digest));
-    Ok(Observed { finished, inputs })
+    Ok(Observed { finished, inputs, ..Observed::default() })
 }

@@ -4,7 +4,7 @@ use crate::bind::LocalBinder;
 use crate::state::State;
 use crate::text::{Problem, bytes};
 use s3_artifacts::digest_file;
-use s3_plan::{Component, Decision, Input, Observed, Plan, Symbol, bind_symbol, decide};
+use s3_plan::{Component, ComponentKind, Decision, Input, Observed, Plan, Symbol, bind_symbol, decide};
 use s3_telemetry::Failure;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,18 @@ struct Known {
 
 /// Checks that every program is there.
 pub fn binaries(plan: &Plan, folder: &Path) -> Result<(), Problem> {
+    let managed = plan.components.iter().filter(|component| component.kind == ComponentKind::ModelServer);
+    Problem::all(
+        managed
+            .map(|server| {
+                let whose: Vec<&str> = server.owners.iter().map(String::as_str).collect();
+                Failure::input(format!(
+                    "{}: provider.managed is served in clusters only; start the model server yourself and name it by openAiCompatible.endpoint",
+                    whose.join(", ")
+                ))
+            })
+            .collect(),
+    )?;
     let names: BTreeSet<&str> = plan.components.iter().map(|component| component.binary.as_str()).collect();
     let missing = names.into_iter().filter(|name| !folder.join(name).is_file());
     Problem::all(

@@ -37,6 +37,16 @@ fn a_wrong_digest_shows_both() {
 }
 
 #[test]
+fn a_managed_model_server_is_for_clusters() {
+    let world = World::new();
+    let built_in = "      builtIn:\n        model:\n          uri: pvc://data/model.gguf\n";
+    assert!(MANIFEST.contains(built_in));
+    world.manifest(&MANIFEST.replace(built_in, "      managed:\n        model:\n          uri: hf://org/model\n"));
+    let line = refused(&world, 64, &[]);
+    assert!(line.contains("served in clusters only") && line.contains("openAiCompatible.endpoint"), "{line}");
+}
+
+#[test]
 fn an_unknown_field_is_named() {
     let world = World::new();
     world.manifest(&MANIFEST.replace("  steps: 2", "  step: 2"));

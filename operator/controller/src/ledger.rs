@@ -7,7 +7,7 @@ use crate::world::World;
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use s3_crds::{CheckpointStatus, FailureClass};
-use s3_plan::lifecycle::{Attempted, End, Live, PodEnd, Record, classify};
+use s3_plan::lifecycle::{Attempted, End, Grant, Live, PodEnd, Record, admission, classify};
 use s3_plan::objects::{ATTEMPT_LABEL, FINGERPRINT_ANNOTATION};
 use s3_telemetry::{CheckpointNote, Termination};
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ use std::sync::Arc;
 pub const RECORD: &str = "searchagent.dev/record";
 /// Annotation with what the attempt's needs were when it started.
 pub const PINS: &str = "searchagent.dev/pins";
+/// Annotation with the attempt with which the work began anew, where it did.
+pub const ANEW: &str = "searchagent.dev/anew";
 /// Annotation with the GPUs of all its pods.
 pub const GPUS: &str = "searchagent.dev/gpus";
 /// Seconds after the end of its grace at which a pod that is still there counts as fenced: its node is lost.
@@ -78,7 +80,9 @@ pub fn read(shared: &Shared, namespace: &str, component: &str, uid: Option<&str>
                 .collect();
             let pods: Vec<Arc<Pod>> = pods.values().filter(|pod| of(pod.metadata.labels.as_ref())).cloned().collect();
             let report = shared.reports.of(uid.unwrap_or_default(), component, number);
-            Some(entry(config_map, number, jobs, &pods, report.as_ref(), now))
+            let mut entry = entry(config_map, number, jobs, &pods, report.as_ref(), now);
+            queued(&shared.world, namespace, &mut entry);
+            Some(entry)
         })
         .collect();
     entries.sort_by_key(|entry| entry.attempt.number);
@@ -109,10 +113,27 @@ fn entry(
         print: annotation(FINGERPRINT_ANNOTATION).unwrap_or_default(),
         started: config_map.metadata.creation_timestamp.as_ref().map_or(now, clock::seconds),
         gpus: annotation(GPUS).and_then(|gpus| gpus.parse().ok()).unwrap_or(0),
+        anew: annotation(ANEW).and_then(|attempt| attempt.parse().ok()).unwrap_or(0),
         record,
         live,
     };
     Entry { attempt, config_map, jobs, fenced_at }
+}
+
+/// What Kueue says of the Jobs that it admits one by one (`queue.mode: Labels`).
+fn queued(world: &World, namespace: &str, entry: &mut Entry) {
+    let live = &mut entry.attempt.live;
+    for job in &entry.jobs {
+        let uid = job.metadata.uid.as_deref().unwrap_or_default();
+        for workload in world.workloads.group_of(namespace, uid).values() {
+            let Ok(value) = serde_json::to_value(workload.as_ref()) else { continue };
+            if let Grant::Waiting(why) | Grant::Evicted(why) = admission(&value, true).grant {
+                live.queued = Some(why);
+            }
+        }
+    }
+    // It has suspended its Job again, and pods went for that alone: no failure.
+    live.evicted = live.queued.is_some() && matches!(live.end, Some(End::Failed { class: FailureClass::NodeLost, .. }));
 }
 
 fn live(
@@ -123,7 +144,8 @@ fn live(
     open: bool,
     now: i64,
 ) -> (Live, Option<i64>) {
-    let mut live = Live { jobs: u32::try_from(jobs.len()).unwrap_or(u32::MAX), ..Live::default() };
+    let mut live = Live::default();
+    let mut working: Vec<&Pod> = Vec::new();
     let mut fenced_at = None;
     let mut checkpoint = report.and_then(|report| report.checkpoint.clone());
     let mut done = Vec::new();
@@ -141,6 +163,7 @@ fn live(
             let until = pod.metadata.deletion_timestamp.as_ref().map(|time| clock::seconds(time) + LOST_AFTER);
             if until.is_none_or(|until| until > now) {
                 live.holding += 1;
+                working.push(pod);
                 fenced_at = fenced_at.into_iter().chain(until).min();
             }
         }
@@ -169,6 +192,11 @@ fn live(
             live.queued = Some(format!("waits for admission{queue}"));
         }
         let name = job.metadata.name.as_deref().unwrap_or_default();
+        let made = pods.iter().any(|pod| of_job(pod, name));
+        // One that is being deleted waits for its pod, even for one on a lost node: that is as good as gone.
+        let gone = job.metadata.deletion_timestamp.is_some() && made && !working.iter().any(|pod| of_job(pod, name));
+        live.jobs += u32::from(!gone);
+        live.unmade += u32::from(!made && end_of(job).is_none());
         let Some(condition) = end_of(job).filter(|_| failed.is_none() && !pods.iter().any(|pod| of_job(pod, name)))
         else {
             continue;
@@ -303,7 +331,7 @@ pub fn checkpoint_status(note: &CheckpointNote) -> CheckpointStatus {
 
 /// A path as pods see it, as the address of a claim.
 pub fn claim_uri(path: &str) -> String {
-    match path.strip_prefix("/work/") {
+    match path.strip_prefix("/work/").or_else(|| path.strip_prefix("/volumes/")) {
         Some(rest) => format!("pvc://{rest}"),
         None => format!("file://{path}"),
     }

@@ -39,6 +39,12 @@ enum Command {
         #[arg(long)]
         output: Option<PathBuf>,
     },
+    /// Write the reference of all fields as Markdown.
+    ExplainApi {
+        /// File; without it the output.
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
     /// Write the catalogue of condition reasons as Markdown.
     ExplainReasons {
         /// File; without it the output.
@@ -55,6 +61,7 @@ fn main() -> Result<()> {
         Command::ValuesSchema { output } => {
             write(output.as_deref(), &s3_operator::values::schema_json().context("the values as JSON")?)
         }
+        Command::ExplainApi { output } => write(output.as_deref(), &s3_crds::api_markdown()),
         Command::ExplainReasons { output } => write(output.as_deref(), &s3_crds::reasons_markdown()),
     }
 }

@@ -12,7 +12,8 @@ use crate::write::{Trouble, Writer, brief};
 use futures_util::FutureExt as _;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::{Client, Config};
-use s3_plan::objects::Surroundings;
+use s3_plan::Plan;
+use s3_plan::objects::{Surroundings, claims_of_plan};
 use s3_proto::tonic::transport::Server;
 use s3_proto::v1::progress_server::ProgressServer;
 use s3_telemetry::{Shutdown, metrics, serve_admin};
@@ -52,11 +53,12 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// What surrounds the objects of one namespace.
-    pub fn surroundings_of(&self, namespace: &str) -> Surroundings {
+    /// What surrounds the objects of a plan in its namespace.
+    pub fn surroundings_of(&self, namespace: &str, plan: Option<&Plan>) -> Surroundings {
+        let claims = plan.map(|plan| claims_of_plan(plan, &self.surroundings)).unwrap_or_default();
         Surroundings {
             namespace: namespace.to_owned(),
-            claims: scene::claims_of(self, namespace),
+            claims: scene::claims_of(self, namespace, claims),
             ..self.surroundings.clone()
         }
     }
@@ -97,7 +99,7 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), OperatorErr
     let client = Client::try_from(config)?;
 
     let scopes = options.namespaces.len().max(1);
-    let (world, queue) = (Arc::new(World::new(scopes)), Arc::new(Queue::default()));
+    let (world, queue) = (Arc::new(World::new(scopes, options.kueue)), Arc::new(Queue::default()));
     let (reports, fence) = (Arc::new(Reports::default()), Fence::default());
     let holder = options.holder();
     let ready = Arc::new(AtomicBool::new(false));
@@ -265,6 +267,12 @@ fn settle(queue: &Queue, key: Key, result: Result<Option<Duration>, Trouble>) {
         Err(Trouble::Changed(what)) => {
             count("changed");
             tracing::debug!(%key, what, "decided from something old");
+            queue.add_failed(key);
+        }
+        // Its objects go, and it with them.
+        Err(Trouble::Terminating(what)) => {
+            count("done");
+            tracing::debug!(%key, what, "too late");
             queue.add_failed(key);
         }
         Err(Trouble::Deposed) => {

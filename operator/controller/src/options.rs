@@ -53,6 +53,9 @@ pub struct Options {
     /// Seconds after which everything is looked at again, whatever the watches say.
     #[arg(long, env = "S3_RESYNC_SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     pub resync_seconds: u32,
+    /// Whether resources may enter queues of Kueue with a Workload of their own.
+    #[arg(long, env = "S3_KUEUE", default_value_t = false, action = clap::ArgAction::Set, value_name = "true|false")]
+    pub kueue: bool,
     /// File with further settings (YAML), see [`Settings`].
     #[arg(long, env = "S3_SETTINGS")]
     pub settings: Option<std::path::PathBuf>,

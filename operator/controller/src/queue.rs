@@ -1,7 +1,7 @@
 //! The work queue: each key once, one worker per key, later times and growing pauses.
 
 use crate::key::Key;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -15,9 +15,23 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 #[derive(Default)]
 struct State {
     due: HashMap<Key, Instant>,
+    /// Those of `due` that nobody works on, by time.
+    order: BTreeSet<(Instant, Key)>,
     busy: HashSet<Key>,
     failures: HashMap<Key, u32>,
     closed: bool,
+}
+
+impl State {
+    /// Sets when a key is due.
+    fn set(&mut self, key: Key, at: Instant) {
+        if let Some(old) = self.due.insert(key.clone(), at) {
+            self.order.remove(&(old, key.clone()));
+        }
+        if !self.busy.contains(&key) {
+            self.order.insert((at, key));
+        }
+    }
 }
 
 /// Keys and when they are due.
@@ -41,8 +55,9 @@ impl Queue {
     pub fn add_after(&self, key: Key, pause: Duration) {
         let at = Instant::now() + pause;
         let mut state = self.state();
-        let due = state.due.entry(key).or_insert(at);
-        *due = at.min(*due);
+        if state.due.get(&key).is_none_or(|due| at < *due) {
+            state.set(key, at);
+        }
         drop(state);
         self.changed.notify_one();
     }
@@ -76,21 +91,16 @@ impl Queue {
                     return None;
                 }
                 let now = Instant::now();
-                let next = state
-                    .due
-                    .iter()
-                    .filter(|(key, _)| !state.busy.contains(*key))
-                    .min_by_key(|(_, at)| **at)
-                    .map(|(key, at)| (key.clone(), *at));
-                match next {
-                    Some((key, at)) if at <= now => {
+                match state.order.first().cloned() {
+                    Some((at, key)) if at <= now => {
+                        state.order.remove(&(at, key.clone()));
                         state.due.remove(&key);
                         state.busy.insert(key.clone());
                         drop(state);
                         self.changed.notify_one();
                         return Some(key);
                     }
-                    Some((_, at)) => Some(at),
+                    Some((at, _)) => Some(at),
                     None => None,
                 }
             };
@@ -105,7 +115,12 @@ impl Queue {
 
     /// A key that is no longer being worked on.
     pub fn done(&self, key: &Key) {
-        self.state().busy.remove(key);
+        let mut state = self.state();
+        state.busy.remove(key);
+        if let Some(at) = state.due.get(key).copied() {
+            state.order.insert((at, key.clone()));
+        }
+        drop(state);
         self.changed.notify_one();
     }
 

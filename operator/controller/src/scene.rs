@@ -3,7 +3,7 @@
 use crate::ledger::{self, Entry};
 use crate::operator::Shared;
 use crate::world::references;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Secret, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::DynamicObject;
 use kube::{Api, ResourceExt};
@@ -38,8 +38,35 @@ pub struct Scene {
     pub entries: BTreeMap<String, Vec<Entry>>,
     /// What surrounds its objects.
     pub surroundings: Surroundings,
+    /// Components whose next attempt begins anew.
+    pub anew: BTreeSet<String>,
+    /// What the queue has added to the pods of its jobs.
+    pub flavor: Flavor,
     /// Now.
     pub now: i64,
+}
+
+/// Where a queue has found room: what the nodes of the flavours that it granted are known by.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Flavor {
+    /// Labels of the nodes.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of the nodes that are borne.
+    pub tolerations: Vec<Toleration>,
+}
+
+impl Flavor {
+    /// Adds it to the pods of a Job.
+    fn add_to(&self, object: &mut Object) {
+        let Object::Job(job) = object else { return };
+        let Some(pod) = job.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) else { return };
+        if !self.node_selector.is_empty() {
+            pod.node_selector.get_or_insert_default().extend(self.node_selector.clone());
+        }
+        if !self.tolerations.is_empty() {
+            pod.tolerations.get_or_insert_default().extend(self.tolerations.clone());
+        }
+    }
 }
 
 /// What an index was when an attempt started that works with it: changed serving settings and rebuilds change
@@ -68,7 +95,7 @@ impl Scene {
         let values = objects.iter().map(|((kind, _), object)| (*kind, value_of(object, *kind)));
         let (resources, refused) = Resources::from_cluster(values);
         let plan = plan(&resources);
-        let surroundings = shared.surroundings_of(namespace);
+        let surroundings = shared.surroundings_of(namespace, plan.as_ref().ok());
         let mut scene = Self {
             kind,
             object,
@@ -78,6 +105,8 @@ impl Scene {
             observed: Observed::default(),
             entries: BTreeMap::new(),
             surroundings,
+            anew: BTreeSet::new(),
+            flavor: Flavor::default(),
             now,
         };
         scene.observe(shared, namespace, &objects);
@@ -121,6 +150,10 @@ impl Scene {
         }
         for component in plan.components.iter().filter(|component| component.role == Role::Job) {
             let Ok(print) = fingerprint(plan, component, &self.observed) else { continue };
+            let newest = self.entries.get(&component.name).and_then(|entries| entries.last());
+            if let Some(newest) = newest.filter(|newest| newest.attempt.print == print && newest.attempt.anew > 0) {
+                self.observed.anew.insert(component.name.clone(), newest.attempt.anew);
+            }
             let pinned = pins.get(&component.name).and_then(Value::as_str);
             let done = |entry: &Entry| match &entry.attempt.record.as_ref()?.verdict {
                 Verdict::Done { digest, .. } => Some((entry.attempt.print.clone(), digest.clone())),
@@ -186,7 +219,15 @@ impl Scene {
         owners: &[OwnerReference],
     ) -> Result<Vec<Object>, PlanError> {
         let plan = self.plan.as_ref().map_err(Clone::clone)?;
-        render_attempt(plan, &self.observed, &self.surroundings, component, number, owners)
+        let mut observed = self.observed.clone();
+        if self.anew.contains(&component.name) {
+            observed.anew.insert(component.name.clone(), number);
+        }
+        let mut objects = render_attempt(plan, &observed, &self.surroundings, component, number, owners)?;
+        for object in &mut objects {
+            self.flavor.add_to(object);
+        }
+        Ok(objects)
     }
 
     /// Whether the indices that it refers to may be searched.
@@ -224,21 +265,26 @@ impl Scene {
         let Ok(plan) = &self.plan else { return Supply::Missing(String::new()) };
         let (title, namespace) = (self.title(), self.namespace());
         let uid = self.object.uid().unwrap_or_default();
-        let gateways = plan.components.iter().filter(|c| c.kind == ComponentKind::Gateway && c.owners.contains(&title));
-        for gateway in gateways {
+        // A gateway answers before the model behind it is loaded.
+        for gateway in plan.components.iter().filter(|c| c.owners.contains(&title)) {
+            let word = match gateway.kind {
+                ComponentKind::Gateway => "gateway",
+                ComponentKind::ModelServer => "model server",
+                _ => continue,
+            };
             let Some(deployment) = shared.world.deployments.get(&namespace, &gateway.name) else {
-                return Supply::Missing(format!("gateway {} is not there yet", gateway.name));
+                return Supply::Missing(format!("{word} {} is not there yet", gateway.name));
             };
             let owners = deployment.metadata.owner_references.as_deref().unwrap_or_default();
             if !owners.iter().any(|owner| owner.uid == uid) {
-                return Supply::Missing(format!("gateway {} does not serve this resource yet", gateway.name));
+                return Supply::Missing(format!("{word} {} does not serve this resource yet", gateway.name));
             }
             let status = deployment.status.clone().unwrap_or_default();
             let current = status.observed_generation >= deployment.metadata.generation;
             if !current || status.updated_replicas.unwrap_or(0) < 1 || status.available_replicas.unwrap_or(0) < 1 {
                 let why = ledger::trouble(&shared.world, &namespace, &gateway.name);
                 let why = why.unwrap_or_else(|| "no server has answered yet".into());
-                return Supply::Missing(format!("gateway {}: {why}", gateway.name));
+                return Supply::Missing(format!("{word} {}: {why}", gateway.name));
             }
         }
         Supply::Ready
@@ -285,6 +331,9 @@ pub fn render_attempt(
         let mut annotations = identity.clone().unwrap_or_default();
         let gpus = component.resources.gpus.saturating_mul(attempt.replicas);
         annotations.insert(ledger::GPUS.into(), gpus.to_string());
+        if let Some(anew) = observed.anew.get(&component.name) {
+            annotations.insert(ledger::ANEW.into(), anew.to_string());
+        }
         annotations.insert(ledger::PINS.into(), pins_of(plan, observed, component).to_string());
         config_map.metadata.annotations = Some(annotations);
     }
@@ -334,24 +383,30 @@ pub fn serves(object: &DynamicObject) -> bool {
     object.data.pointer("/spec/serving").is_some_and(|serving| !serving.is_null() && serving["replicas"] != json!(0))
 }
 
+/// Whether a queue admits all of a resource at once (`queue.mode: Workload`, which is the default).
+pub fn admitted_whole(object: &DynamicObject) -> bool {
+    let queue = object.data.pointer("/spec/queue").filter(|queue| !queue.is_null());
+    queue.is_some_and(|queue| queue["mode"].is_null() || queue["mode"] == json!("Workload"))
+}
+
 /// The conditions of a resource.
 pub fn conditions_of(object: &DynamicObject) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
     let conditions = object.data.pointer("/status/conditions").cloned();
     conditions.and_then(|conditions| serde_json::from_value(conditions).ok()).unwrap_or_default()
 }
 
-/// Access modes of the claims of a namespace.
-pub fn claims_of(shared: &Shared, namespace: &str) -> BTreeMap<String, BTreeSet<AccessMode>> {
+/// Access modes of claims of a namespace, as far as they are there.
+pub fn claims_of(shared: &Shared, namespace: &str, names: BTreeSet<String>) -> BTreeMap<String, BTreeSet<AccessMode>> {
     let mode = |text: &String| match text.as_str() {
         "ReadWriteMany" => Some(AccessMode::ReadWriteMany),
         "ReadOnlyMany" => Some(AccessMode::ReadOnlyMany),
         "ReadWriteOnce" | "ReadWriteOncePod" => Some(AccessMode::ReadWriteOnce),
         _ => None,
     };
-    let claims = shared.world.claims.in_namespace(namespace);
-    let entry = |claim: &Arc<k8s_openapi::api::core::v1::PersistentVolumeClaim>| {
+    let entry = |name: String| {
+        let claim = shared.world.claims.get(namespace, &name)?;
         let modes = claim.spec.as_ref()?.access_modes.as_ref()?.iter().filter_map(mode).collect();
-        Some((claim.metadata.name.clone()?, modes))
+        Some((name, modes))
     };
-    claims.iter().filter_map(entry).collect()
+    names.into_iter().filter_map(entry).collect()
 }

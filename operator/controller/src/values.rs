@@ -51,6 +51,8 @@ pub struct Values {
     pub env: Vec<Map<String, Value>>,
     /// What the operator makes.
     pub workers: Workers,
+    /// Queues of Kueue that admit a resource as a whole (`queue.mode: Workload`).
+    pub kueue: Switch,
     /// The operator's service account.
     pub service_account: ServiceAccount,
     /// The operator's rights.

@@ -9,15 +9,24 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::DynamicObject;
+use kube::api::{ApiResource, DynamicObject};
+use kube::core::GroupVersionKind;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use s3_crds::{Kind, api_resource};
-use s3_plan::objects::{COMPONENT_LABEL, KIND_LABEL, MANAGER, NAME_LABEL};
+use s3_plan::objects::{COMPONENT_LABEL, KIND_LABEL, KUEUE, MANAGER, NAME_LABEL};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// Versions of Kueue's API whose Workloads are spoken, the one that is preferred first.
+const KUEUE_VERSIONS: [&str; 2] = ["v1beta2", "v1beta1"];
+/// How often it is looked whether Kueue has come.
+const KUEUE_PERIOD: Duration = Duration::from_secs(30);
+/// Label by which Kueue notes whose Workload one is.
+const JOB_UID_LABEL: &str = "kueue.x-k8s.io/job-uid";
 
 /// The caches.
 pub struct World {
@@ -41,12 +50,36 @@ pub struct World {
     pub claims: Cache<PersistentVolumeClaim>,
     /// By component.
     pub policies: Cache<NetworkPolicy>,
+    /// Workloads of Kueue, those that it makes for Jobs by the uid of the Job.
+    pub workloads: Cache<DynamicObject>,
+    /// Whether there are such.
+    pub kueue: Kueue,
     scopes: usize,
+}
+
+/// What is known of Kueue's API.
+#[derive(Default)]
+pub struct Kueue {
+    /// It is to be used.
+    pub wanted: bool,
+    version: OnceLock<&'static str>,
+}
+
+impl Kueue {
+    /// The version that is served; none before it was found.
+    pub fn version(&self) -> Option<&'static str> {
+        self.version.get().copied()
+    }
+
+    /// A kind of it.
+    pub fn resource(version: &str, kind: &str) -> ApiResource {
+        ApiResource::from_gvk(&GroupVersionKind::gvk(KUEUE, version, kind))
+    }
 }
 
 impl World {
     /// Empty, for so many scopes.
-    pub fn new(scopes: usize) -> Self {
+    pub fn new(scopes: usize, kueue: bool) -> Self {
         let by = Some(COMPONENT_LABEL);
         Self {
             indices: Cache::new(None),
@@ -59,6 +92,8 @@ impl World {
             config_maps: Cache::new(by),
             claims: Cache::new(by),
             policies: Cache::new(by),
+            workloads: Cache::new(Some(JOB_UID_LABEL)),
+            kueue: Kueue { wanted: kueue, version: OnceLock::new() },
             scopes,
         }
     }
@@ -78,6 +113,11 @@ impl World {
             self.policies.listings(),
         ];
         listings.iter().all(|listings| *listings >= self.scopes)
+    }
+
+    /// Whether all Workloads are known. Nothing waits for them at the start: Kueue may come later.
+    pub fn knows_workloads(&self) -> bool {
+        self.workloads.listings() >= self.scopes
     }
 
     /// Resources of a kind.
@@ -101,6 +141,7 @@ impl World {
             "ConfigMap" => self.config_maps.get(namespace, name).map(|object| object.metadata.clone()),
             "PersistentVolumeClaim" => self.claims.get(namespace, name).map(|object| object.metadata.clone()),
             "NetworkPolicy" => self.policies.get(namespace, name).map(|object| object.metadata.clone()),
+            "Workload" => self.workloads.get(namespace, name).map(|object| object.metadata.clone()),
             _ => None,
         }
     }
@@ -117,6 +158,7 @@ impl World {
             "ConfigMap" => value(self.config_maps.get(namespace, name)),
             "PersistentVolumeClaim" => value(self.claims.get(namespace, name)),
             "NetworkPolicy" => value(self.policies.get(namespace, name)),
+            "Workload" => value(self.workloads.get(namespace, name)),
             _ => None,
         }
     }
@@ -135,6 +177,11 @@ impl World {
                 .collect()
         };
         let mut keys = of(meta);
+        if keys.is_empty() {
+            // A Workload that Kueue made for a Job.
+            let jobs = meta.owner_references.iter().flatten().filter(|owner| owner.kind == "Job");
+            keys.extend(jobs.filter_map(|job| self.batch.get(namespace, &job.name)).flat_map(|job| of(&job.metadata)));
+        }
         let labels = meta.labels.as_ref();
         let label = |name: &str| labels.and_then(|labels| labels.get(name)).map(String::as_str);
         if keys.is_empty()
@@ -148,7 +195,7 @@ impl World {
         {
             keys.push(Key::resource(kind, namespace, name));
         }
-        if label("app.kubernetes.io/component") == Some("gateway") {
+        if matches!(label("app.kubernetes.io/component"), Some("gateway" | "model-server")) {
             keys.push(Key::gateways(namespace));
         }
         keys
@@ -273,7 +320,53 @@ pub fn watch_all(
             NetworkPolicy => policies, ours.clone();
         }
     }
+    if world.kueue.wanted {
+        tasks.spawn(follow_workloads(client.clone(), namespaces.to_vec(), world.clone(), queue.clone()));
+    }
     tasks
+}
+
+/// Finds the version of Kueue's API, newest first, and follows its Workloads from then on.
+async fn follow_workloads(client: Client, namespaces: Vec<String>, world: Arc<World>, queue: Arc<Queue>) {
+    let version = loop {
+        match client.list_api_groups().await {
+            Ok(groups) => {
+                let group = groups.groups.iter().find(|group| group.name == KUEUE);
+                let served = |version: &&str| {
+                    group.is_some_and(|group| group.versions.iter().any(|served| served.version == **version))
+                };
+                if let Some(version) = KUEUE_VERSIONS.into_iter().find(served) {
+                    break version;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the API groups cannot be listed"),
+        }
+        tokio::time::sleep(KUEUE_PERIOD).await;
+    };
+    tracing::info!(version, "Kueue is there");
+    let scopes: Vec<Option<&String>> =
+        if namespaces.is_empty() { vec![None] } else { namespaces.iter().map(Some).collect() };
+    let resource = Kueue::resource(version, "Workload");
+    let mut watches = tokio::task::JoinSet::new();
+    for (scope, namespace) in scopes.into_iter().enumerate() {
+        let api: Api<DynamicObject> = match namespace {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
+        let (world, queue) = (world.clone(), queue.clone());
+        watches.spawn(follow(api, watcher::Config::default(), "Workload", move |event| {
+            let listed = matches!(event, watcher::Event::InitDone);
+            for meta in world.workloads.take(scope, event) {
+                world.owners(&meta).into_iter().for_each(|key| queue.add(key));
+            }
+            if listed && world.knows_workloads() {
+                // What has waited for this looks again.
+                world.all_keys().into_iter().for_each(|key| queue.add(key));
+            }
+        }));
+    }
+    let _ = world.kueue.version.set(version);
+    while watches.join_next().await.is_some() {}
 }
 
 fn follow<K>(

@@ -4,7 +4,7 @@
 use crate::clock;
 use crate::key::Key;
 use crate::lease::Fence;
-use crate::world::World;
+use crate::world::{Kueue, World};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
@@ -13,10 +13,10 @@ use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt};
 use s3_crds::{Kind, api_resource};
 use s3_plan::PlanError;
-use s3_plan::objects::{MANAGER, Object, Writing};
+use s3_plan::objects::{MANAGER, Object, SERVER_PREFIX, WORKER_SET, Writing};
 use s3_telemetry::metrics;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -39,6 +39,9 @@ pub enum Trouble {
     /// An object of that name is not the operator's.
     #[error("{0}")]
     NameTaken(String),
+    /// Its namespace is being deleted: nothing can be made there any more.
+    #[error("{0}: its namespace is being deleted")]
+    Terminating(String),
     /// The plan cannot be made or rendered.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -121,6 +124,20 @@ fn contains(live: &Value, desired: &Value) -> bool {
     }
 }
 
+/// Whether a Workload asks for what is desired: the pods of its resource, and the queue. Its priority is also for others
+/// to change, and an index that is scaled stops nobody who searches it.
+pub fn fits(live: &Value, desired: &Value) -> bool {
+    let own = |spec: &Value| -> BTreeMap<String, Value> {
+        let sets = spec["podSets"].as_array().into_iter().flatten();
+        let sets = sets.filter_map(|set| Some((set["name"].as_str()?.to_owned(), set.clone())));
+        sets.filter(|(name, _)| name == WORKER_SET || name.starts_with(SERVER_PREFIX)).collect()
+    };
+    let (has, wants) = (own(live), own(desired));
+    live["queueName"] == desired["queueName"]
+        && has.len() == wants.len()
+        && wants.iter().all(|(name, set)| has.get(name).is_some_and(|has| contains(has, set)))
+}
+
 impl Writer {
     /// Writes while the fence is open.
     pub fn new(client: Client, fence: Fence, world: Arc<World>) -> Self {
@@ -181,6 +198,7 @@ impl Writer {
     fn api_of(&self, kind: &str, namespace: &str) -> Api<DynamicObject> {
         let resource = match Kind::ALL.into_iter().find(|of| of.name() == kind) {
             Some(kind) => api_resource(kind),
+            None if kind == "Workload" => Kueue::resource(self.world.kueue.version().unwrap_or_default(), kind),
             None => resource_of(
                 match kind {
                     "Job" => "batch/v1",
@@ -208,11 +226,18 @@ impl Writer {
             let outcome = match &result {
                 Ok(_) => "ok",
                 Err(kube::Error::Api(status)) if status.code == 409 => "conflict",
+                Err(error) if terminating(error) => "late",
                 Err(_) => "error",
             };
             metrics().operator_writes.with_label_values(&[&place.0, verb, outcome]).inc();
         }
-        result.map_err(|source| Trouble::Api { what: what(), source: Box::new(source) })
+        result.map_err(|source| {
+            if terminating(&source) {
+                Trouble::Terminating(what())
+            } else {
+                Trouble::Api { what: what(), source: Box::new(source) }
+            }
+        })
     }
 
     fn expect(&self, key: &Key, place: Place, uid: Option<&String>, version: Option<String>) {
@@ -315,6 +340,23 @@ impl Writer {
         self.merge(key, place, meta, json!({ "metadata": { "annotations": annotations } })).await.map(drop)
     }
 
+    /// Changes the status of a Workload, with preconditions.
+    pub async fn workload_status(&self, key: &Key, meta: &ObjectMeta, status: Value) -> Result<(), Trouble> {
+        let place =
+            ("Workload".to_owned(), meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+        let patch = json!({
+            "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version },
+            "status": status,
+        });
+        let api = self.api_of(&place.0, &place.1);
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let patch = Patch::Merge(&patch);
+        let call = api.patch_status(&place.2, &params, &patch);
+        let echo = self.timed("status", &place, call).await.map_err(|trouble| changed(trouble, &place))?;
+        self.written(key, place, &echo);
+        Ok(())
+    }
+
     /// Sets the finalizers of a resource.
     pub async fn finalizers(&self, key: &Key, kind: Kind, meta: &ObjectMeta, list: &[String]) -> Result<(), Trouble> {
         let place =
@@ -377,8 +419,11 @@ impl Writer {
         if meta.deletion_timestamp.is_some() {
             return Ok(());
         }
+        // A Job stays until its pod is gone: that no Job is left proves that nothing of it works, however late the
+        // watch of pods is.
+        let policy = if kind == "Job" { PropagationPolicy::Foreground } else { PropagationPolicy::Background };
         let params = DeleteParams {
-            propagation_policy: Some(PropagationPolicy::Background),
+            propagation_policy: Some(policy),
             preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: None }),
             ..DeleteParams::default()
         };
@@ -442,6 +487,15 @@ pub fn brief(error: &kube::Error) -> String {
     }
 }
 
+/// Whether something was refused because its namespace goes.
+pub fn terminating(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403
+        && (causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+            || status.message.ends_with("because it is being terminated"))
+}
+
 fn is(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
@@ -481,11 +535,11 @@ fn check(place: &Place, meta: &ObjectMeta, owners: &[OwnerReference]) -> Result<
 }
 
 trait Labels {
-    fn labels(&self) -> std::collections::BTreeMap<String, String>;
+    fn labels(&self) -> BTreeMap<String, String>;
 }
 
 impl Labels for ObjectMeta {
-    fn labels(&self) -> std::collections::BTreeMap<String, String> {
+    fn labels(&self) -> BTreeMap<String, String> {
         self.labels.clone().unwrap_or_default()
     }
 }
@@ -520,6 +574,31 @@ mod tests {
         assert!(!contains(&live, &json!({"spec": {"list": [{"name": "b"}]}})));
         assert!(!contains(&live, &json!({"spec": {"list": []}})));
         assert!(!contains(&live, &json!({"spec": {"missing": "x"}})));
+    }
+
+    #[test]
+    fn only_the_pods_of_its_own_make_a_workload_outdated() {
+        let spec = |workers: u32, index: u32| {
+            json!({"queueName": "gpus", "podSets": [{"name": "worker", "count": workers},
+                {"name": "a-retriever", "count": index}]})
+        };
+        assert!(fits(&spec(1, 1), &spec(1, 2)));
+        assert!(!fits(&spec(1, 1), &spec(2, 1)));
+        let mut more = spec(1, 1);
+        more["podSets"][1]["name"] = json!("model-server-1");
+        assert!(!fits(&spec(1, 1), &more) && !fits(&more, &spec(1, 1)));
+    }
+
+    #[test]
+    fn what_comes_too_late_for_its_namespace_is_told_from_what_is_forbidden() {
+        let refused = |value: Value| kube::Error::Api(serde_json::from_value(value).unwrap());
+        let late = json!({"code": 403, "status": "Failure", "reason": "Forbidden",
+            "message": "jobs.batch \"a\" is forbidden: unable to create new content in namespace n because it is being terminated",
+            "details": {"causes": [{"reason": "NamespaceTerminating", "message": "", "field": "metadata.namespace"}]}});
+        assert!(terminating(&refused(late)));
+        let forbidden =
+            json!({"code": 403, "status": "Failure", "reason": "Forbidden", "message": "jobs is forbidden"});
+        assert!(!terminating(&refused(forbidden)));
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub enum ComponentKind {
     IndexBuild,
     /// Serves an index.
     Retriever,
+    /// Runs a language model for gateways.
+    ModelServer,
     /// Answers questions from passages.
     Gateway,
     /// Computes naive RAG's answers once.

@@ -11,6 +11,9 @@ same_names!(crds::Compatibility => config::Compatibility { None, S3, SearchR1 })
 same_names!(crds::InitialPolicy => config::InitialPolicy { All, Selected, None });
 same_names!(crds::UnselectedPolicy => config::UnselectedPolicy { Drop, Keep });
 same_names!(crds::RetrievalMethod => config::RetrievalMethod { Default, Lexical, Dense, Hybrid });
+same_names!(crds::Ablation => config::Ablation { None, NoInitial, NoSelection, NoBoth });
+same_names!(crds::BudgetUnit => config::BudgetUnit { Passages, Tokens });
+same_names!(crds::ControlRetriever => config::Control { Empty, Random, Oracle });
 same_names!(crds::Pooling => config::Pooling { Mean, Cls });
 same_names!(crds::RewardKind => config::RewardKind { GainBeyondRag, ReferenceCode, GenerationAccuracy });
 same_names!(crds::Estimator => config::Estimator {
@@ -153,5 +156,6 @@ pub(crate) fn search(
         marker_line: search.prompt_marker.clone(),
         method: method.into_config(),
         compatibility: compatibility.into_config(),
+        ablation: config::Ablation::None,
     }
 }

@@ -24,6 +24,9 @@ pub struct Observed {
     pub finished: BTreeMap<String, Finished>,
     /// sha256 of inputs by the path that the plan gives them.
     pub inputs: BTreeMap<String, String>,
+    /// By component: the attempt with which its work began anew, where it did. Its folder is another since then.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub anew: BTreeMap<String, u32>,
 }
 
 /// What is to be done with a component.

@@ -5,7 +5,7 @@ use crate::names::short_digest;
 use crate::sources::Reader;
 use crate::{
     ADMIN_PORT, Component, ComponentKind, ComponentResources, Endpoint, GRPC_PORT, HTTP_PORT, PlanError, Readiness,
-    Role, Symbol, Template, WorkerConfig,
+    Role, Symbol, Template, WorkerConfig, server,
 };
 use s3_config::{
     AnthropicConfig, AzureOpenAiConfig, BedrockConfig, BudgetConfig, CacheMode, CalibrationConfig, CallLimits,
@@ -31,6 +31,8 @@ pub(crate) struct Draft {
     second_judges: BTreeMap<String, String>,
     calibrations: BTreeMap<String, CalibrationConfig>,
     tokens: BTreeMap<String, PathBuf>,
+    servers: BTreeMap<String, Component>,
+    needs: BTreeSet<String>,
     loopback: bool,
 }
 
@@ -141,9 +143,20 @@ impl Gateways {
         Ok((name, config))
     }
 
-    /// The finished components.
+    /// The finished components: gateways, and the model servers behind them.
     pub fn into_components(self) -> Result<Vec<Component>, PlanError> {
-        self.0.into_iter().map(|(name, draft)| draft.into_component(&name)).collect()
+        let mut servers: BTreeMap<String, Component> = BTreeMap::new();
+        let mut components = Vec::new();
+        for (name, mut draft) in self.0 {
+            for (name, server) in std::mem::take(&mut draft.servers) {
+                draft.needs.insert(name.clone());
+                let known = servers.entry(name).or_insert_with(|| server.clone());
+                known.owners.extend(server.owners);
+            }
+            components.push(draft.into_component(&name)?);
+        }
+        components.extend(servers.into_values());
+        Ok(components)
     }
 }
 
@@ -283,6 +296,18 @@ impl Draft {
                 endpoint: None,
                 limits,
             })
+        } else if let Some(managed) = &provider.managed {
+            let (server, model, base_url) = server::server(reader, managed, field)?;
+            let known = self.servers.entry(server.name.clone()).or_insert(server);
+            known.owners.insert(reader.resource.clone());
+            ProviderConfig::OpenAi(OpenAiConfig {
+                name: String::new(),
+                base_url,
+                replicas: Vec::new(),
+                model,
+                api_key_file: None,
+                limits,
+            })
         } else {
             return Err(PlanError::field(&reader.resource, field, NO_PROVIDER));
         })
@@ -331,7 +356,7 @@ impl Draft {
             owners: self.owners,
             binary: "s3-generator-gateway".into(),
             args: vec!["serve".into()],
-            needs: BTreeSet::new(),
+            needs: self.needs,
             ports: listens.iter().map(|(_, port)| (*port).to_owned()).collect(),
             endpoints: self.endpoints,
             volumes: self.volumes,
@@ -352,7 +377,7 @@ pub(crate) fn peer(address: &Symbol) -> Peer {
 /// Anthropic's public address.
 const ANTHROPIC: &str = "https://api.anthropic.com";
 const NO_PROVIDER: &str =
-    "set builtIn, openAiCompatible, azureOpenAi, anthropic or bedrock; no other provider is served yet";
+    "set builtIn, openAiCompatible, azureOpenAi, anthropic, bedrock or managed; no other provider is served";
 
 fn bedrock_url(region: &str) -> String {
     format!("https://bedrock-runtime.{region}.amazonaws.com")
@@ -418,6 +443,8 @@ fn gateway_name(resource: &str, provider: &Provider) -> Result<String, PlanError
         ("anthropic", endpoint, secret(Some(&anthropic.api_key_secret_ref)))
     } else if let Some(bedrock) = &provider.bedrock {
         ("bedrock", bedrock_url(&bedrock.region), secret(bedrock.credentials_secret_ref.as_ref()))
+    } else if let Some(managed) = &provider.managed {
+        ("managed", server::server_name(managed)?, String::new())
     } else {
         return Err(PlanError::field(resource, "generator.provider", NO_PROVIDER));
     };

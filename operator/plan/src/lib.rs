@@ -5,6 +5,7 @@
 //! that the runtime binds through [`Binder`]. The operator renders components to Kubernetes objects,
 //! `s3 run` to local processes.
 
+mod arms;
 mod ask;
 mod component;
 mod convert;
@@ -22,6 +23,7 @@ mod planner;
 mod policy;
 mod resources;
 mod searcher;
+mod server;
 mod sources;
 mod symbol;
 mod template;

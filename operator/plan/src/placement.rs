@@ -5,6 +5,7 @@
 use crate::names::{
     baseline_name, evaluation_name, index_name, retriever_name, searcher_name, training_name, warm_start_name,
 };
+use crate::server::{server_name, servers_of};
 use crate::{Component, Resources};
 use s3_crds::{PodOverrides, Queue, Storage};
 use std::collections::BTreeMap;
@@ -60,12 +61,25 @@ impl Placements {
             }
             let serving = &spec.serving;
             let placement = Placement {
-                replicas: serving.autoscaling.as_ref().map_or(serving.replicas, |range| range.min_replicas),
+                replicas: serving.replicas,
                 resources: serving.resources.clone(),
                 pod: serving.pod.clone().unwrap_or_default(),
                 queue: None,
             };
             all.components.insert(retriever_name(name), placement);
+        }
+        let generators =
+            resources.jobs.values().map(|job| (&job.object.spec.generator, job.object.spec.judge.as_ref()));
+        let others = resources.runs.values().map(|run| (&run.object.spec.generator, run.object.spec.judge.as_ref()));
+        for managed in generators.chain(others).flat_map(|(generator, judge)| servers_of(generator, judge)) {
+            let placement = Placement {
+                replicas: managed.replicas,
+                resources: managed.resources.clone(),
+                pod: managed.pod.clone().unwrap_or_default(),
+                queue: None,
+            };
+            // What has no name is in no plan.
+            all.components.extend(server_name(managed).ok().map(|name| (name, placement)));
         }
         for (name, job) in &resources.jobs {
             let spec = &job.object.spec;

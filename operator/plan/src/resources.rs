@@ -143,6 +143,9 @@ impl Resources {
                 if let Some(retriever) = &spec.retriever {
                     part.with_index(self, &retriever.index_ref.name);
                 }
+                for own in spec.arms.iter().filter_map(|arm| arm.retriever.as_ref()?.index_ref.as_ref()) {
+                    part.with_index(self, &own.name);
+                }
                 let searchers = spec.arms.iter().filter_map(|arm| arm.searcher.as_ref()?.job_ref.as_ref());
                 for job in searchers.chain(&spec.sample.exclude_training_of) {
                     part.with_job(self, &job.name);

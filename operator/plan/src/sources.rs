@@ -41,6 +41,19 @@ impl<'a> From<&'a Vectors> for Source<'a> {
     }
 }
 
+/// Where a model server finds its model.
+pub(crate) enum Served {
+    /// In a folder of a volume.
+    Volume { path: String },
+    /// In a repository of the hub.
+    Hub { repository: String, revision: Option<String> },
+}
+
+/// What another resource's fields need is needed here, too.
+pub(crate) fn take(reader: &mut Reader<'_>, other: Reader<'_>) {
+    reader.add(other.inputs, other.volumes);
+}
+
 /// Collects what a component reads, while its configuration is written.
 pub(crate) struct Reader<'a> {
     /// `Kind/name` of the resource whose fields are read.
@@ -56,6 +69,16 @@ pub(crate) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub fn new(resource: &str, folder: Option<&'a std::path::Path>) -> Self {
         Self { resource: resource.to_owned(), folder, volumes: BTreeSet::new(), inputs: Vec::new() }
+    }
+
+    /// What another resource's field needs is needed here, too.
+    pub fn add(&mut self, inputs: Vec<Input>, volumes: BTreeSet<String>) {
+        self.volumes.extend(volumes);
+        for input in inputs {
+            if !self.inputs.contains(&input) {
+                self.inputs.push(input);
+            }
+        }
     }
 
     /// A path from an address: a symbol for a volume, the path itself for a file, a stand-in for what is fetched.
@@ -138,6 +161,24 @@ impl<'a> Reader<'a> {
         let files = ["adapter_model.safetensors", "adapter_config.json"];
         let path = self.folder(source.into(), &files, field)?;
         Ok(AdapterSpec { path, sha256: source.sha256.clone() })
+    }
+
+    /// A model as a server of another's making reads it: a folder of a volume, or a repository that it fetches itself.
+    pub fn served(&mut self, source: &ModelSource, field: &str) -> Result<Served, PlanError> {
+        let wrong = |reason: &str| PlanError::field(&self.resource, field, reason);
+        if source.sha256.is_some() {
+            return Err(wrong("the server does not check a sha256; pin an hf:// model by its commit in revision"));
+        }
+        match Location::parse(&source.uri).map_err(|error| wrong(&error.to_string()))? {
+            Location::HuggingFace { repository, path } if path.is_empty() => {
+                Ok(Served::Hub { repository, revision: source.revision.clone() })
+            }
+            Location::Pvc { .. } => {
+                let folder = self.folder(source.into(), &["config.json"], field)?;
+                Ok(Served::Volume { path: folder.display().to_string() })
+            }
+            _ => Err(wrong("a managed server reads hf://OWNER/NAME or a folder pvc://CLAIM/PATH")),
+        }
     }
 
     /// A decoder: a GGUF file, or a folder with safetensors.

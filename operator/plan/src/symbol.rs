@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `volume://NAME/PATH` | a file of a volume that the resources name |
 //! | `work://COMPONENT/PATH` | a file in the folder of a component of this plan |
-//! | `address://COMPONENT/PORT` | where another component's port answers |
+//! | `address://COMPONENT/PORT` | where another component's port answers; a path may follow |
 //! | `listen://PORT` | the address a component's own port is bound to |
 //! | `secret://NAME/KEY` | a file that holds the value of a secret's key |
 

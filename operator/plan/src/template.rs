@@ -68,6 +68,8 @@ pub enum Schema {
     Evaluator,
     /// [`FetchConfig`].
     Fetch,
+    /// What a managed model server is called with; the software is not the project's.
+    ModelServer,
 }
 
 /// A worker's configuration in which paths and addresses may be symbols.
@@ -109,8 +111,7 @@ impl Template {
 
     /// Fills in every symbol and reads the result as the worker's structure.
     pub fn bind(&self, component: &str, binder: &dyn Binder) -> Result<WorkerConfig, PlanError> {
-        let mut value = self.value.clone();
-        bind_value(&mut value, component, binder)?;
+        let value = self.bound(component, binder)?;
         let defect = |error| PlanError::Defect(format!("configuration of {component}: {error}"));
         Ok(match self.schema {
             Schema::IndexBuild => WorkerConfig::IndexBuild(serde_json::from_value(value).map_err(defect)?),
@@ -119,7 +120,17 @@ impl Template {
             Schema::Trainer => WorkerConfig::Trainer(serde_json::from_value(value).map_err(defect)?),
             Schema::Evaluator => WorkerConfig::Evaluator(serde_json::from_value(value).map_err(defect)?),
             Schema::Fetch => WorkerConfig::Fetch(serde_json::from_value(value).map_err(defect)?),
+            Schema::ModelServer => {
+                return Err(PlanError::Defect(format!("{component} reads no configuration of the project's")));
+            }
         })
+    }
+
+    /// Fills in every symbol.
+    pub(crate) fn bound(&self, component: &str, binder: &dyn Binder) -> Result<Value, PlanError> {
+        let mut value = self.value.clone();
+        bind_value(&mut value, component, binder)?;
+        Ok(value)
     }
 
     /// All symbols in it, in order of appearance.
@@ -170,7 +181,12 @@ pub fn bind_symbol(symbol: &Symbol, component: &str, binder: &dyn Binder) -> Res
         Symbol::Volume { name, path } => binder.volume(name, path)?,
         Symbol::Work { component, path } => binder.work(component, path)?,
         Symbol::Secret { name, key } => binder.secret(name, key)?,
-        Symbol::Address { component, port } => return binder.address(component, port),
+        Symbol::Address { component, port } => {
+            // An address may go on with a path: address://COMPONENT/PORT/v1.
+            let (port, path) = port.split_once('/').map_or((port.as_str(), None), |(port, path)| (port, Some(path)));
+            let address = binder.address(component, port)?;
+            return Ok(path.map_or(address.clone(), |path| format!("{address}/{path}")));
+        }
         Symbol::Listen { port } => return Ok(binder.listen(component, port)?.to_string()),
     };
     path.into_os_string().into_string().map_err(|path| {

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use proptest::prelude::*;
 use s3_crds::{AccessMode, Kind};
 use s3_plan::objects::{
-    Attempt, COMPONENT_LABEL, Image, Images, Network, Object, Surroundings, identity_of, render, workload,
+    Attempt, COMPONENT_LABEL, Image, Images, Network, Object, Queueing, Surroundings, identity_of, render, workload,
 };
 use s3_plan::{ComponentKind, Observed, Plan, PlanError, Resources, Role, fingerprint, plan, work_identity};
 use serde_json::{Value, json};
@@ -161,7 +161,11 @@ fn check_pod(object: &Object, spec: &PodSpec, objects: &[Object]) {
     assert_eq!(paths.len(), mounts.len(), "{name}: two mounts at one place");
 
     // Every path of the configuration lies in a volume, what is written in one that can be written.
-    let config = spec.volumes.iter().flatten().find_map(|volume| volume.config_map.as_ref()).unwrap();
+    let Some(config) = spec.volumes.iter().flatten().find_map(|volume| volume.config_map.as_ref()) else {
+        // Software of others reads none of ours.
+        assert_eq!(object.metadata().labels.as_ref().unwrap()["app.kubernetes.io/component"], "model-server");
+        return;
+    };
     let data = objects
         .iter()
         .find_map(|object| match object {
@@ -221,7 +225,7 @@ fn check_policy(policy: &NetworkPolicy, objects: &[Object]) {
         if rule.to.is_none() && !dns {
             let may = |pod: &&Object| {
                 let labels = pod.metadata().labels.as_ref().unwrap();
-                ["gateway", "fetch"].contains(&labels["app.kubernetes.io/component"].as_str())
+                ["gateway", "fetch", "model-server"].contains(&labels["app.kubernetes.io/component"].as_str())
             };
             assert!(pods(selected).iter().all(may), "{name} leaves the cluster and neither answers nor fetches");
         }
@@ -261,7 +265,9 @@ fn every_example_renders() {
     let recipe = |name: &str| vec![example("quickstart-gpu", "retrieverindex.yaml"), example("recipes", name)];
     let gpu =
         ["evalrun.yaml", "retrieverindex.yaml", "s3trainingjob.yaml"].map(|f| example("quickstart-gpu", f)).into();
-    for texts in [quickstart(), gpu, recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), served_by_endpoint()] {
+    let methods = vec![example("quickstart", "retrieverindex.yaml"), example("recipes", "all-methods.yaml")];
+    let recipes = [recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), methods];
+    for texts in [quickstart(), gpu, served_by_endpoint()].into_iter().chain(recipes) {
         check(&rendered(&planned(&texts), &surroundings()).unwrap());
     }
 }
@@ -489,7 +495,10 @@ fn a_queue_is_entered_by_label_or_by_workload_never_by_both() {
             .map(|o| o.name().to_owned())
             .collect()
     };
-    let of = |plan: &Plan| workload(plan, ("S3TrainingJob", "quickstart"), &surroundings(), &[]).unwrap();
+    let of = |plan: &Plan| {
+        let queueing = Queueing { version: "v1beta2", priority: Some(7) };
+        workload(plan, ("S3TrainingJob", "quickstart"), &surroundings(), &[], &queueing).unwrap()
+    };
     let (labels, whole) = (planned(&with("Labels")), planned(&with("Workload")));
     assert_eq!(label(&labels), ["quickstart-baseline-a3-r0", "quickstart-train-a3-r0"]);
     assert_eq!(of(&labels), None);
@@ -497,7 +506,104 @@ fn a_queue_is_entered_by_label_or_by_workload_never_by_both() {
     let workload = of(&whole).unwrap().to_value().unwrap();
     assert_eq!(workload["spec"]["queueName"], "gpus");
     assert_eq!(workload["spec"]["podSets"][0]["count"], 1);
-    assert_eq!(workload["apiVersion"], "kueue.x-k8s.io/v1beta1");
+    assert_eq!((&workload["apiVersion"], &workload["spec"]["priority"]), (&json!("kueue.x-k8s.io/v1beta2"), &json!(7)));
+    assert_eq!(workload["metadata"]["name"], "quickstart-job-queue");
+    // An index on GPUs is admitted with those that search it.
+    let on_gpus: Vec<String> = with("Workload")
+        .iter()
+        .map(|text| text.replace("  serving:\n", "  serving:\n    resources: {requests: {nvidia.com/gpu: '1'}}\n"))
+        .collect();
+    assert!(on_gpus.iter().any(|text| text.contains("nvidia.com/gpu")), "{on_gpus:?}");
+    let sets = of(&planned(&on_gpus)).unwrap().to_value().unwrap()["spec"]["podSets"].clone();
+    assert_eq!(sets[1]["name"], "quickstart-retriever", "{sets}");
+}
+
+/// The quickstart with a model server of its own instead of the built-in generator.
+fn served_by_managed(more: &str) -> Vec<String> {
+    let built_in = gateway_of(&quickstart()[0]);
+    let managed = format!(
+        "      managed:\n        model: {{uri: 'hf://org/Model-7B', revision: abc, tokenSecretRef: {{name: hub, key: token}}}}\n        replicas: 2\n        resources: {{limits: {{memory: 64Gi}}, requests: {{cpu: '8', nvidia.com/gpu: '4'}}}}\n        args: [--max-model-len, '8192']\n{more}"
+    );
+    quickstart().iter().map(|text| text.replace(&built_in, &managed)).collect()
+}
+
+#[test]
+fn a_managed_model_server_stands_behind_its_gateway() {
+    let mut around = surroundings();
+    around.images.by_binary.insert("vllm".into(), Image { cpu: "example.org/vllm:1".into(), cuda: None });
+    let plan = planned(&served_by_managed(""));
+    let servers: Vec<_> = plan.components.iter().filter(|c| c.kind == ComponentKind::ModelServer).collect();
+    assert_eq!(servers.len(), 1, "job and run share it");
+    let server = servers[0];
+    assert_eq!(server.owners.iter().collect::<Vec<_>>(), ["EvalRun/quickstart", "S3TrainingJob/quickstart"]);
+    let gateway = plan.components.iter().find(|c| c.kind == ComponentKind::Gateway).unwrap();
+    assert!(gateway.needs.contains(&server.name));
+    let objects = rendered(&plan, &around).unwrap();
+    check(&objects);
+    let deployment = objects.iter().find(|o| o.kind() == "Deployment" && o.name() == server.name).unwrap();
+    let value = deployment.to_value().unwrap();
+    let pod = &value["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!((&value["spec"]["replicas"], &container["image"]), (&json!(2), &json!("example.org/vllm:1")));
+    assert_eq!(container["command"], json!(["vllm", "serve"]));
+    let args: Vec<&str> = container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
+    let name = args[args.iter().position(|arg| *arg == "--served-model-name").unwrap() + 1];
+    assert!(name.starts_with("Model-7B-"), "{name}");
+    assert_eq!(args[0], "org/Model-7B");
+    assert!(args.join(" ").ends_with("--revision abc --tensor-parallel-size 4 --max-model-len 8192"), "{args:?}");
+    assert_eq!(container["resources"]["limits"], json!({"memory": "64Gi", "nvidia.com/gpu": "4"}));
+    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        assert_eq!(container[probe]["httpGet"]["path"], "/health");
+    }
+    let token =
+        container["env"].as_array().unwrap().iter().find(|variable| variable["name"] == "HF_TOKEN_PATH").unwrap();
+    assert_eq!(token["value"], "/secrets/hub/token");
+    // The gateway asks for the very model that is served, where it is served.
+    let config = objects.iter().find(|o| o.kind() == "ConfigMap" && o.name().starts_with(&gateway.name)).unwrap();
+    let config = config.to_value().unwrap()["data"].to_string();
+    assert!(
+        config.contains(&format!("http://{}.search.svc:8080/v1", server.name)) && config.contains(name),
+        "{config}"
+    );
+    // What is admitted together is asked for together.
+    let texts: Vec<String> = served_by_managed("")
+        .iter()
+        .map(|text| text.replace("  steps: 3\n", "  steps: 3\n  queue: {name: gpus}\n"))
+        .collect();
+    let queueing = Queueing { version: "v1beta2", priority: None };
+    let whole = workload(&planned(&texts), ("S3TrainingJob", "quickstart"), &around, &[], &queueing).unwrap().unwrap();
+    let sets = whole.to_value().unwrap()["spec"]["podSets"].clone();
+    assert_eq!((&sets[0]["name"], &sets[1]["name"]), (&json!("worker"), &json!(server.name)));
+    assert_eq!(sets[1]["count"], 2);
+    let requests = &sets[1]["template"]["spec"]["containers"][0]["resources"]["requests"];
+    assert_eq!(requests["nvidia.com/gpu"], "4");
+}
+
+#[test]
+fn a_managed_model_server_says_what_it_cannot_do() {
+    let without = rendered(&planned(&served_by_managed("")), &surroundings()).unwrap_err().to_string();
+    assert!(without.contains("no image of vllm") && without.contains("workers.images"), "{without}");
+    let own = served_by_managed("        engine: Sglang\n        pod: {image: 'example.org/sglang:2'}\n");
+    let objects = rendered(&planned(&own), &surroundings()).unwrap();
+    check(&objects);
+    let text = serde_json::to_string(&objects.iter().map(|o| o.to_value().unwrap()).collect::<Vec<_>>()).unwrap();
+    assert!(text.contains("example.org/sglang:2") && text.contains("sglang.launch_server"));
+    for (uri, said) in
+        [("s3://bucket/model", "reads hf://OWNER/NAME"), ("pvc://data/m', sha256: 'HASH", "pin an hf://")]
+    {
+        let hash = "0".repeat(64);
+        let uri = uri.replace("HASH", &hash);
+        let texts = served_by_managed("").into_iter().map(|text| {
+            let text = text.replace("hf://org/Model-7B", &uri);
+            text.replace(", revision: abc, tokenSecretRef: {name: hub, key: token}", "")
+        });
+        let mut resources = Resources::default();
+        for text in texts.collect::<Vec<_>>() {
+            resources.add_manifest("test.yaml", None, &text).unwrap();
+        }
+        let error = plan(&resources).unwrap_err().to_string();
+        assert!(error.contains("provider.managed.model") && error.contains(said), "{error}");
+    }
 }
 
 #[test]

@@ -71,7 +71,8 @@ fn the_order_of_files_changes_nothing() {
 fn every_example_plans_and_every_configuration_binds() {
     let recipe = |name: &str| vec![example("quickstart-gpu", "retrieverindex.yaml"), example("recipes", name)];
     let gpu = FILES.iter().map(|file| example("quickstart-gpu", file)).collect();
-    for texts in [quickstart(), gpu, recipe("sft-searcher.yaml"), recipe("sft-generator.yaml")] {
+    let methods = vec![example("quickstart", "retrieverindex.yaml"), example("recipes", "all-methods.yaml")];
+    for texts in [quickstart(), gpu, recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), methods] {
         let plan = planned(&texts).unwrap();
         assert_eq!(plan.notices, [], "examples name nothing that a single machine ignores");
         let mut before = std::collections::BTreeSet::new();
@@ -93,6 +94,85 @@ fn equal_gateways_are_one_and_a_searcher_comes_from_its_job() {
     let evaluation = plan.component("quickstart-eval").unwrap();
     assert!(evaluation.needs.contains("quickstart-train"));
     assert_eq!(evaluation.config.value["arms"][3]["searcher"]["adapter"]["path"], "work://quickstart-train/export");
+}
+
+#[test]
+fn arms_have_retrievers_models_and_limits_of_their_own() {
+    let texts = vec![example("quickstart", "retrieverindex.yaml"), example("recipes", "all-methods.yaml")];
+    let plan = planned(&texts).unwrap();
+    let evaluation = plan.component("all-methods-eval").unwrap();
+    for need in ["quickstart-retriever", "words-retriever", "gateway-built-in"] {
+        assert!(evaluation.needs.contains(need), "{need}: {:?}", evaluation.needs);
+        assert!(plan.component(need).unwrap().owners.contains("EvalRun/all-methods"), "{need}");
+    }
+    let arms = evaluation.config.value["arms"].as_array().unwrap();
+    let arm = |name: &str| arms.iter().find(|arm| arm["name"] == name).unwrap_or_else(|| panic!("no arm {name}"));
+    assert_eq!(arm("rag-bm25")["ranking"], "Lexical");
+    assert_eq!(arm("rag-bm25")["retriever"], serde_json::Value::Null, "the run's index");
+    assert!(arm("rag-other-index")["retriever"]["endpoint"]["address"].as_str().unwrap().contains("words-retriever"));
+    assert_eq!(arm("rag-same-tokens")["budgetBy"], "Tokens");
+    assert_eq!(arm("rag-empty")["retriever"], serde_json::json!({"control": "Empty"}));
+    let oracle = &arm("rag-oracle")["retriever"];
+    assert_eq!(
+        (&oracle["control"], &oracle["corpus"]),
+        (&"Oracle".into(), &"volume://data/corpus/wiki-vital.jsonl".into())
+    );
+    let limits = |name: &str| {
+        let search = &arm(name)["search"];
+        ["maxSearches", "topK", "turnTokens", "contextTokens", "maxPassages"].map(|key| search[key].as_u64().unwrap())
+    };
+    assert_eq!(limits("search-r1"), [4, 3, 500, 4096, 12]);
+    assert_eq!(limits("ircot"), [4, 3, 128, 2048, 15], "no longer than the generator takes");
+    assert_eq!(limits("search-o1"), [4, 3, 1000, 2048, 12]);
+    assert_eq!(
+        (&arm("search-r1")["answer"], &arm("search-r1-retrieved")["answer"]),
+        (&"Own".into(), &"Generator".into())
+    );
+    assert_eq!(arm("ircot")["answer"], "Generator");
+    assert_eq!(arm("search-r1")["search"]["compatibility"], "SearchR1");
+    assert_eq!(arm("s3-no-both")["search"]["ablation"], "NoBoth");
+    assert!(arm("s3")["search"].get("ablation").is_none());
+    // what the run says reaches every arm that says nothing
+    let lexical = texts[1]
+        .replace("      name: quickstart\n    topK: 3", "      name: quickstart\n    topK: 3\n    method: Lexical");
+    let plan = planned(&[texts[0].clone(), lexical]).unwrap();
+    let arms = plan.component("all-methods-eval").unwrap().config.value["arms"].as_array().unwrap();
+    for arm in arms {
+        let method = arm.get("ranking").or_else(|| arm.pointer("/search/method"));
+        let wanted = match arm["name"].as_str().unwrap() {
+            "direct" => None,
+            "rag-dense" => Some("Dense"),
+            "rag-hybrid" => Some("Hybrid"),
+            _ => Some("Lexical"),
+        };
+        assert_eq!(method.and_then(|method| method.as_str()), wanted, "{arm}");
+    }
+    // what is missing is named
+    let missing = format!("{:?}", planned(&texts[1..]).unwrap_err());
+    assert!(missing.contains("quickstart"), "{missing}");
+    let other = texts[1].replace("{indexRef: {name: words}}", "{indexRef: {name: nowhere}}");
+    let missing = format!("{:?}", planned(&[texts[0].clone(), other]).unwrap_err());
+    assert!(missing.contains("arms[rag-other-index].retriever.indexRef.name"), "{missing}");
+}
+
+#[test]
+fn a_run_without_search_needs_no_index() {
+    let recipe = example("recipes", "all-methods.yaml");
+    let (_, run) = recipe.split_once("---\n").unwrap();
+    let (head, rest) = run.split_once("  arms:\n").unwrap();
+    let (_, tail) = rest.split_once("  generator:\n").unwrap();
+    let tail = tail
+        .replace("    eligible: true\n", "")
+        .replace("    baseline: rag-3\n    pairedAgainst: [rag-3, rag-same-passages]\n", "    confidence: 0.9\n");
+    let arms = "    - {name: direct, method: Direct}\n    - {name: cot, method: ChainOfThought}\n    - {name: none, method: Rag, topK: 3, retriever: {control: Empty}}\n";
+    let only = format!("{head}  arms:\n{arms}  generator:\n{tail}");
+    let plan = planned(std::slice::from_ref(&only)).unwrap();
+    let evaluation = plan.component("all-methods-eval").unwrap();
+    assert_eq!(evaluation.config.value.get("retriever"), None);
+    assert_eq!(evaluation.needs.iter().collect::<Vec<_>>(), ["gateway-built-in"]);
+    let oracle = only.replace("control: Empty", "control: Oracle");
+    let said = format!("{:?}", planned(&[oracle]).unwrap_err());
+    assert!(said.contains("arms[none].retriever.control"), "{said}");
 }
 
 #[test]

@@ -207,11 +207,14 @@ fn served_searcher_answers() {
     let chat = json!({"model": "s3", "messages": [{"role": "user", "content": "Who wrote the play Hamlet?"}]});
     let chat = post(&format!("{url}/v1/chat/completions"), &chat);
     assert_eq!(chat.pointer("/choices/0/message/content"), Some(&found["answer"]), "{chat}");
-    let why = std::process::Command::new(std::env::var("S3_CLI").unwrap())
-        .args(["why", "s3trainingjob/quickstart", "-n", NAMESPACE])
-        .output()
-        .unwrap();
-    let why = String::from_utf8(why.stdout).unwrap();
+    let s3 = |arguments: &[&str]| {
+        let output = std::process::Command::new(std::env::var("S3_CLI").unwrap()).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
+    };
+    let told = s3(&["ask", "Who wrote the play Hamlet?", "--job", "quickstart", "-n", NAMESPACE]);
+    eprint!("{told}");
+    assert!(told.contains(&format!("answer    {}", found["answer"].as_str().unwrap())), "{told}");
+    let why = s3(&["why", "s3trainingjob/quickstart", "-n", NAMESPACE]);
     eprint!("{why}");
     assert!(why.contains("Succeeded=True (StepsDone)"), "{why}");
 }

@@ -4,19 +4,20 @@
 //! a second operator that takes over, a deletion at some moment. `S3_FAULT_PLANS` sets how many plans a kind
 //! (30; `make soak` runs 600), `S3_FAULT_SEED` the first seed.
 
+use crate::kueue::Queue;
 use crate::proxy::Fault;
 use crate::scenario::{self, NAME};
 use crate::setup::Setup;
 use crate::snapshot::{made, settled};
 use futures_util::{StreamExt as _, stream};
 use s3_crds::Kind;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Plans that run at the same time.
 const SIDE_BY_SIDE: usize = 6;
 /// Writes that a fault may cause beyond those of an undisturbed life: what was written before a crash and not seen.
-const MORE_WRITES: usize = 12;
+pub const MORE_WRITES: usize = 12;
 
 /// One thing that goes wrong.
 #[derive(Clone, Debug)]
@@ -118,21 +119,37 @@ async fn carry_out(setup: &Setup, kind: Kind, plan: &Plan) -> bool {
     deleted
 }
 
-async fn undisturbed(kind: Kind) -> (Value, usize) {
+pub async fn undisturbed(kind: Kind) -> (Value, usize) {
+    calm(kind, false).await
+}
+
+/// Begins a life; one that queues is admitted at once, whenever it asks.
+async fn begin(setup: &Setup, kind: Kind, queues: bool) {
+    scenario::begin_with(setup, kind, |object| {
+        if queues {
+            object["spec"]["queue"] = json!({"name": "gpus"});
+        }
+    })
+    .await;
+}
+
+async fn calm(kind: Kind, queues: bool) -> (Value, usize) {
     let setup = Setup::new("calm").await;
+    let _queue = Queue::start(&setup);
     setup.start().await;
-    scenario::begin(&setup, kind).await;
+    begin(&setup, kind, queues).await;
     scenario::ended(&setup, kind).await;
     let end = settled(&setup).await;
     setup.done().await;
     end
 }
 
-async fn disturbed(kind: Kind, seed: u64, calm: &(Value, usize)) {
+async fn disturbed(kind: Kind, queues: bool, seed: u64, calm: &(Value, usize)) {
     let setup = Setup::new("faults").await;
+    let _queue = Queue::start(&setup);
     let plan = plan(seed);
     setup.start().await;
-    scenario::begin(&setup, kind).await;
+    begin(&setup, kind, queues).await;
     let deleted = carry_out(&setup, kind, &plan).await;
     if deleted {
         setup
@@ -156,25 +173,32 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
 }
 
-async fn all(kind: Kind) {
+async fn all(kind: Kind, queues: bool) {
     let (plans, first) = (number("S3_FAULT_PLANS", 30), number("S3_FAULT_SEED", 1));
-    let calm = undisturbed(kind).await;
+    // What a queue adds is little.
+    let plans = if queues { plans.div_ceil(3) } else { plans };
+    let calm = calm(kind, queues).await;
     println!("{}: {plans} plans from seed {first}, {} writes undisturbed", kind.name(), calm.1);
-    let lives = stream::iter(first..first + plans).map(|seed| disturbed(kind, seed, &calm));
+    let lives = stream::iter(first..first + plans).map(|seed| disturbed(kind, queues, seed, &calm));
     lives.buffer_unordered(SIDE_BY_SIDE).collect::<()>().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn indices_survive_faults() {
-    all(Kind::RetrieverIndex).await;
+    all(Kind::RetrieverIndex, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_survive_faults() {
-    all(Kind::S3TrainingJob).await;
+    all(Kind::S3TrainingJob, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn evaluations_survive_faults() {
-    all(Kind::EvalRun).await;
+    all(Kind::EvalRun, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_in_queues_survive_faults() {
+    all(Kind::S3TrainingJob, true).await;
 }

@@ -53,7 +53,7 @@ async fn an_index_is_swapped_and_protected() {
     let index = setup.resources(Kind::RetrieverIndex).get(NAME).await.unwrap();
     assert_eq!((&index.data["status"]["digest"], &index.data["status"]["passages"]), (&json!("second"), &json!(7)));
     let job = setup.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
-    assert_eq!(job.data["status"]["attempts"], 2, "a job that has begun does not begin again: {}", job.data["status"]);
+    assert_eq!(job.data["status"]["attempts"], 1, "a job that has begun does not begin again: {}", job.data["status"]);
 
     setup.delete(Kind::RetrieverIndex, NAME).await;
     setup.until_reason(Kind::RetrieverIndex, NAME, "Ready", "InUse").await;
@@ -94,7 +94,46 @@ async fn a_suspended_job_holds_nothing_and_goes_on() {
     setup.change(Kind::S3TrainingJob, NAME, json!({"spec": {"suspend": false}})).await;
     setup.until_reason(Kind::S3TrainingJob, NAME, "Succeeded", "StepsDone").await;
     let job = setup.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
-    assert_eq!(job.data["status"]["attempts"], 3, "{}", job.data["status"]);
+    assert_eq!(job.data["status"]["attempts"], 2, "{}", job.data["status"]);
+    setup.done().await;
+}
+
+/// A rule lets a failed training begin anew: from the first step, in a folder of its own, and it counts on from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_training_begins_anew_where_a_rule_says_so() {
+    let setup = Setup::new("anew").await;
+    setup.start().await;
+    setup.kubelet.play_attempt("a-train", 1, Play::Fail { code: 65, reason: "Error", message: "loss is NaN" });
+    setup.kubelet.play_attempt("a-train", 2, Play::Run);
+    scenario::data(&setup).await;
+    setup.apply(Kind::RetrieverIndex, &scenario::index()).await;
+    let mut job = scenario::job();
+    job["spec"]["failurePolicy"]["rules"] = json!([{"class": "NotANumber", "action": "Restart", "limit": 2}]);
+    setup.apply(Kind::S3TrainingJob, &job).await;
+    setup
+        .until("the second attempt works", async || {
+            let job = setup.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
+            let training = crate::setup::reason_of(&job.data, "Training");
+            job.data["status"]["attempts"] == 2 && training.as_deref() == Some("Stepping")
+        })
+        .await;
+    let folder = async |attempt: u32| {
+        let map = setup.api("v1", "ConfigMap").get(&format!("a-train-a{attempt}")).await.unwrap();
+        let config: serde_json::Value = serde_yaml_ng::from_str(map.data["data"]["r0.yaml"].as_str().unwrap()).unwrap();
+        config["checkpoint"]["dir"].as_str().unwrap().trim_end_matches("/checkpoints").to_owned()
+    };
+    let first = folder(1).await;
+    assert_eq!(folder(2).await, format!("{first}-a2"), "what was before is kept aside");
+    // A suspended one goes on where it began anew.
+    setup.change(Kind::S3TrainingJob, NAME, json!({"spec": {"suspend": true}})).await;
+    setup.until_reason(Kind::S3TrainingJob, NAME, "Suspended", "Suspended").await;
+    setup.change(Kind::S3TrainingJob, NAME, json!({"spec": {"suspend": false}})).await;
+    setup.until_reason(Kind::S3TrainingJob, NAME, "Succeeded", "StepsDone").await;
+    assert_eq!(folder(3).await, format!("{first}-a2"));
+    let job = setup.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
+    let export = job.data["status"]["export"]["uri"].as_str().unwrap();
+    assert!(export.contains("-a2/export"), "{export}");
+    settled(&setup).await;
     setup.done().await;
 }
 

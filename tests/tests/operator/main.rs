@@ -4,11 +4,15 @@
 
 mod faults;
 mod kubelet;
+mod kueue;
 mod life;
 mod progress;
 mod proxy;
+mod queue;
+mod restart;
 mod scale;
 mod scenario;
+mod server;
 mod setup;
 mod snapshot;
 mod table;

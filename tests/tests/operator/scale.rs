@@ -54,7 +54,8 @@ async fn reconciled(api: &Api<DynamicObject>) -> usize {
 #[ignore = "minutes of work; make bench NAME=operator-scale"]
 async fn many_jobs_are_reconciled() {
     let jobs = count("S3_SCALE_JOBS", 10_000);
-    let setup = Setup::new("many").await;
+    let mut setup = Setup::new("many").await;
+    setup.own_pace = true;
     setup.start().await;
     let api = setup.resources(Kind::S3TrainingJob);
     let at = Mutex::default();
@@ -62,6 +63,7 @@ async fn many_jobs_are_reconciled() {
     create(&api, 0..jobs, &at).await;
     let created = start.elapsed();
     while reconciled(&api).await < jobs {
+        setup.runs(0).await;
         assert!(start.elapsed() < LONGEST, "{}", setup.tail());
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
@@ -83,7 +85,8 @@ async fn many_jobs_are_reconciled() {
 #[ignore = "minutes of work; make bench NAME=operator-scale"]
 async fn many_pods_are_looked_after() {
     let jobs = count("S3_SCALE_PODS", 500);
-    let setup = Setup::new("pods").await;
+    let mut setup = Setup::new("pods").await;
+    setup.own_pace = true;
     setup.start().await;
     scenario::begin(&setup, Kind::RetrieverIndex).await;
     scenario::ended(&setup, Kind::RetrieverIndex).await;
@@ -108,6 +111,7 @@ async fn many_pods_are_looked_after() {
     let start = Instant::now();
     create(&api, 1..jobs, &at).await;
     while first.lock().unwrap().len() <= jobs {
+        setup.runs(0).await;
         assert!(start.elapsed() < LONGEST, "{} of {jobs}\n{}", first.lock().unwrap().len(), setup.tail());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -68,13 +68,20 @@ pub async fn data(setup: &Setup) {
 
 /// A resource and what it needs.
 pub async fn begin(setup: &Setup, kind: Kind) {
+    begin_with(setup, kind, |_| {}).await;
+}
+
+/// The same with a change of the resource.
+pub async fn begin_with(setup: &Setup, kind: Kind, change: impl FnOnce(&mut Value)) {
     data(setup).await;
     setup.apply(Kind::RetrieverIndex, &index()).await;
-    match kind {
-        Kind::RetrieverIndex => {}
-        Kind::S3TrainingJob => setup.apply(kind, &job()).await,
-        Kind::EvalRun => setup.apply(kind, &run()).await,
-    }
+    let mut object = match kind {
+        Kind::RetrieverIndex => return,
+        Kind::S3TrainingJob => job(),
+        Kind::EvalRun => run(),
+    };
+    change(&mut object);
+    setup.apply(kind, &object).await;
 }
 
 /// The good end of a resource.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, OnceCell};
@@ -28,8 +28,12 @@ pub struct Setup {
     pub namespace: String,
     pub kubelet: Kubelet,
     pub proxy: Arc<Proxy>,
+    /// Whether operators that are started may use Kueue.
+    pub kueue: AtomicBool,
     operators: Mutex<Vec<Option<Operator>>>,
     folder: tempfile::TempDir,
+    /// Lets operators run at their own pace; else leases and resyncs are short, for tests that wait for them.
+    pub own_pace: bool,
 }
 
 /// A running operator.
@@ -75,7 +79,8 @@ impl Setup {
         let kubelet = Kubelet::start(client.clone(), &namespace);
         let proxy = Arc::new(Proxy::start(&api_url()).await);
         let folder = tempfile::tempdir().unwrap();
-        Self { client, namespace, kubelet, proxy, operators: Mutex::default(), folder }
+        let (kueue, operators) = (AtomicBool::new(true), Mutex::default());
+        Self { client, namespace, kubelet, proxy, kueue, operators, folder, own_pace: false }
     }
 
     /// Starts an operator; returns its place.
@@ -100,11 +105,13 @@ impl Setup {
         let (admin, progress) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
         let program = std::env::var("S3_OPERATOR").expect("no S3_OPERATOR: run the tests with `make test-cluster`");
         let log = std::fs::File::options().create(true).append(true).open(self.log(place)).unwrap();
+        let short: &[&str] = if self.own_pace { &[] } else { &["--lease-seconds", "3", "--resync-seconds", "2"] };
         let child = Command::new(program)
             .args(["run", "--namespaces", &self.namespace, "--lease-namespace", &self.namespace])
             .args(["--admin-address", &admin, "--progress-address", &progress])
             .args(["--progress-url", &format!("http://{progress}")])
-            .args(["--lease-seconds", "3", "--resync-seconds", "2"])
+            .args(short)
+            .args(["--kueue", if self.kueue.load(Ordering::SeqCst) { "true" } else { "false" }])
             .env("S3_IMAGES", images.join(","))
             .env("KUBECONFIG", &kubeconfig)
             .stdout(Stdio::null())
@@ -151,6 +158,13 @@ impl Setup {
                 operators[place] = Some(self.spawn(place));
             }
         }
+    }
+
+    /// Fails when an operator has ended by itself.
+    pub async fn runs(&self, place: usize) {
+        let mut operators = self.operators.lock().await;
+        let ended = operators[place].as_mut().and_then(|operator| operator.child.try_wait().unwrap());
+        assert!(ended.is_none(), "operator {place} ended: {ended:?}\n{}", self.tail());
     }
 
     /// Address of an operator's progress service.
@@ -296,6 +310,7 @@ async fn install(client: Client) {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
+    crate::kueue::install(&client).await;
     for kind in Kind::ALL {
         let api: Api<DynamicObject> = Api::all_with(client.clone(), &s3_crds::api_resource(kind));
         let end = Instant::now() + PATIENCE;

@@ -9,13 +9,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Kinds of objects that an operator makes.
-const MADE: [(&str, &str); 6] = [
+const MADE: [(&str, &str); 7] = [
     ("batch/v1", "Job"),
     ("apps/v1", "Deployment"),
     ("v1", "Service"),
     ("v1", "ConfigMap"),
     ("v1", "PersistentVolumeClaim"),
     ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("kueue.x-k8s.io/v1beta2", "Workload"),
 ];
 
 /// Names of what the operator made, by kind; what belongs to the namespace itself is left out.
@@ -45,7 +46,8 @@ pub async fn state(setup: &Setup) -> Value {
         for object in setup.resources(kind).list(&ListParams::default()).await.unwrap() {
             let mut status = object.data.get("status").cloned().unwrap_or_default();
             if let Some(fields) = status.as_object_mut() {
-                for time in ["startTime", "completionTime", "gpuSeconds", "endpoint"] {
+                for time in ["startTime", "completionTime", "gpuSeconds", "endpoint", "queuedSince", "queueWaitSeconds"]
+                {
                     fields.remove(time);
                 }
                 for condition in fields.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {

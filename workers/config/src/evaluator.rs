@@ -1,10 +1,10 @@
 //! The evaluator.
 
-use crate::{DatasetConfig, Determinism, Endpoint, GeneratorConfig, ModelSpec, Runtime, SearchConfig};
+use crate::{DatasetConfig, Determinism, Endpoint, GeneratorConfig, ModelSpec, RetrievalMethod, Runtime, SearchConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// How an arm gathers passages.
+/// How an arm gathers passages, or answers itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", deny_unknown_fields)]
 pub enum ArmMethod {
@@ -15,12 +15,21 @@ pub enum ArmMethod {
     Rag {
         /// Passages.
         top_k: u32,
+        /// Ranking.
+        #[serde(default, skip_serializing_if = "is_default")]
+        ranking: RetrievalMethod,
     },
     /// Per question as many top passages as the named arm handed over.
     #[serde(rename_all = "camelCase")]
     SameBudgetRag {
         /// The arm whose counts are taken.
         budget_from: String,
+        /// What is counted.
+        #[serde(default, skip_serializing_if = "is_default")]
+        budget_by: BudgetUnit,
+        /// Ranking.
+        #[serde(default, skip_serializing_if = "is_default")]
+        ranking: RetrievalMethod,
     },
     /// A searcher.
     #[serde(rename_all = "camelCase")]
@@ -32,14 +41,160 @@ pub enum ArmMethod {
         /// Sampling temperature; 0 is greedy.
         #[serde(default)]
         temperature: f64,
+        /// Nucleus; 1 is off.
+        #[serde(default = "whole", skip_serializing_if = "is_whole")]
+        top_p: f64,
         /// Episodes decoded together.
         #[serde(default = "default_batch")]
         batch: usize,
     },
+    /// No passages, step by step.
+    ChainOfThought(Box<PlayedArm>),
+    /// A model that was tuned to answer.
+    Sft(Box<PlayedArm>),
+    /// A model that was trained to reason and answer.
+    R1(Box<PlayedArm>),
+    /// A model that searches and answers itself.
+    SearchR1(Box<PlayedArm>),
+    /// Search inside reasoning.
+    SearchO1(Box<PlayedArm>),
+    /// Retrieval interleaved with reasoning.
+    IrCot(Box<PlayedArm>),
+    /// A rewritten query.
+    DeepRetrieval(Box<PlayedArm>),
+}
+
+/// Whose protocol a played arm follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProtocolKind {
+    /// Step by step, without search.
+    ChainOfThought,
+    /// An answer, without search.
+    Sft,
+    /// Reasoning and an answer, without search.
+    R1,
+    /// `<search>` and `<answer>`.
+    SearchR1,
+    /// Search inside reasoning, documents read aside.
+    SearchO1,
+    /// Sentence by sentence.
+    IrCot,
+    /// One rewritten query.
+    DeepRetrieval,
+}
+
+impl ArmMethod {
+    /// The protocol, where the arm plays one.
+    pub fn played(&self) -> Option<(ProtocolKind, &PlayedArm)> {
+        Some(match self {
+            Self::Direct {} | Self::Rag { .. } | Self::SameBudgetRag { .. } | Self::S3 { .. } => return None,
+            Self::ChainOfThought(arm) => (ProtocolKind::ChainOfThought, arm),
+            Self::Sft(arm) => (ProtocolKind::Sft, arm),
+            Self::R1(arm) => (ProtocolKind::R1, arm),
+            Self::SearchR1(arm) => (ProtocolKind::SearchR1, arm),
+            Self::SearchO1(arm) => (ProtocolKind::SearchO1, arm),
+            Self::IrCot(arm) => (ProtocolKind::IrCot, arm),
+            Self::DeepRetrieval(arm) => (ProtocolKind::DeepRetrieval, arm),
+        })
+    }
+
+    /// The search loop's settings, where the arm has a loop.
+    pub fn search_mut(&mut self) -> Option<&mut SearchConfig> {
+        match self {
+            Self::Direct {} | Self::Rag { .. } | Self::SameBudgetRag { .. } => None,
+            Self::S3 { search, .. } => Some(search),
+            Self::ChainOfThought(arm)
+            | Self::Sft(arm)
+            | Self::R1(arm)
+            | Self::SearchR1(arm)
+            | Self::SearchO1(arm)
+            | Self::IrCot(arm)
+            | Self::DeepRetrieval(arm) => Some(&mut arm.search),
+        }
+    }
+}
+
+/// Who answers an arm's questions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AnswerBy {
+    /// The generator, from what the arm gathered.
+    #[default]
+    Generator,
+    /// The arm's own model.
+    Own,
+}
+
+/// What of a budget is equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BudgetUnit {
+    /// The number of passages.
+    #[default]
+    Passages,
+    /// The number of their tokens, as near as whole passages come.
+    Tokens,
+}
+
+/// An arm that plays another method's protocol.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlayedArm {
+    /// The model that plays; none asks the generator's through the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub searcher: Option<ModelSpec>,
+    /// Limits.
+    pub search: SearchConfig,
+    /// Who answers.
+    #[serde(default)]
+    pub answer: AnswerBy,
+    /// Sampling temperature; 0 is greedy.
+    #[serde(default)]
+    pub temperature: f64,
+    /// Nucleus; 1 is off.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub top_p: f64,
+    /// Questions played together.
+    #[serde(default = "default_batch")]
+    pub batch: usize,
 }
 
 fn default_batch() -> usize {
     16
+}
+fn whole() -> f64 {
+    1.0
+}
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference
+fn is_whole(value: &f64) -> bool {
+    *value >= 1.0
+}
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A retriever that is no index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Control {
+    /// Finds nothing.
+    Empty,
+    /// Finds random passages of the corpus.
+    Random,
+    /// Finds passages with a gold answer first.
+    Oracle,
+}
+
+/// Where one arm searches, when not where the run does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ArmRetrieverConfig {
+    /// Another retriever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+    /// A control, over the run's or that retriever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<Control>,
+    /// The corpus that controls draw from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<PathBuf>,
 }
 
 /// One compared method.
@@ -48,6 +203,9 @@ fn default_batch() -> usize {
 pub struct ArmConfig {
     /// Unique name, shown in tables.
     pub name: String,
+    /// Its own retriever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retriever: Option<ArmRetrieverConfig>,
     /// See [`ArmMethod`].
     #[serde(flatten)]
     pub method: ArmMethod,
@@ -212,8 +370,9 @@ pub struct EvaluatorConfig {
     pub datasets: Vec<DatasetConfig>,
     /// Choice of questions.
     pub sample: SampleConfig,
-    /// The retriever.
-    pub retriever: Endpoint,
+    /// The retriever; none where every arm has its own or searches nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retriever: Option<Endpoint>,
     /// The frozen generator.
     pub generator: GeneratorConfig,
     /// Questions per journalled unit of work.

@@ -37,6 +37,20 @@ pub enum UnselectedPolicy {
     Keep,
 }
 
+/// What is taken from a searcher to see what it is worth. The episode itself is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ablation {
+    /// Nothing.
+    #[default]
+    None,
+    /// The generator reads none of the initial passages.
+    NoInitial,
+    /// It reads all passages that were shown, selected or not.
+    NoSelection,
+    /// Both: all retrieved passages, and none of the initial ones.
+    NoBoth,
+}
+
 /// How the retriever ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RetrievalMethod {
@@ -93,6 +107,13 @@ pub struct SearchConfig {
     pub method: RetrievalMethod,
     /// See [`Compatibility`].
     pub compatibility: Compatibility,
+    /// See [`Ablation`].
+    #[serde(skip_serializing_if = "is_default")]
+    pub ablation: Ablation,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for SearchConfig {
@@ -115,6 +136,7 @@ impl Default for SearchConfig {
             marker_line: None,
             method: RetrievalMethod::Default,
             compatibility: Compatibility::None,
+            ablation: Ablation::None,
         }
     }
 }

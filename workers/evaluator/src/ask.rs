@@ -45,11 +45,17 @@ pub struct AskedTurn {
 
 /// Plays one episode and answers from it.
 pub fn ask(run: &Run, question: &str, arm: Option<&str>) -> Result<Asked, Failure> {
-    let (searcher, search, temperature) = searcher_arm(&run.config.arms, arm)?;
-    let retriever = RetrieverPeer::connect(&run.link, &run.config.retriever)?;
+    let (searcher, search, temperature, top_p) = searcher_arm(&run.config.arms, arm)?;
+    let retriever = retriever(run)?;
     let generator = GeneratorPeer::connect(&run.link, &run.config.generator, &run.config.runtime.name)?;
-    let around = Surroundings { retriever: &retriever, shutdown: &run.link.shutdown, seed: run.config.seed };
-    let mut arm = SearcherArm { searcher: Searcher::load(searcher)?, search, temperature, batch: 1, around: &around };
+    let around = Surroundings {
+        retriever: &retriever,
+        chat: &generator,
+        passage_words: run.config.generator.passage_words,
+        shutdown: &run.link.shutdown,
+        seed: run.config.seed,
+    };
+    let mut arm = SearcherArm { searcher: Searcher::load(searcher)?, search, temperature, top_p, batch: 1, around };
     let question =
         Question { id: "ask".into(), dataset: "ask".into(), question: question.to_owned(), answers: Vec::new() };
     let started = Instant::now();
@@ -72,12 +78,20 @@ pub fn ask(run: &Run, question: &str, arm: Option<&str>) -> Result<Asked, Failur
     })
 }
 
+/// The run's retriever.
+pub(crate) fn retriever(run: &Run) -> Result<RetrieverPeer, Failure> {
+    let Some(endpoint) = &run.config.retriever else {
+        return Err(Failure::input("this configuration has no retriever; a searcher needs one"));
+    };
+    Ok(RetrieverPeer::connect(&run.link, endpoint)?)
+}
+
 /// What the searcher did, turn by turn.
 pub(crate) fn turns_of(episode: Option<EpisodeRecord>) -> Vec<AskedTurn> {
     let turns = episode.into_iter().flat_map(|episode| episode.turns).map(|turn| {
         let (query, invalid) = match turn.action {
             Action::Search { query } => (Some(query), None),
-            Action::Complete => (None, None),
+            Action::Complete | Action::Note => (None, None),
             Action::Invalid { reason } => (None, Some(reason)),
         };
         let selected = turn.selected.iter().map(|at| at + 1).collect();
@@ -86,12 +100,14 @@ pub(crate) fn turns_of(episode: Option<EpisodeRecord>) -> Vec<AskedTurn> {
     turns.collect()
 }
 
-type SearcherParts<'a> = (&'a s3_config::ModelSpec, &'a s3_config::SearchConfig, f64);
+type SearcherParts<'a> = (&'a s3_config::ModelSpec, &'a s3_config::SearchConfig, f64, f64);
 
 pub(crate) fn searcher_arm<'a>(arms: &'a [ArmConfig], named: Option<&str>) -> Result<SearcherParts<'a>, EvalError> {
     let mut with_searcher = arms.iter().filter_map(|arm| match &arm.method {
-        ArmMethod::S3 { searcher, search, temperature, .. } => Some((arm, (&**searcher, search, *temperature))),
-        ArmMethod::Direct {} | ArmMethod::Rag { .. } | ArmMethod::SameBudgetRag { .. } => None,
+        ArmMethod::S3 { searcher, search, temperature, top_p, .. } => {
+            Some((arm, (&**searcher, search, *temperature, *top_p)))
+        }
+        _ => None,
     });
     let found = with_searcher.find(|(arm, _)| named.is_none_or(|name| arm.name == name));
     found.map(|(_, parts)| parts).ok_or_else(|| {

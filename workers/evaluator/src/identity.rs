@@ -3,10 +3,11 @@
 //! The list of questions and this identity are frozen in the state folder before anything is evaluated. A run
 //! that continues must find both unchanged, else finished units of two different evaluations would be mixed.
 
+use crate::arms::Places;
 use crate::error::EvalError;
 use crate::questions::QuestionSet;
 use s3_artifacts::{ArtifactError, digest_file, write_atomic};
-use s3_config::{ArmConfig, ArmMethod, Determinism, EvaluatorConfig, ModelSpec};
+use s3_config::{ArmConfig, ArmMethod, Determinism, EvaluatorConfig, ModelSpec, PlayedArm, ProtocolKind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -17,8 +18,9 @@ pub const QUESTIONS: &str = "questions.json";
 /// The frozen identity.
 pub const IDENTITY: &str = "identity.json";
 
-/// The identity as a flat JSON object. `index` and `generator` are the digests that the services report.
-pub fn of(config: &EvaluatorConfig, set: &QuestionSet, index: &str, generator: &str) -> Result<Value, EvalError> {
+/// The identity as a flat JSON object. The digests of indices and `generator` are what the services report.
+pub fn of(config: &EvaluatorConfig, set: &QuestionSet, places: &Places, generator: &str) -> Result<Value, EvalError> {
+    let index = places.run().map_or("none", |run| run.index_digest());
     let answers = &config.generator;
     let mut identity = Map::from_iter([
         ("questions".to_owned(), json!(set.sha256)),
@@ -44,7 +46,12 @@ pub fn of(config: &EvaluatorConfig, set: &QuestionSet, index: &str, generator: &
         identity.insert("threads".to_owned(), json!(threads(config.runtime.threads)));
     }
     for arm in &config.arms {
-        identity.insert(format!("arm {}", arm.name), of_arm(arm)?);
+        let mut value = of_arm(arm)?;
+        if let (Some(own), Value::Object(value)) = (&arm.retriever, &mut value) {
+            let retriever = json!({ "index": places.index_of(arm), "control": own.control });
+            value.insert("retriever".to_owned(), retriever);
+        }
+        identity.insert(format!("arm {}", arm.name), value);
     }
     Ok(Value::Object(identity))
 }
@@ -57,14 +64,21 @@ fn threads(configured: Option<usize>) -> usize {
 }
 
 fn of_arm(arm: &ArmConfig) -> Result<Value, EvalError> {
-    let ArmMethod::S3 { searcher, search, temperature, batch } = &arm.method else {
+    if let Some((kind, played)) = arm.method.played() {
+        let mut value = of_played(kind, played)?;
+        if let Some(model) = &played.searcher {
+            value["model"] = of_model(model)?;
+        }
+        return Ok(value);
+    }
+    let ArmMethod::S3 { searcher, search, temperature, top_p, batch } = &arm.method else {
         return Ok(serde_json::to_value(&arm.method).map_err(ArtifactError::from)?);
     };
     let mut search = search.clone();
     // the text counts, not where it is read from
     search.prompt_template = None;
     let adapter = searcher.adapter.as_ref().map(|adapter| digest_file(&adapter.path.join("adapter_model.safetensors")));
-    Ok(json!({
+    let mut value = json!({
         "method": "S3",
         "model": model_digest(searcher)?,
         "adapter": adapter.transpose()?,
@@ -73,7 +87,31 @@ fn of_arm(arm: &ArmConfig) -> Result<Value, EvalError> {
         "search": search,
         "temperature": temperature,
         "batch": batch,
+    });
+    if *top_p < 1.0 {
+        value["topP"] = json!(top_p);
+    }
+    Ok(value)
+}
+
+fn of_played(kind: ProtocolKind, played: &PlayedArm) -> Result<Value, EvalError> {
+    let mut search = played.search.clone();
+    search.prompt_template = None;
+    Ok(json!({
+        "method": format!("{kind:?}"),
+        "model": "the generator's",
+        "search": serde_json::to_value(search).map_err(ArtifactError::from)?,
+        "answer": played.answer,
+        "temperature": played.temperature,
+        "topP": played.top_p,
+        "batch": played.batch,
     }))
+}
+
+fn of_model(model: &ModelSpec) -> Result<Value, EvalError> {
+    let adapter = model.adapter.as_ref().map(|adapter| digest_file(&adapter.path.join("adapter_model.safetensors")));
+    let weights = model_digest(model)?;
+    Ok(json!({ "weights": weights, "adapter": adapter.transpose()?, "dtype": model.dtype, "device": model.device }))
 }
 
 fn model_digest(spec: &ModelSpec) -> Result<String, EvalError> {

@@ -1,6 +1,6 @@
 //! `s3-evaluator run`: from a configuration to a published result.
 
-use crate::arms::{self, Surroundings};
+use crate::arms::{self, Places, Surroundings};
 use crate::error::EvalError;
 use crate::results::Results;
 use crate::statistics::detectable;
@@ -9,7 +9,7 @@ use crate::units::{ArmResults, ArmRun, UNITS, Unit};
 use crate::{identity, pieces, questions, report};
 use s3_artifacts::{ArtifactError, Journal};
 use s3_config::EvaluatorConfig;
-use s3_rollout::{GeneratorPeer, Link, RetrieverPeer};
+use s3_rollout::{GeneratorPeer, Link};
 use s3_telemetry::{Failure, Outcome, Progress};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -57,22 +57,22 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
     tracing::info!("{}", detectable::sentence(count, config.statistics.confidence));
 
     run.progress.phase("connect to retriever and generator", 0);
-    let retriever = RetrieverPeer::connect(&run.link, &config.retriever)?;
+    let places = Places::connect(&run.link, config)?;
     let generator = GeneratorPeer::connect(&run.link, &config.generator, &config.runtime.name)?;
-    let identity = identity::of(config, &set, retriever.index_digest(), generator.digest())?;
+    let identity = identity::of(config, &set, &places, generator.digest())?;
     identity::freeze_identity(state, &identity)?;
 
     let mut journal: Journal<Unit> = Journal::open(&state.join(UNITS))?;
-    let around = Surroundings { retriever: &retriever, shutdown: &run.link.shutdown, seed: config.seed };
     let mut done: Vec<Option<ArmResults>> = vec![None; config.arms.len()];
     for (number, at) in order.into_iter().enumerate() {
         let arm = &config.arms[at];
         run.progress.phase(format!("arm {} ({} of {})", arm.name, number + 1, config.arms.len()), count as u64);
+        let words = config.generator.passage_words;
         let budgets = arms::budget_from(arm)
-            .and_then(|from| config.arms.iter().position(|other| other.name == from))
-            .and_then(|from| done[from].as_ref())
-            .map(|results| results.gathered.iter().map(|one| one.passages.len()).collect())
+            .and_then(|(from, by)| Some((config.arms.iter().position(|other| other.name == from)?, by)))
+            .and_then(|(from, by)| Some(arms::budgets(done[from].as_ref()?, by, words)))
             .unwrap_or_default();
+        let place = std::cell::OnceCell::new();
         let walk = ArmRun {
             name: &arm.name,
             questions: &set.questions,
@@ -81,7 +81,19 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
             link: &run.link,
             progress: &|questions| run.progress.done(questions as u64),
         };
-        done[at] = Some(walk.run(&mut journal, || arms::open(arm, &around, budgets))?);
+        // nothing is loaded for an arm that is done
+        let open = || {
+            let retriever = places.open(arm, &set.questions)?;
+            let around = Surroundings {
+                retriever: &**place.get_or_init(|| retriever),
+                chat: &generator,
+                passage_words: words,
+                shutdown: &run.link.shutdown,
+                seed: config.seed,
+            };
+            arms::open(arm, around, budgets)
+        };
+        done[at] = Some(walk.run(&mut journal, open)?);
     }
     run.progress.phase("statistics and report", 0);
     let arms: Vec<(String, ArmResults)> =

@@ -5,7 +5,7 @@
 //! together, as in training; one that finds the queue full is sent away with 429.
 
 use crate::arms::{Arm, Gathered, Searcher, SearcherArm, Surroundings};
-use crate::ask::{AskedTurn, searcher_arm, turns_of};
+use crate::ask::{AskedTurn, retriever, searcher_arm, turns_of};
 use crate::run::Run;
 use axum::Json;
 use axum::extract::State;
@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use s3_config::ServeConfig;
-use s3_rollout::{AnswerOutcome, AnswerSource, GeneratorPeer, RetrieverPeer};
+use s3_rollout::{AnswerOutcome, AnswerSource, GeneratorPeer};
 use s3_search::{Passage, Question};
 use s3_telemetry::{Failure, metrics};
 use serde::{Deserialize, Serialize};
@@ -64,12 +64,18 @@ struct Call {
 
 /// Serves until asked to stop.
 pub fn serve(run: &Run, serve: &ServeConfig) -> Result<(), Failure> {
-    let (searcher, search, temperature) = searcher_arm(&run.config.arms, None)?;
-    let retriever = RetrieverPeer::connect(&run.link, &run.config.retriever)?;
+    let (searcher, search, temperature, top_p) = searcher_arm(&run.config.arms, None)?;
+    let retriever = retriever(run)?;
     let generator = GeneratorPeer::connect(&run.link, &run.config.generator, &run.config.runtime.name)?;
-    let around = Surroundings { retriever: &retriever, shutdown: &run.link.shutdown, seed: run.config.seed };
+    let around = Surroundings {
+        retriever: &retriever,
+        chat: &generator,
+        passage_words: run.config.generator.passage_words,
+        shutdown: &run.link.shutdown,
+        seed: run.config.seed,
+    };
     let (batch, searcher) = (serve.batch.max(1), Searcher::load(searcher)?);
-    let mut arm = SearcherArm { searcher, search, temperature, batch, around: &around };
+    let mut arm = SearcherArm { searcher, search, temperature, top_p, batch, around };
     let (calls, mut waiting) = mpsc::channel(batch * WAITING);
     let address = serve.http;
     let listener = run.link.handle.block_on(tokio::net::TcpListener::bind(address));

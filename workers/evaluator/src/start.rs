@@ -1,7 +1,7 @@
 //! Starting a command: threads, runtime, signals, and the thread that computes.
 
 use crate::run::Run;
-use s3_config::{ArmMethod, EvaluatorConfig, load};
+use s3_config::{EvaluatorConfig, load};
 use s3_proto::Attempt;
 use s3_rollout::Link;
 use s3_telemetry::{Failure, Progress, Shutdown, serve_admin};
@@ -17,7 +17,7 @@ const STACK: usize = 256 << 20;
 pub fn read_config(path: &Path) -> Result<EvaluatorConfig, Failure> {
     let mut config: EvaluatorConfig = load(path).map_err(Failure::input)?;
     for arm in &mut config.arms {
-        if let ArmMethod::S3 { search, .. } = &mut arm.method
+        if let Some(search) = arm.method.search_mut()
             && let Some(template) = &search.prompt_template
         {
             let text = std::fs::read_to_string(template).map_err(|error| {

@@ -8,7 +8,8 @@ use crate::statistics::percentiles::{Spread, spread};
 use crate::statistics::{Interval, bootstrap, correction, detectable, mcnemar, wilson};
 use s3_artifacts::{ArtifactError, digest_json};
 use s3_config::{
-    ArmConfig, ArmMethod, Correction, EvaluatorConfig, GeneratorConfig, METRICS, Metric, Prices, StatisticsConfig,
+    ArmConfig, ArmMethod, BudgetUnit, Correction, EvaluatorConfig, GeneratorConfig, METRICS, Metric, Prices,
+    StatisticsConfig,
 };
 use s3_rollout::Usage;
 use s3_search::score::Verdict;
@@ -410,7 +411,9 @@ fn notes(config: &EvaluatorConfig, results: &Results, table: &[TableRow], pairs:
     for row in table.iter().filter(|row| row.dataset == ALL && row.masked > 0) {
         notes.push(format!("{}: {} questions have no verdict and are left out of its figures.", row.arm, row.masked));
     }
-    for (arm, from) in config.arms.iter().filter_map(|arm| Some((arm, arms::budget_from(arm)?))) {
+    notes.extend(arms::notes(&config.arms));
+    let by_count = |arm| arms::budget_from(arm).filter(|(_, by)| *by == BudgetUnit::Passages);
+    for (arm, (from, _)) in config.arms.iter().filter_map(|arm| Some((arm, by_count(arm)?))) {
         let counts = |name: &str| -> BTreeMap<usize, usize> {
             results.rows.iter().filter(|row| row.arm == name).map(|row| (row.place, row.passages.len())).collect()
         };

@@ -7,7 +7,7 @@
 use crate::arms::{Arm, Gathered};
 use crate::error::EvalError;
 use s3_artifacts::Journal;
-use s3_rollout::{AnswerSource, Ask, Link, RolloutError, Scored, Usage, all_failed, score_answers};
+use s3_rollout::{AnswerSource, Ask, Link, RolloutError, Scored, Usage, all_failed, score_answers, score_own};
 use s3_search::Question;
 use s3_search::score::Verdict;
 use serde::{Deserialize, Serialize};
@@ -152,12 +152,22 @@ impl ArmRun<'_> {
     /// Answers and verdicts. An outage of any item fails the chunk: it is asked again and never scored. What
     /// the provider refuses is refused every time; such an item stays without a verdict.
     fn answer(&self, questions: &[Question], gathered: &[Gathered]) -> Result<Vec<Scored>, RolloutError> {
-        let asks: Vec<Ask<'_>> = questions
-            .iter()
-            .zip(gathered)
-            .map(|(question, gathered)| Ask { question, passages: &gathered.passages })
-            .collect();
-        let scored = score_answers(self.source, &asks)?;
+        let mut scored: Vec<Option<Scored>> =
+            gathered.iter().map(|one| one.refused.clone().map(|reason| Scored::missing(reason, false))).collect();
+        let places = |own: bool| (0..gathered.len()).filter(move |&at| gathered[at].own.is_some() == own);
+        let open = |at: &usize| gathered[*at].refused.is_none();
+        let (owns, others): (Vec<usize>, Vec<usize>) = (places(true).collect(), places(false).filter(open).collect());
+        let answers: Vec<String> = owns.iter().filter_map(|&at| gathered[at].own.clone()).collect();
+        let asked: Vec<&Question> = owns.iter().map(|&at| &questions[at]).collect();
+        for (at, one) in owns.iter().zip(score_own(self.source, &asked, &answers)?) {
+            scored[*at] = Some(one);
+        }
+        let asks: Vec<Ask<'_>> =
+            others.iter().map(|&at| Ask { question: &questions[at], passages: &gathered[at].passages }).collect();
+        for (at, one) in others.iter().zip(score_answers(self.source, &asks)?) {
+            scored[*at] = Some(one);
+        }
+        let scored: Vec<Scored> = scored.into_iter().flatten().collect();
         if let Some(error) = all_failed(&scored) {
             return Err(error);
         }

@@ -4,9 +4,7 @@
 //! A batch is cut in its own order into chunks of fixed size: what is computed together depends on the request
 //! alone, so that Bitwise runs repeat. Decoding is greedy.
 
-use crate::provider::{
-    BoxFuture, Call, CallFailure, Completion, FailureKind, Finish, Message, Order, Outcomes, Provider, Role,
-};
+use crate::provider::{BoxFuture, Call, CallFailure, Completion, FailureKind, Finish, Order, Outcomes, Provider, Role};
 use crate::stops::cut;
 use s3_artifacts::{ArtifactError, digest_file, digest_json};
 use s3_config::{DTypeKind, ModelSpec};
@@ -247,8 +245,12 @@ impl Engine {
         let prompt = if let Some(text) = &call.text {
             self.tokenizer.encode(text)
         } else {
-            let (system, user) = conversation(&call.messages).map_err(rejected)?;
-            self.tokenizer.chat(system, user)
+            if call.messages.last().is_none_or(|last| last.role != Role::User) {
+                return Err(rejected("a conversation ends with a user's message".to_owned()));
+            }
+            let messages: Vec<(&str, &str)> =
+                call.messages.iter().map(|message| (message.role.name(), message.content.as_str())).collect();
+            self.tokenizer.conversation(&messages)
         };
         let prompt = prompt.map_err(|e| rejected(first_line(&e)))?;
         if prompt.is_empty() {
@@ -343,17 +345,6 @@ impl Engine {
     }
 }
 
-/// The chat templates of small models know a system message and a question; longer talks are refused, not cut.
-fn conversation(messages: &[Message]) -> Result<(Option<&str>, &str), String> {
-    match messages {
-        [Message { role: Role::User, content }] => Ok((None, content)),
-        [Message { role: Role::System, content: system }, Message { role: Role::User, content }] => {
-            Ok((Some(system), content))
-        }
-        _ => Err("the built-in model takes one user message, with or without a system message before it".to_owned()),
-    }
-}
-
 impl Provider for BuiltIn {
     fn name(&self) -> &str {
         &self.name
@@ -404,21 +395,5 @@ impl BuiltIn {
             Ok(outcomes) if sent => outcomes,
             _ => vec![Err(stopped()); count],
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn only_short_talks_are_taken() {
-        let user = Message::new(Role::User, "q");
-        let system = Message::new(Role::System, "s");
-        assert_eq!(conversation(std::slice::from_ref(&user)), Ok((None, "q")));
-        assert_eq!(conversation(&[system.clone(), user.clone()]), Ok((Some("s"), "q")));
-        assert!(conversation(&[user.clone(), system]).is_err());
-        assert!(conversation(&[]).is_err());
     }
 }

@@ -1,10 +1,10 @@
-//! The gRPC service: `Answer`, `Judge`, `Info`.
+//! The gRPC service: `Answer`, `Complete`, `Judge`, `Info`.
 
 use crate::access::{Access, Denied};
-use crate::engine::{Ask, Gateway, GatewayError};
+use crate::engine::{Answered, Ask, Gateway, GatewayError};
 use crate::judge::{Candidate, Decision};
 use crate::panel::{Ruling, judge};
-use crate::provider::{Call, CallFailure, FailureKind, Provider, Sampling};
+use crate::provider::{Call, CallFailure, FailureKind, Message, Provider, Role, Sampling};
 use crate::templates::{Document, Template, render};
 use s3_proto::tonic::metadata::MetadataMap;
 use s3_proto::tonic::{Request, Response, Status};
@@ -93,6 +93,45 @@ fn answer_call(template: &Template, item: &v1::AnswerItem, request: &v1::AnswerR
     Call::from_rendered(messages, Sampling::greedy(max_tokens, template.stop()))
 }
 
+/// A call with the messages of a conversation.
+fn chat_call(item: &v1::CompleteItem, request: &v1::CompleteRequest) -> Result<Call, Status> {
+    let message = |message: &v1::ChatMessage| {
+        let role = match message.speaker() {
+            v1::Speaker::System => Role::System,
+            v1::Speaker::User => Role::User,
+            v1::Speaker::Assistant => Role::Assistant,
+            v1::Speaker::Unspecified => return Err(Status::invalid_argument("a message has no speaker")),
+        };
+        Ok(Message::new(role, message.text.clone()))
+    };
+    let messages: Vec<Message> = item.messages.iter().map(message).collect::<Result<_, _>>()?;
+    if messages.is_empty() {
+        return Err(Status::invalid_argument("an item has no message"));
+    }
+    let max_tokens = (request.max_tokens > 0).then_some(request.max_tokens);
+    let mut sampling = Sampling::greedy(max_tokens, &item.stop);
+    sampling.temperature = request.temperature;
+    if request.temperature > 0.0 && request.top_p > 0.0 {
+        sampling.top_p = request.top_p;
+    }
+    Ok(Call::chat(messages, sampling))
+}
+
+/// An outcome on the wire; `take` is what of a completion's text is the answer.
+fn result(answer: Result<Answered, CallFailure>, take: impl Fn(&str) -> &str) -> v1::AnswerResult {
+    let outcome = match answer {
+        Ok(answered) => v1::answer_result::Outcome::Answer(v1::Answer {
+            text: take(&answered.completion.text).to_owned(),
+            prompt_tokens: answered.completion.prompt_tokens,
+            completion_tokens: answered.completion.completion_tokens,
+            cached: answered.cached,
+            fallback: answered.fallback.as_deref().unwrap_or("").to_owned(),
+        }),
+        Err(why) => v1::answer_result::Outcome::Failure(failure(why)),
+    };
+    v1::AnswerResult { outcome: Some(outcome) }
+}
+
 #[tonic::async_trait]
 impl v1::generator_server::Generator for GeneratorService {
     async fn answer(&self, request: Request<v1::AnswerRequest>) -> Result<Response<v1::AnswerResponse>, Status> {
@@ -102,23 +141,18 @@ impl v1::generator_server::Generator for GeneratorService {
         let template = self.gateway.templates().get(&request.template).map_err(|e| status(&e.into()))?;
         let calls = request.items.iter().map(|item| answer_call(template, item, &request)).collect();
         let answers = self.gateway.complete(lane, calls, &ask).await.map_err(|e| status(&e))?;
-        let results = answers
-            .into_iter()
-            .map(|answer| {
-                let outcome = match answer {
-                    Ok(answered) => v1::answer_result::Outcome::Answer(v1::Answer {
-                        text: template.answer(&answered.completion.text).to_owned(),
-                        prompt_tokens: answered.completion.prompt_tokens,
-                        completion_tokens: answered.completion.completion_tokens,
-                        cached: answered.cached,
-                        fallback: answered.fallback.as_deref().unwrap_or("").to_owned(),
-                    }),
-                    Err(why) => v1::answer_result::Outcome::Failure(failure(why)),
-                };
-                v1::AnswerResult { outcome: Some(outcome) }
-            })
-            .collect();
+        let results = answers.into_iter().map(|answer| result(answer, |text| template.answer(text))).collect();
         Ok(Response::new(v1::AnswerResponse { results }))
+    }
+
+    async fn complete(&self, request: Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let ask = self.ask(&metadata, &request.tenant)?;
+        let lane = self.gateway.lane(&request.model).map_err(|e| status(&e))?;
+        let calls = request.items.iter().map(|item| chat_call(item, &request)).collect::<Result<_, _>>()?;
+        let answers = self.gateway.complete(lane, calls, &ask).await.map_err(|e| status(&e))?;
+        let results = answers.into_iter().map(|answer| result(answer, |text| text)).collect();
+        Ok(Response::new(v1::CompleteResponse { results }))
     }
 
     async fn judge(&self, request: Request<v1::JudgeRequest>) -> Result<Response<v1::JudgeResponse>, Status> {

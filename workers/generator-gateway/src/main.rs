@@ -54,18 +54,15 @@ fn main() -> ExitCode {
     })
 }
 
-/// Threads that move bytes. One of them forwards tens of thousands of requests a second, and every wake-up of
-/// a second one costs as much as a good part of a request; arithmetic has threads of its own.
-const ASYNC_THREADS: usize = 1;
-
 fn run<F>(path: &Path, work: impl FnOnce(GatewayConfig) -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<(), Failure>>,
 {
     let config: GatewayConfig = s3_config::load(path).map_err(Failure::input)?;
     fix_threads(config.runtime.threads)?;
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = builder.worker_threads(ASYNC_THREADS).enable_all().build().map_err(Failure::internal)?;
+    // One thread forwards tens of thousands of requests a second, and every wake-up of a second one costs as much as a
+    // good part of a request; arithmetic has threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::internal)?;
     let result = runtime.block_on(work(config));
     // a call that still waits for its upstream must not hold the process
     runtime.shutdown_background();

@@ -5,15 +5,18 @@ use serde::{Deserialize, Serialize};
 use crate::error::{ModelError, Result};
 
 /// Architectures this crate runs.
-pub const SUPPORTED: &str = "llama, qwen2 (GGUF); LlamaForCausalLM, Qwen2ForCausalLM (safetensors)";
+pub const SUPPORTED: &str =
+    "llama, qwen2, qwen3 (GGUF); LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM (safetensors)";
 
-/// Family of a decoder; the families differ in biases and in how GGUF stores rotary rows.
+/// Family of a decoder; the families differ in biases, norms of heads and in how GGUF stores rotary rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Architecture {
     /// Llama 2/3 and `SmolLM2`: no biases; GGUF interleaves the rotary halves of q and k.
     Llama,
     /// Qwen2 and Qwen2.5: biases on q, k and v.
     Qwen2,
+    /// Qwen3: every head of q and k is normed before it is rotated; no biases.
+    Qwen3,
 }
 
 /// Sizes and constants of a decoder.
@@ -97,6 +100,18 @@ impl DecoderConfig {
             )));
         }
         Ok(())
+    }
+
+    /// Whether every head of q and k is normed before it is rotated.
+    pub fn qk_norm(&self) -> bool {
+        self.architecture == Architecture::Qwen3
+    }
+
+    /// Elements a token that attention keeps for its backward pass.
+    pub(crate) fn attention_width(&self) -> usize {
+        let qk = (self.heads + self.kv_heads) * self.head_dim;
+        // q and k, o and v; q and k once more before their norms
+        2 * qk + if self.qk_norm() { qk } else { 0 }
     }
 
     /// Number of query heads that share a key head.

@@ -1,4 +1,4 @@
-//! Llama and Qwen2 decoders: loading, the layer, and cached ragged decoding.
+//! Llama, Qwen2 and Qwen3 decoders: loading, the layer, and cached ragged decoding.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -49,6 +49,8 @@ const KEPT_BYTES_GPU: usize = 8 << 30;
 pub(crate) struct Layer {
     pub(crate) input_norm: Tensor,
     pub(crate) post_norm: Tensor,
+    /// Norms of the heads of q and k, where the family has them.
+    pub(crate) qk_norm: Option<[Tensor; 2]>,
     pub(crate) linears: [Linear; 7],
 }
 
@@ -96,6 +98,8 @@ pub struct Decoder {
 pub(crate) struct Saved {
     /// The normed input; computed again where it is not kept.
     pub(crate) n1: Option<Tensor>,
+    /// q and k before the norms of their heads.
+    pub(crate) raw: Option<[Tensor; 2]>,
     pub(crate) q: Tensor,
     pub(crate) k: Tensor,
     pub(crate) v: Tensor,
@@ -199,6 +203,9 @@ impl Decoder {
             for name in ["input_layernorm", "post_attention_layernorm"] {
                 tensors.insert(format!("model.layers.{layer}.{name}.weight"), ones(c.hidden)?);
             }
+            for name in ["q_norm", "k_norm"].iter().filter(|_| c.qk_norm()) {
+                tensors.insert(format!("model.layers.{layer}.self_attn.{name}.weight"), ones(c.head_dim)?);
+            }
             if c.qkv_bias {
                 for (name, (out, _)) in LINEARS.iter().zip(linear_shapes(c)).take(3) {
                     let bias = random::normal(&mut uniform, (1, out), 0.1)?.squeeze(0)?;
@@ -271,6 +278,12 @@ impl Decoder {
             layers.push(Layer {
                 input_norm: take(&format!("{prefix}.input_layernorm.weight"), &[c.hidden])?,
                 post_norm: take(&format!("{prefix}.post_attention_layernorm.weight"), &[c.hidden])?,
+                qk_norm: if c.qk_norm() {
+                    let mut norm = |name: &str| take(&format!("{prefix}.self_attn.{name}.weight"), &[c.head_dim]);
+                    Some([norm("q_norm")?, norm("k_norm")?])
+                } else {
+                    None
+                },
                 linears,
             });
         }
@@ -469,15 +482,22 @@ impl Decoder {
         let (layer, kernels, eps) = (&self.layers[index], self.kernels, self.config.norm_eps);
         let n1 = ops::rms_norm(kernels, x, &layer.input_norm, eps)?;
         let linear = |i: usize, x: &Tensor| layer.linears[i].forward(kernels, x, None);
-        let q = self.rotate(linear(Q, &n1)?, batch, false)?;
-        let k = self.rotate(linear(K, &n1)?, batch, false)?;
+        let (mut q, mut k) = (linear(Q, &n1)?, linear(K, &n1)?);
+        let raw = layer.qk_norm.as_ref().map(|_| [q.clone(), k.clone()]);
+        if let Some(norms) = &layer.qk_norm {
+            for (x, norm) in [&mut q, &mut k].into_iter().zip(norms) {
+                let heads = x.reshape(((), norm.elem_count()))?;
+                *x = ops::rms_norm(kernels, &heads, norm, eps)?.reshape(x.shape())?;
+            }
+        }
+        let (q, k) = (self.rotate(q, batch, false)?, self.rotate(k, batch, false)?);
         let v = linear(V, &n1)?;
         let (o, lse) = attend(&self.config, batch, (&q, &k, &v), cache.map(|cache| (cache, index)))?;
         let h = layer.linears[O].forward(kernels, &o, Some(x))?;
         let n2 = ops::rms_norm(kernels, &h, &layer.post_norm, eps)?;
         let (gate, up) = (linear(GATE, &n2)?, linear(UP, &n2)?);
         let act = ops::swiglu(kernels, &gate, &up)?;
-        Ok(Saved { n1: Some(n1), q, k, v, o, lse, h, n2: Some(n2), gate, up, act: Some(act) })
+        Ok(Saved { n1: Some(n1), raw, q, k, v, o, lse, h, n2: Some(n2), gate, up, act: Some(act) })
     }
 
     pub(crate) fn rotate(&self, x: Tensor, batch: &Batch, inverse: bool) -> Result<Tensor> {

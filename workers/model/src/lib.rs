@@ -1,4 +1,4 @@
-//! Language models of the workers, on candle: decoders (Llama, Qwen2) with cached decoding, `LoRA`,
+//! Language models of the workers, on candle: decoders (Llama, Qwen2, Qwen3) with cached decoding, `LoRA`,
 //! a training pass with written-out gradients, sampling, tokenizers and chat templates; and
 //! sentence encoders.
 

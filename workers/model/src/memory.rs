@@ -143,7 +143,7 @@ impl Decoder {
         }
         let all = |n: usize, elements: usize| n as u64 * elements as u64 * size;
         let tokens = work.sequences * work.tokens;
-        let attention = 2 * (c.heads + c.kv_heads) * c.head_dim;
+        let attention = c.attention_width();
         let inputs = all(tokens, (c.layers + 1) * c.hidden);
         let (kept, whole) = self.layers_kept(tokens);
         let layer = if whole { 3 * c.hidden + 3 * c.ffn } else { c.hidden + 2 * c.ffn } + attention;

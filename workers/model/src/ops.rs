@@ -39,9 +39,12 @@ impl Kernels {
         !matches!(self, Self::Slices | Self::Tensors)
     }
 
-    /// Whether the own kernels run this shape: vectors of eight, two widths of heads.
+    /// Whether the own kernels run this shape: vectors of eight, two widths of heads, no norms of heads.
     #[cfg(feature = "cuda")]
     fn fit(config: &DecoderConfig) -> bool {
+        if config.qk_norm() {
+            return false;
+        }
         let eights = [config.hidden, config.ffn, config.vocab].iter().all(|n| n.is_multiple_of(8));
         eights && config.hidden <= crate::cuda::ops::WIDEST && matches!(config.head_dim, 64 | 128)
     }

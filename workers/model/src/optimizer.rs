@@ -206,6 +206,9 @@ impl Decoder {
             if full {
                 out.insert(format!("{prefix}.input_layernorm.weight"), layer.input_norm.clone());
                 out.insert(format!("{prefix}.post_attention_layernorm.weight"), layer.post_norm.clone());
+                for (name, norm) in ["q_norm", "k_norm"].iter().zip(layer.qk_norm.iter().flatten()) {
+                    out.insert(format!("{prefix}.self_attn.{name}.weight"), norm.clone());
+                }
             }
             for (name, linear) in LINEARS.iter().zip(&layer.linears) {
                 if let (Trainable::Lora, Some(lora)) = (self.trainable, &linear.lora) {
@@ -275,6 +278,8 @@ impl Decoder {
         match rest {
             "input_layernorm.weight" if full => return Some(&mut layer.input_norm),
             "post_attention_layernorm.weight" if full => return Some(&mut layer.post_norm),
+            "self_attn.q_norm.weight" if full => return layer.qk_norm.as_mut().map(|[q, _]| q),
+            "self_attn.k_norm.weight" if full => return layer.qk_norm.as_mut().map(|[_, k]| k),
             _ => {}
         }
         let (module, part) = rest.rsplit_once('.')?;

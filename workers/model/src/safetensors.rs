@@ -26,6 +26,7 @@ pub fn config(folder: &Path) -> Result<DecoderConfig> {
     let architecture = match name {
         "LlamaForCausalLM" => Architecture::Llama,
         "Qwen2ForCausalLM" => Architecture::Qwen2,
+        "Qwen3ForCausalLM" => Architecture::Qwen3,
         other => {
             return Err(ModelError::Architecture { path, found: other.to_owned(), supported: SUPPORTED });
         }
@@ -66,8 +67,8 @@ pub fn config(folder: &Path) -> Result<DecoderConfig> {
         qkv_bias: architecture == Architecture::Qwen2 || json["attention_bias"].as_bool().unwrap_or(false),
         tied: json["tie_word_embeddings"].as_bool().unwrap_or(false),
     };
-    if architecture == Architecture::Llama && config.qkv_bias {
-        return Err(ModelError::format(&path, "a Llama with attention biases (o_proj too) is not supported"));
+    if architecture != Architecture::Qwen2 && config.qkv_bias {
+        return Err(ModelError::format(&path, "attention biases (of o_proj too) are not supported in this family"));
     }
     config.check()?;
     Ok(config)

@@ -169,6 +169,12 @@ impl TokenizerFile {
 
     /// The prompt of a one-question conversation, as text, ending where the assistant speaks.
     pub fn chat_text(&self, system: Option<&str>, user: &str) -> Result<String> {
+        let system = system.map(|text| ("system", text));
+        self.conversation_text(&system.into_iter().chain([("user", user)]).collect::<Vec<_>>())
+    }
+
+    /// The prompt of a conversation of (role, text), as text, ending where the assistant speaks.
+    pub fn conversation_text(&self, said: &[(&str, &str)]) -> Result<String> {
         let Some(template) = &self.template else {
             return Err(ModelError::Tokenizer(
                 "the model has no chat template; use an instruct model or add tokenizer_config.json".to_owned(),
@@ -186,11 +192,8 @@ impl TokenizerFile {
                 text.replace(special, &format!("{head} {tail}"))
             })
         };
-        let mut messages = Vec::new();
-        if let Some(system) = system {
-            messages.push(context! { role => "system", content => tame(system) });
-        }
-        messages.push(context! { role => "user", content => tame(user) });
+        let message = |(role, text): &(&str, &str)| context! { role => role, content => tame(text) };
+        let messages: Vec<_> = said.iter().map(message).collect();
         let eos = self.inner.id_to_token(self.end_of_turn()).unwrap_or_default();
         let values = context! { messages, add_generation_prompt => true, bos_token => self.bos.as_deref().unwrap_or(""), eos_token => eos };
         environment.get_template("chat").and_then(|t| t.render(values)).map_err(failed)
@@ -198,7 +201,15 @@ impl TokenizerFile {
 
     /// Token ids of [`Self::chat_text`].
     pub fn chat(&self, system: Option<&str>, user: &str) -> Result<Vec<u32>> {
-        let text = self.chat_text(system, user)?;
+        self.encode_prompt(self.chat_text(system, user)?)
+    }
+
+    /// Token ids of [`Self::conversation_text`].
+    pub fn conversation(&self, said: &[(&str, &str)]) -> Result<Vec<u32>> {
+        self.encode_prompt(self.conversation_text(said)?)
+    }
+
+    fn encode_prompt(&self, text: String) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }

@@ -227,7 +227,7 @@ impl Decoder {
     /// pass over memory gives again is kept only where all layers' fit.
     pub(crate) fn layers_kept(&self, tokens: usize) -> (usize, bool) {
         let c = &self.config;
-        let attention = 2 * (c.heads + c.kv_heads) * c.head_dim;
+        let attention = c.attention_width();
         let all = self.layers.len();
         let fit = |token: usize, budget: usize| all.min(budget / (token * tokens.max(1)));
         match self.kernels {
@@ -397,7 +397,18 @@ impl Decoder {
         }
         let d_o = back(O, &s.o, &d_h, None, grads)?;
         let (d_q, d_k, d_v) = attend_backward(&self.config, batch, (&s.q, &s.k, &s.v), (&s.o, s.lse.as_ref()), &d_o)?;
-        let (d_q, d_k) = (self.rotate(d_q, batch, true)?, self.rotate(d_k, batch, true)?);
+        let (mut d_q, mut d_k) = (self.rotate(d_q, batch, true)?, self.rotate(d_k, batch, true)?);
+        if let (Some(norms), Some(raw)) = (&layer.qk_norm, &s.raw) {
+            for ((name, d), (norm, raw)) in ["q", "k"].iter().zip([&mut d_q, &mut d_k]).zip(norms.iter().zip(raw)) {
+                let heads = ((), norm.elem_count());
+                let (d_raw, d_norm) =
+                    ops::rms_norm_backward(kernels, &raw.reshape(heads)?, norm, eps, &d.reshape(heads)?, None, full)?;
+                *d = d_raw.reshape(raw.shape())?;
+                if let Some(d_norm) = d_norm {
+                    add_gradient(grads, &format!("{prefix}.self_attn.{name}_norm.weight"), d_norm)?;
+                }
+            }
+        }
         let d_n1 = back(Q, &n1, &d_q, None, grads)?;
         let d_n1 = back(K, &n1, &d_k, Some(&d_n1), grads)?;
         let d_n1 = back(V, &n1, &d_v, Some(&d_n1), grads)?;

@@ -11,6 +11,10 @@ fn qwen() -> DecoderConfig {
     DecoderConfig { architecture: Architecture::Qwen2, qkv_bias: true, tied: false, ..DecoderConfig::tiny(97, 64, 3) }
 }
 
+fn qwen3() -> DecoderConfig {
+    DecoderConfig { architecture: Architecture::Qwen3, head_dim: 32, ..DecoderConfig::tiny(97, 64, 3) }
+}
+
 /// A decoder whose adapter does something.
 fn decoder(config: DecoderConfig) -> Decoder {
     let mut decoder = Decoder::random(config, 5, &Device::Cpu, DType::F32).unwrap();
@@ -41,7 +45,7 @@ fn close(a: &[f32], b: &[f32], tolerance: f32) {
 
 #[test]
 fn ragged_rows_equal_rows_alone() {
-    for model in [decoder(DecoderConfig::tiny(97, 64, 3)), decoder(qwen())] {
+    for model in [decoder(DecoderConfig::tiny(97, 64, 3)), decoder(qwen()), decoder(qwen3())] {
         for model in [model.clone(), model.portable().unwrap()] {
             let prompts = [tokens(1, 90), tokens(2, 3), tokens(3, 41)];
             let mut cache = model.cache(3).unwrap();

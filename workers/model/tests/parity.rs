@@ -115,6 +115,31 @@ fn qwen2_equals_the_reference_runtimes() {
 }
 
 #[test]
+fn qwen3_equals_transformers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/qwen3");
+    let spec = ModelSpec { sha256: None, ..spec(&folder, "") };
+    let (decoder, _) = Decoder::load(&spec).unwrap();
+    let expected: Value = serde_json::from_str(include_str!("fixtures/qwen3/logits.json")).unwrap();
+    let tokens = ids(&expected["tokens"]);
+    for decoder in [decoder.clone(), decoder.portable().unwrap()] {
+        // token by token, and so through the cache too
+        let mut cache = decoder.cache(1).unwrap();
+        let (mut at, mut compared) = (0, 0);
+        for (position, row) in ids(&expected["positions"]).into_iter().zip(expected["logits"].as_array().unwrap()) {
+            let end = position as usize + 1;
+            let logits = decoder.step(&mut cache, &[tokens[at..end].to_vec()]).unwrap().to_vec2::<f32>().unwrap();
+            for (ours, theirs) in logits[0].iter().zip(row.as_array().unwrap()) {
+                let difference = (f64::from(*ours) - theirs.as_f64().unwrap()).abs();
+                assert!(difference < 1e-4, "a logit at {position} differs by {difference}");
+                compared += 1;
+            }
+            at = end;
+        }
+        assert_eq!(compared, 4 * 96);
+    }
+}
+
+#[test]
 fn unusable_files_are_refused_in_words() {
     let folder = tempfile::tempdir().unwrap();
     let says = |path: &Path, sha256: Option<&str>, text: &str| {
@@ -135,5 +160,5 @@ fn unusable_files_are_refused_in_words() {
     let mut file = std::fs::File::create(&other).unwrap();
     let name = candle_core::quantized::gguf_file::Value::String("gemma3".to_owned());
     candle_core::quantized::gguf_file::write(&mut file, &[("general.architecture", &name)], &[]).unwrap();
-    says(&other, None, "supported are: llama, qwen2");
+    says(&other, None, "supported are: llama, qwen2, qwen3");
 }

@@ -65,10 +65,11 @@ fn model(lora: bool, config: DecoderConfig) -> Decoder {
     model
 }
 
-fn shapes() -> [DecoderConfig; 2] {
+fn shapes() -> [DecoderConfig; 3] {
     let tiny = DecoderConfig::tiny(41, 32, 2);
     let qwen = DecoderConfig { architecture: Architecture::Qwen2, qkv_bias: true, tied: false, ..tiny.clone() };
-    [tiny, qwen]
+    let qwen3 = DecoderConfig { architecture: Architecture::Qwen3, head_dim: 8, ..tiny.clone() };
+    [tiny, qwen, qwen3]
 }
 
 #[test]

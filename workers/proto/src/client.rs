@@ -233,6 +233,19 @@ impl GeneratorClient {
             .await
     }
 
+    /// Goes on with a batch of conversations.
+    pub async fn complete(&self, request: v1::CompleteRequest) -> Result<v1::CompleteResponse, CallError> {
+        self.0
+            .call("Complete", request, |channel, request| async move {
+                v1::generator_client::GeneratorClient::new(channel)
+                    .max_decoding_message_size(MESSAGE_LIMIT)
+                    .max_encoding_message_size(MESSAGE_LIMIT)
+                    .complete(request)
+                    .await
+            })
+            .await
+    }
+
     /// Judges a batch.
     pub async fn judge(&self, request: v1::JudgeRequest) -> Result<v1::JudgeResponse, CallError> {
         self.0

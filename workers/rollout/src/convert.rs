@@ -2,8 +2,8 @@
 
 use s3_config::RetrievalMethod;
 use s3_proto::v1;
-use s3_search::Passage;
 use s3_search::score::Verdict;
+use s3_search::{Message, Passage, Speaker};
 
 pub(crate) fn passage(wire: v1::Passage) -> Passage {
     Passage { id: wire.id, title: wire.title, text: wire.text }
@@ -11,6 +11,15 @@ pub(crate) fn passage(wire: v1::Passage) -> Passage {
 
 pub(crate) fn wire_passage(passage: &Passage) -> v1::Passage {
     v1::Passage { id: passage.id.clone(), title: passage.title.clone(), text: passage.text.clone() }
+}
+
+pub(crate) fn wire_message(message: &Message) -> v1::ChatMessage {
+    let speaker = match message.speaker {
+        Speaker::System => v1::Speaker::System,
+        Speaker::User => v1::Speaker::User,
+        Speaker::Assistant => v1::Speaker::Assistant,
+    };
+    v1::ChatMessage { speaker: speaker.into(), text: message.text.clone() }
 }
 
 pub(crate) fn method(method: RetrievalMethod) -> v1::Method {

@@ -2,6 +2,7 @@
 //! answers questions from what was selected.
 //!
 //! * [`Player`] plays a batch of episodes to their ends; its token stream is exactly what is trained on.
+//! * [`ServedPlayer`] plays other methods with a model behind the gateway.
 //! * [`RetrieverPeer`] and [`GeneratorPeer`] are blocking clients with outages told apart from refusals.
 //! * [`score_answers`] turns selections into answers and verdicts; an outage masks a sample, it is never a
 //!   wrong answer.
@@ -14,9 +15,14 @@ mod peers;
 mod play;
 pub mod record;
 mod score;
+mod served;
 
 pub use codec::ModelCodec;
 pub use error::RolloutError;
-pub use peers::{AnswerOutcome, AnswerSource, GeneratorPeer, Link, Retrieve, RetrieverPeer, Usage};
-pub use play::{EpisodeRequest, Player, Sampling, question_key};
-pub use score::{Ask, Missing, Scored, all_failed, distinct, score_answers};
+pub use peers::{
+    AnswerOutcome, AnswerSource, ChatSampling, ChatSource, Completion, CompletionOutcome, GeneratorPeer, Link,
+    Retrieve, RetrieverPeer, Usage,
+};
+pub use play::{EpisodeRequest, Player, Sampling, Seat, question_key};
+pub use score::{Ask, Missing, Scored, all_failed, distinct, score_answers, score_own};
+pub use served::{Characters, Served, ServedPlayer, in_characters};

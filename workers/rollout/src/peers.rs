@@ -8,7 +8,7 @@ use crate::error::RolloutError;
 use s3_config::{Endpoint, GeneratorConfig, RetrievalMethod};
 use s3_proto::{CallError, GeneratorClient, RetrieverClient, v1};
 use s3_search::score::Verdict;
-use s3_search::{Passage, Question};
+use s3_search::{Message, Passage, Question};
 use s3_telemetry::Shutdown;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -52,6 +52,23 @@ pub trait Retrieve {
         top_k: u32,
         method: RetrievalMethod,
     ) -> Result<Vec<Vec<Passage>>, RolloutError>;
+
+    /// As [`Self::retrieve`], told which question each query is for. Only controls look at it.
+    fn retrieve_for(
+        &self,
+        questions: &[&Question],
+        queries: &[String],
+        top_k: u32,
+        method: RetrievalMethod,
+    ) -> Result<Vec<Vec<Passage>>, RolloutError> {
+        let _not_looked_at = questions;
+        self.retrieve(queries, top_k, method)
+    }
+
+    /// Whether the same query may find other passages for another question.
+    fn looks_at_questions(&self) -> bool {
+        false
+    }
 }
 
 /// The retriever. Its index may not change while this client lives.
@@ -179,6 +196,50 @@ impl std::ops::AddAssign for Usage {
         self.prompt_tokens += more.prompt_tokens;
         self.answer_tokens += more.answer_tokens;
     }
+}
+
+/// How a served model is asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ChatSampling {
+    /// New tokens at most.
+    pub max_tokens: u32,
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Nucleus; 1 is off.
+    pub top_p: f64,
+}
+
+/// What a served model wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The text, without its stop string.
+    pub text: String,
+    /// Tokens written; 0 when the provider did not say.
+    pub tokens: u32,
+}
+
+/// What became of one conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CompletionOutcome {
+    /// What was written.
+    Written(Completion),
+    /// Nothing could be had.
+    Failed {
+        /// Why.
+        reason: String,
+        /// The provider was out of reach, as opposed to refusing.
+        outage: bool,
+    },
+}
+
+/// Goes on with conversations.
+pub trait ChatSource {
+    /// One outcome an item (messages, stop strings), in order. Items are asked together.
+    fn complete(
+        &self,
+        items: &[(&[Message], Vec<String>)],
+        sampling: ChatSampling,
+    ) -> Result<Vec<CompletionOutcome>, RolloutError>;
 }
 
 /// The generator gateway with one provider, template and decoding.
@@ -309,6 +370,52 @@ impl AnswerSource for GeneratorPeer {
             return Err(RolloutError::Budget { reason });
         }
         Ok(response.results.iter().map(|result| convert::verdict(result.verdict())).collect())
+    }
+}
+
+impl ChatSource for GeneratorPeer {
+    fn complete(
+        &self,
+        items: &[(&[Message], Vec<String>)],
+        sampling: ChatSampling,
+    ) -> Result<Vec<CompletionOutcome>, RolloutError> {
+        let request = v1::CompleteRequest {
+            items: items
+                .iter()
+                .map(|(messages, stop)| v1::CompleteItem {
+                    messages: messages.iter().map(convert::wire_message).collect(),
+                    stop: stop.clone(),
+                })
+                .collect(),
+            model: self.config.model.clone(),
+            max_tokens: sampling.max_tokens,
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            tenant: self.tenant.clone(),
+        };
+        let response = match self.link.wait(self.client.complete(request)) {
+            Ok(response) => response,
+            Err(error) if error.is_outage() => {
+                let failed = CompletionOutcome::Failed { reason: error.to_string(), outage: true };
+                return Ok(vec![failed; items.len()]);
+            }
+            Err(error) => return Err(error),
+        };
+        if response.results.len() != items.len() {
+            let count = response.results.len();
+            return Err(Self::reply(format!("{count} completions for {} conversations", items.len())));
+        }
+        let written = |result: v1::AnswerResult| {
+            let tokens = match &result.outcome {
+                Some(v1::answer_result::Outcome::Answer(answer)) => answer.completion_tokens,
+                _ => 0,
+            };
+            Ok(match outcome(result)? {
+                AnswerOutcome::Answer(text) => CompletionOutcome::Written(Completion { text, tokens }),
+                AnswerOutcome::Failed { reason, outage } => CompletionOutcome::Failed { reason, outage },
+            })
+        };
+        response.results.into_iter().map(written).collect()
     }
 }
 

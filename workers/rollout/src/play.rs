@@ -11,7 +11,7 @@ use crate::peers::Retrieve;
 use rayon::prelude::*;
 use s3_config::SearchConfig;
 use s3_model::{Decoder, KvCache, ModelError, SampleKey, Sampled, sample};
-use s3_search::{Codec, Episode, Passage, Question, Step, Trajectory};
+use s3_search::{Codec, Episode, Passage, Play, Question, Step, Trajectory};
 use s3_telemetry::Shutdown;
 use std::collections::BTreeMap;
 
@@ -60,13 +60,33 @@ pub struct Player<'a> {
     pub shutdown: &'a Shutdown,
 }
 
-struct Row {
-    episode: Episode,
+/// One run to drive.
+#[derive(Debug)]
+pub struct Seat<P> {
+    /// The run.
+    pub play: P,
+    /// Its question.
+    pub question: Question,
+    /// Which sample of the question.
+    pub sample: u32,
+}
+
+struct Row<P> {
+    seat: Seat<P>,
     key: String,
-    sample: u32,
     turn: u32,
-    /// Tokens of the context that the cache holds.
-    cached: usize,
+    /// Tokens that the cache holds.
+    cached: Vec<u32>,
+}
+
+impl<P: Play> Row<P> {
+    /// What the model has yet to read, and how much of the cache stays: all of it while the context only grows.
+    fn ahead(&self) -> (usize, Vec<u32>) {
+        let context = self.seat.play.context();
+        let same = context.iter().zip(&self.cached).take_while(|(a, b)| a == b).count();
+        let kept = same.min(context.len().saturating_sub(1));
+        (kept, context[kept..].to_vec())
+    }
 }
 
 /// A turn being written.
@@ -91,16 +111,23 @@ impl Player<'_> {
 
     /// As [`Self::play`], with the number of tokens that went through the model.
     pub fn play_counted(&self, requests: &[EpisodeRequest]) -> Result<(Vec<Trajectory>, u64), RolloutError> {
-        let mut rows = Vec::with_capacity(requests.len());
-        for request in requests {
-            let episode =
-                Episode::new(&request.question, request.sample, request.initial.clone(), self.search, self.codec)?;
-            let key = question_key(&request.question);
-            rows.push(Row { episode, key, sample: request.sample, turn: 0, cached: 0 });
+        let mut seats = Vec::with_capacity(requests.len());
+        for EpisodeRequest { question, sample, initial } in requests {
+            let play = Episode::new(question, *sample, initial.clone(), self.search, self.codec)?;
+            seats.push(Seat { play, question: question.clone(), sample: *sample });
         }
-        if rows.is_empty() {
+        let (played, computed) = self.drive(seats)?;
+        Ok((played.into_iter().map(Play::finish).collect(), computed))
+    }
+
+    /// Drives runs of any protocol to their ends, in one batch; they come back in the same order, with the number of
+    /// tokens that went through the model.
+    pub fn drive<P: Play>(&self, seats: Vec<Seat<P>>) -> Result<(Vec<P>, u64), RolloutError> {
+        if seats.is_empty() {
             return Ok((Vec::new(), 0));
         }
+        let row = |seat: Seat<P>| Row { key: question_key(&seat.question), seat, turn: 0, cached: Vec::new() };
+        let mut rows: Vec<Row<P>> = seats.into_iter().map(row).collect();
         let mut cache = self.prompts(&mut rows)?;
         loop {
             let writing = places(&rows, |step| matches!(step, Step::Generate { .. }));
@@ -114,8 +141,8 @@ impl Player<'_> {
             }
             self.search(&mut rows, &waiting)?;
         }
-        let played: Vec<Trajectory> = rows.into_iter().map(|row| row.episode.finish()).collect();
-        match played.iter().map(Trajectory::failure).collect::<Option<Vec<_>>>() {
+        let played: Vec<P> = rows.into_iter().map(|row| row.seat.play).collect();
+        match played.iter().map(Play::failure).collect::<Option<Vec<_>>>() {
             Some(failures) => {
                 let reason = failures.first().copied().unwrap_or_default().to_owned();
                 Err(RolloutError::AllFailed { reason, outage: true })
@@ -126,12 +153,12 @@ impl Player<'_> {
 
     /// Computes what all prompts begin with once, then the rest of every distinct prompt once, all but its last
     /// token, and copies it to the rows that share it.
-    fn prompts(&self, rows: &mut [Row]) -> Result<KvCache, RolloutError> {
+    fn prompts<P: Play>(&self, rows: &mut [Row<P>]) -> Result<KvCache, RolloutError> {
         let mut distinct: BTreeMap<&[u32], usize> = BTreeMap::new();
         let mut first: Vec<usize> = Vec::new();
         let mut of = Vec::with_capacity(rows.len());
         for (at, row) in rows.iter().enumerate() {
-            of.push(*distinct.entry(row.episode.context()).or_insert_with(|| {
+            of.push(*distinct.entry(row.seat.play.context()).or_insert_with(|| {
                 first.push(at);
                 first.len() - 1
             }));
@@ -144,7 +171,7 @@ impl Player<'_> {
         let items: Vec<(usize, &[u32])> = first
             .iter()
             .enumerate()
-            .filter_map(|(at, &row)| Some((at, rows[row].episode.context().split_last()?.1)))
+            .filter_map(|(at, &row)| Some((at, rows[row].seat.play.context().split_last()?.1)))
             .filter(|(_, tokens)| !tokens.is_empty())
             .collect();
         let shared = items.iter().map(|(_, tokens)| tokens.len()).min().unwrap_or(0).min(common);
@@ -162,14 +189,23 @@ impl Player<'_> {
         self.decoder.prefill(&mut cache, &rest)?;
         let cache = if first.len() == rows.len() { cache } else { cache.fork(&of)? };
         for (at, row) in rows.iter_mut().enumerate() {
-            row.cached = cache.len(at);
+            row.cached = row.seat.play.context()[..cache.len(at)].to_vec();
         }
         Ok(cache)
     }
 
     /// One turn of every named row.
-    fn write(&self, rows: &mut [Row], writing: &[usize], cache: &mut KvCache) -> Result<(), RolloutError> {
-        let mut drafts: Vec<Draft> = writing.iter().filter_map(|&row| Draft::new(row, &rows[row])).collect();
+    fn write<P: Play>(&self, rows: &mut [Row<P>], writing: &[usize], cache: &mut KvCache) -> Result<(), RolloutError> {
+        let mut drafts: Vec<Draft> = Vec::with_capacity(writing.len());
+        for &at in writing {
+            let row = &mut rows[at];
+            let (kept, feed) = row.ahead();
+            if kept < row.cached.len() {
+                cache.truncate(at, kept);
+                row.cached.truncate(kept);
+            }
+            drafts.extend(Draft::new(at, &row.seat.play, feed));
+        }
         while !drafts.is_empty() {
             if self.shutdown.requested() {
                 return Err(RolloutError::Interrupted);
@@ -178,10 +214,10 @@ impl Player<'_> {
             let mut open = Vec::with_capacity(drafts.len());
             for (mut draft, sampled) in drafts.into_iter().zip(sampled) {
                 let row = &mut rows[draft.row];
-                row.cached += draft.feed.len();
+                row.cached.extend_from_slice(&draft.feed);
                 draft.take(sampled);
                 if draft.ended(self.codec) {
-                    row.episode.generated(&draft.tokens, &draft.logprobs, self.codec)?;
+                    row.seat.play.generated(&draft.tokens, &draft.logprobs, self.codec)?;
                     row.turn += 1;
                 } else {
                     open.push(draft);
@@ -193,47 +229,61 @@ impl Player<'_> {
     }
 
     /// The next token of every draft.
-    fn tokens(&self, rows: &[Row], drafts: &[Draft], cache: &mut KvCache) -> Result<Vec<Sampled>, RolloutError> {
+    fn tokens<P: Play>(
+        &self,
+        rows: &[Row<P>],
+        drafts: &[Draft],
+        cache: &mut KvCache,
+    ) -> Result<Vec<Sampled>, RolloutError> {
         let items: Vec<(usize, &[u32])> = drafts.iter().map(|draft| (draft.row, draft.feed.as_slice())).collect();
         let logits = self.decoder.step_rows(cache, &items)?;
         let vocab = logits.dim(1).map_err(ModelError::from)?;
         let logits = logits.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(ModelError::from)?;
         let Sampling { temperature, top_p, seed, step } = self.sampling;
+        let of = |draft: &Draft| {
+            let (row, token) = (&rows[draft.row], draft.tokens.len() as u32);
+            SampleKey { seed, step, question: &row.key, sample: row.seat.sample, turn: row.turn, token }
+        };
+        let keys: Vec<SampleKey<'_>> = drafts.iter().map(of).collect();
         let sampled = logits
             .par_chunks(vocab)
-            .zip(drafts)
-            .map(|(logits, draft)| {
-                let row = &rows[draft.row];
-                let token = draft.tokens.len() as u32;
-                let key = SampleKey { seed, step, question: &row.key, sample: row.sample, turn: row.turn, token };
-                sample(logits, temperature as f32, top_p as f32, &key)
-            })
+            .zip(&keys)
+            .map(|(logits, key)| sample(logits, temperature as f32, top_p as f32, key))
             .collect();
         Ok(sampled)
     }
 
     /// All searches that the named rows wait for, each distinct query once.
-    fn search(&self, rows: &mut [Row], waiting: &[usize]) -> Result<(), RolloutError> {
-        let mut asked: BTreeMap<(String, usize), Vec<usize>> = BTreeMap::new();
+    fn search<P: Play>(&self, rows: &mut [Row<P>], waiting: &[usize]) -> Result<(), RolloutError> {
+        let mut asked: BTreeMap<(String, usize, [&str; 2]), Vec<usize>> = BTreeMap::new();
         for &at in waiting {
-            if let Step::Retrieve { query, top_k } = rows[at].episode.next() {
-                asked.entry((query.to_owned(), top_k)).or_default().push(at);
+            let row = &rows[at];
+            if let Step::Retrieve { query, top_k } = row.seat.play.next() {
+                // what looks at the question is asked for each
+                let whose = if self.retriever.looks_at_questions() {
+                    [row.key.as_str(), row.seat.question.question.as_str()]
+                } else {
+                    [""; 2]
+                };
+                asked.entry((query.to_owned(), top_k, whose)).or_default().push(at);
             }
         }
-        let queries: Vec<String> = asked.keys().map(|(query, _)| query.clone()).collect();
-        let top_k = asked.keys().map(|(_, top_k)| *top_k).max().unwrap_or_default() as u32;
-        match self.retriever.retrieve(&queries, top_k, self.search.method) {
+        let top_k = asked.keys().map(|(_, top_k, _)| *top_k).max().unwrap_or_default() as u32;
+        let (queries, rows_of): (Vec<String>, Vec<Vec<usize>>) =
+            asked.into_iter().map(|((query, ..), rows)| (query, rows)).unzip();
+        let questions: Vec<&Question> = rows_of.iter().map(|of| &rows[of[0]].seat.question).collect();
+        match self.retriever.retrieve_for(&questions, &queries, top_k, self.search.method) {
             Ok(found) => {
-                for (at, passages) in asked.values().zip(found) {
-                    for &at in at {
-                        rows[at].episode.retrieved(passages.clone(), self.codec)?;
+                for (of, passages) in rows_of.iter().zip(found) {
+                    for &at in of {
+                        rows[at].seat.play.retrieved(passages.clone(), self.codec)?;
                     }
                 }
             }
             Err(error) if error.is_outage() => {
                 tracing::warn!(%error, episodes = waiting.len(), "searches failed; these samples are masked");
                 for &at in waiting {
-                    rows[at].episode.failed(error.to_string());
+                    rows[at].seat.play.failed(error.to_string());
                 }
             }
             Err(error) => return Err(error),
@@ -242,20 +292,20 @@ impl Player<'_> {
     }
 }
 
-fn places(rows: &[Row], wanted: impl Fn(&Step<'_>) -> bool) -> Vec<usize> {
-    (0..rows.len()).filter(|&at| wanted(&rows[at].episode.next())).collect()
+fn places<P: Play>(rows: &[Row<P>], wanted: impl Fn(&Step<'_>) -> bool) -> Vec<usize> {
+    (0..rows.len()).filter(|&at| wanted(&rows[at].seat.play.next())).collect()
 }
 
 impl Draft {
-    fn new(at: usize, row: &Row) -> Option<Self> {
-        let Step::Generate { max_new_tokens, stop } = row.episode.next() else { return None };
+    fn new<P: Play>(row: usize, play: &P, feed: Vec<u32>) -> Option<Self> {
+        let Step::Generate { max_new_tokens, stop } = play.next() else { return None };
         Some(Self {
-            row: at,
+            row,
             tokens: Vec::with_capacity(max_new_tokens),
             logprobs: Vec::with_capacity(max_new_tokens),
             limit: max_new_tokens,
             stop: stop.to_vec(),
-            feed: row.episode.context()[row.cached..].to_vec(),
+            feed,
         })
     }
 
@@ -271,6 +321,8 @@ impl Draft {
             return true;
         }
         let text = codec.decode(&self.tokens);
+        // a line break that ends a sentence does not end a turn that has not begun
+        let text = text.trim_start();
         self.stop.iter().any(|stop| text.contains(stop))
     }
 }

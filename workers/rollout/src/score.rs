@@ -73,19 +73,43 @@ pub fn score_answers(source: &dyn AnswerSource, items: &[Ask<'_>]) -> Result<Vec
     for part in items.chunks(config.chunk.max(1)) {
         let asked: Vec<(&Question, &[Passage])> = part.iter().map(|item| (item.question, item.passages)).collect();
         let outcomes = source.answer(&asked)?;
-        let verdicts = judged(source, part, &outcomes)?;
-        for ((item, outcome), judge) in part.iter().zip(outcomes).zip(verdicts) {
-            scored.push(match outcome {
-                AnswerOutcome::Answer(answer) => {
-                    let limit = config.max_answer_tokens as usize;
-                    let verdict = gen_acc(&answer, &item.question.answers, limit, judge);
-                    Scored { answer: Some(answer), judge, verdict, failure: None }
-                }
-                AnswerOutcome::Failed { reason, outage } => Scored::missing(reason, outage),
-            });
-        }
+        scored.extend(score_part(source, part, outcomes)?);
     }
     Ok(scored)
+}
+
+/// Scores answers that methods gave themselves, by the same rule. No answer at all is a wrong one.
+pub fn score_own(
+    source: &dyn AnswerSource,
+    questions: &[&Question],
+    answers: &[String],
+) -> Result<Vec<Scored>, RolloutError> {
+    let mut scored = Vec::with_capacity(questions.len());
+    let items: Vec<(Ask<'_>, &String)> =
+        questions.iter().map(|question| Ask { question, passages: &[] }).zip(answers).collect();
+    for part in items.chunks(source.config().chunk.max(1)) {
+        let asks: Vec<Ask<'_>> = part.iter().map(|(ask, _)| *ask).collect();
+        let given = part.iter().map(|(_, answer)| AnswerOutcome::Answer((*answer).clone())).collect();
+        scored.extend(score_part(source, &asks, given)?);
+    }
+    Ok(scored)
+}
+
+fn score_part(
+    source: &dyn AnswerSource,
+    part: &[Ask<'_>],
+    outcomes: Vec<AnswerOutcome>,
+) -> Result<Vec<Scored>, RolloutError> {
+    let limit = source.config().max_answer_tokens as usize;
+    let verdicts = judged(source, part, &outcomes)?;
+    let scored = part.iter().zip(outcomes).zip(verdicts).map(|((item, outcome), judge)| match outcome {
+        AnswerOutcome::Answer(answer) => {
+            let verdict = gen_acc(&answer, &item.question.answers, limit, judge);
+            Scored { answer: Some(answer), judge, verdict, failure: None }
+        }
+        AnswerOutcome::Failed { reason, outage } => Scored::missing(reason, outage),
+    });
+    Ok(scored.collect())
 }
 
 /// The error to end with when not one item has an answer: the service is down or refuses everything. Nothing
@@ -110,8 +134,9 @@ fn judged(
         .iter()
         .enumerate()
         .filter_map(|(at, outcome)| match outcome {
-            AnswerOutcome::Answer(answer) => Some((at, answer.as_str())),
-            AnswerOutcome::Failed { .. } => None,
+            // an answer of no word states nothing, whatever a judge would say
+            AnswerOutcome::Answer(answer) if !answer.is_empty() => Some((at, answer.as_str())),
+            AnswerOutcome::Answer(_) | AnswerOutcome::Failed { .. } => None,
         })
         .collect();
     if answered.is_empty() {

@@ -70,15 +70,24 @@ impl GoldTree {
 
     /// Marks every gold that stands in `text`.
     fn read(&mut self, text: &str) {
+        for node in self.nodes(text) {
+            self.found[node as usize] = true;
+        }
+    }
+
+    /// Every node that a run of words of `text` leads to.
+    fn nodes(&self, text: &str) -> Vec<u32> {
+        let mut nodes = Vec::new();
         let words: Vec<Option<u32>> = span_tokens(text).iter().map(|word| self.words.get(word).copied()).collect();
         for start in 0..words.len() {
             let mut node = 0;
             for word in &words[start..] {
                 let Some(&next) = word.and_then(|word| self.edges.get(&(node, word))) else { break };
                 node = next;
-                self.found[node as usize] = true;
+                nodes.push(node);
             }
         }
+        nodes
     }
 
     fn answerable(&self, questions: usize) -> Vec<bool> {
@@ -106,6 +115,38 @@ where
         tree.read(text.as_ref());
     }
     tree.answerable(questions.len())
+}
+
+/// Per question, the places of the first `most` passages in which one of its golds stands as a token span; golds as in
+/// [`answerable`], and where a question has no such gold, any of its golds. `passages` are read once and not kept.
+pub fn holders<T, U>(questions: &[Question], passages: impl IntoIterator<Item = (T, U)>, most: usize) -> Vec<Vec<usize>>
+where
+    T: AsRef<str>,
+    U: AsRef<str>,
+{
+    let mut tree = GoldTree { ends: vec![Vec::new()], found: vec![false], ..GoldTree::default() };
+    for (index, question) in questions.iter().enumerate() {
+        let mut golds = candidates(question);
+        if golds.is_empty() {
+            golds = question.answers.iter().map(|gold| tokens(&normalize(gold))).collect();
+            golds.retain(|gold| !gold.is_empty());
+        }
+        for gold in golds {
+            tree.insert(index, gold);
+        }
+    }
+    let mut holders = vec![Vec::new(); questions.len()];
+    for (place, (title, text)) in passages.into_iter().enumerate() {
+        for node in tree.nodes(title.as_ref()).into_iter().chain(tree.nodes(text.as_ref())) {
+            for &question in &tree.ends[node as usize] {
+                let held: &mut Vec<usize> = &mut holders[question];
+                if held.len() < most && held.last() != Some(&place) {
+                    held.push(place);
+                }
+            }
+        }
+    }
+    holders
 }
 
 /// A frozen evaluation set, and how it came about.

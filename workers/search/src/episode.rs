@@ -4,7 +4,7 @@ use crate::compat::{self, Kind};
 use crate::prompt::{self, Template};
 use crate::protocol;
 use crate::types::{Action, Codec, CodecError, Passage, Question, Role, StopReason, Trajectory, Turn};
-use s3_config::{Compatibility, InitialPolicy, SearchConfig, UnselectedPolicy};
+use s3_config::{Ablation, Compatibility, InitialPolicy, SearchConfig, UnselectedPolicy};
 use std::collections::BTreeSet;
 
 /// Why an episode could not start or go on.
@@ -21,7 +21,7 @@ pub enum SearchError {
         fix: &'static str,
     },
     /// A behaviour that this crate does not have.
-    #[error("search.compatibility {0:?} is not implemented here; use None or S3")]
+    #[error("search.compatibility {0:?} is another method's: use None or S3, or the method SearchR1")]
     Unsupported(Compatibility),
     /// A prompt template that cannot be filled in.
     #[error("prompt template: {0}")]
@@ -88,7 +88,7 @@ pub enum Step<'a> {
 }
 
 impl Step<'_> {
-    fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Step::Generate { .. } => "Generate",
             Step::Retrieve { .. } => "Retrieve",
@@ -133,6 +133,8 @@ pub struct Episode {
     corrections: u32,
     /// The reference's view of the episode; empty by default.
     transcript: String,
+    /// Where in it the searcher's own writing begins.
+    written_from: usize,
     state: State,
 }
 
@@ -164,12 +166,14 @@ impl Episode {
             searches: 0,
             corrections: 0,
             transcript: String::new(),
+            written_from: 0,
             state: State::Generate,
         };
         if episode.compat() {
             let documents = format!("<information>\n{}</information>", compat::render_initial(&passages));
             let text = template.render(&question.question, &documents);
             template.payload(&text).clone_into(&mut episode.transcript);
+            episode.written_from = episode.transcript.len();
             let tokens = codec.chat(None, &text)?;
             if episode.room_beside(tokens.len()).is_none() {
                 return Err(episode.prompt_too_long(tokens.len()));
@@ -273,9 +277,22 @@ impl Episode {
         self.state = State::Done(StopReason::Failed { reason: why });
     }
 
+    /// Why the sample is masked, if it is.
+    pub fn failure(&self) -> Option<&str> {
+        match &self.state {
+            State::Done(StopReason::Failed { reason }) => Some(reason),
+            _ => None,
+        }
+    }
+
     /// The trajectory so far, with the passages that the policies hand to the generator.
     pub fn finish(self) -> Trajectory {
-        let selected = if self.compat() { self.reference_selection() } else { self.selection() };
+        let selected = match self.config.ablation {
+            Ablation::NoSelection => self.everything(0),
+            Ablation::NoBoth => self.everything(1),
+            Ablation::None | Ablation::NoInitial if self.compat() => self.reference_selection(),
+            Ablation::None | Ablation::NoInitial => self.selection(),
+        };
         Trajectory {
             question_id: self.question_id,
             sample: self.sample,
@@ -355,10 +372,11 @@ impl Episode {
                     State::Done(StopReason::ContextFull)
                 };
             }
-            Action::Invalid { .. } if self.corrections >= self.config.max_corrections => {
+            // no turn is read as a note by this protocol
+            Action::Note | Action::Invalid { .. } if self.corrections >= self.config.max_corrections => {
                 self.state = State::Done(StopReason::Unreadable);
             }
-            Action::Invalid { .. } => {
+            Action::Note | Action::Invalid { .. } => {
                 self.corrections += 1;
                 self.correct(&codec.encode(protocol::CORRECTION));
             }
@@ -397,8 +415,8 @@ impl Episode {
             Action::Complete => self.state = State::Done(StopReason::Complete),
             Action::Search { .. } if closing => self.state = State::Done(StopReason::SearchLimit),
             Action::Search { query } => self.state = State::Retrieve { query },
-            Action::Invalid { .. } if closing => self.state = State::Done(StopReason::Unreadable),
-            Action::Invalid { .. } => {
+            Action::Note | Action::Invalid { .. } if closing => self.state = State::Done(StopReason::Unreadable),
+            Action::Note | Action::Invalid { .. } => {
                 let correction = codec.encode(&compat::correction());
                 self.transcript.push_str(&compat::correction());
                 self.correct(&correction);
@@ -406,13 +424,22 @@ impl Episode {
         }
     }
 
+    /// All passages that were shown, from block `first` on, each id once: no budget, as in the reference's ablations.
+    fn everything(&self, first: usize) -> Vec<Passage> {
+        let mut seen = BTreeSet::new();
+        let shown = self.windows.iter().skip(first).flat_map(|window| &window.passages);
+        shown.filter(|passage| seen.insert(passage.id.as_str())).cloned().collect()
+    }
+
     /// Selected passages in the order selected, then what the policies add, each id once.
     fn selection(&self) -> Vec<Passage> {
+        let ablated = self.config.ablation == Ablation::NoInitial;
+        let initial = if ablated { InitialPolicy::None } else { self.config.initial };
         let picked = self.picks.iter().filter_map(|&(block, index)| {
-            let initial = block == 0 && self.config.initial == InitialPolicy::None;
-            self.windows.get(block).filter(|_| !initial)?.passages.get(index)
+            let dropped = block == 0 && initial == InitialPolicy::None;
+            self.windows.get(block).filter(|_| !dropped)?.passages.get(index)
         });
-        let whole = self.windows.iter().enumerate().filter(|(block, window)| match (block, self.config.initial) {
+        let whole = self.windows.iter().enumerate().filter(|(block, window)| match (block, initial) {
             (0, InitialPolicy::All) => true,
             (0, InitialPolicy::Selected) => self.picks.is_empty(),
             (0, InitialPolicy::None) => false,
@@ -431,7 +458,9 @@ impl Episode {
     /// its id; others are named by their place.
     fn reference_selection(&self) -> Vec<Passage> {
         let shown: Vec<&Passage> = self.windows.iter().flat_map(|window| &window.passages).collect();
-        let extracted = compat::extract_documents(&self.transcript).into_iter().enumerate();
+        let from = if self.config.ablation == Ablation::NoInitial { self.written_from } else { 0 };
+        let transcript = self.transcript.get(from..).unwrap_or_default();
+        let extracted = compat::extract_documents(transcript).into_iter().enumerate();
         extracted
             .map(|(index, (title, text))| {
                 let whole = shown.iter().find(|passage| crate::text::strip(&passage.text) == text);
@@ -444,18 +473,7 @@ impl Episode {
 
 /// Refuses limits that no episode can keep, before anything is loaded or spent.
 pub fn check(config: &SearchConfig) -> Result<(), SearchError> {
-    let at_least_one = [
-        ("topK", config.top_k),
-        ("maxPassages", config.max_passages),
-        ("passageTokens", config.passage_tokens),
-        ("observationTokens", config.observation_tokens),
-        ("turnTokens", config.turn_tokens),
-    ];
-    for (key, value) in at_least_one {
-        if value == 0 {
-            return Err(SearchError::Limit { key, value, fix: "it must be at least 1" });
-        }
-    }
+    at_least_one(config)?;
     if config.context_tokens <= config.turn_tokens {
         let fix = "it must be more than turnTokens, or no turn fits";
         return Err(SearchError::Limit { key: "contextTokens", value: config.context_tokens, fix });
@@ -465,4 +483,21 @@ pub fn check(config: &SearchConfig) -> Result<(), SearchError> {
         other @ Compatibility::SearchR1 => return Err(SearchError::Unsupported(other)),
     }
     Template::of(config).map(|_valid| ())
+}
+
+/// Refuses limits of 0 that leave nothing to do.
+pub(crate) fn at_least_one(config: &SearchConfig) -> Result<(), SearchError> {
+    let limits = [
+        ("topK", config.top_k),
+        ("maxPassages", config.max_passages),
+        ("passageTokens", config.passage_tokens),
+        ("observationTokens", config.observation_tokens),
+        ("turnTokens", config.turn_tokens),
+    ];
+    for (key, value) in limits {
+        if value == 0 {
+            return Err(SearchError::Limit { key, value, fix: "it must be at least 1" });
+        }
+    }
+    Ok(())
 }

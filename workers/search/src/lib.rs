@@ -11,20 +11,24 @@
 //! * [`protocol`]: how a turn's text is read by default.
 //! * [`compat`]: the s3 reference's own behaviour (arXiv 2505.14146), quirks included.
 //! * [`prompt`]: the prompt template and token-budgeted information blocks.
+//! * [`script`]: the protocols of other methods; [`Play`] is what a driver sees of them and of [`Episode`].
 //! * [`score`] and [`reward`]: answers against golds, verdicts, GBR.
 //! * [`eligible`]: which questions an evaluation may ask.
 
 pub mod compat;
 pub mod eligible;
 mod episode;
+mod play;
 pub mod prompt;
 pub mod protocol;
 pub mod pyjson;
 pub mod reward;
 pub mod score;
+pub mod script;
 pub mod stated;
 pub mod text;
 pub mod types;
 
 pub use episode::{Episode, SearchError, Step, check};
-pub use types::{Action, Codec, CodecError, Passage, Question, Role, StopReason, Trajectory, Turn};
+pub use play::Play;
+pub use types::{Action, Codec, CodecError, Message, Passage, Question, Role, Speaker, StopReason, Trajectory, Turn};

@@ -1,6 +1,7 @@
 //! The prompt template, and information blocks cut to a token budget.
 
 use crate::episode::SearchError;
+use crate::script::Frame;
 use crate::types::{Codec, Passage};
 use regex::Regex;
 use s3_config::SearchConfig;
@@ -127,15 +128,27 @@ pub(crate) fn block(
     passages: &[Passage],
     passage_tokens: usize,
     codec: &dyn Codec,
+    excess: impl FnMut(&str) -> Result<usize, SearchError>,
+) -> Result<Option<Block>, SearchError> {
+    block_in(&Frame::INFORMATION, passages, passage_tokens, codec, excess)
+}
+
+/// [`block`] with other words around the passages.
+pub(crate) fn block_in(
+    frame: &Frame,
+    passages: &[Passage],
+    passage_tokens: usize,
+    codec: &dyn Codec,
     mut excess: impl FnMut(&str) -> Result<usize, SearchError>,
 ) -> Result<Option<Block>, SearchError> {
+    let line = |number, passage, limit| line(frame, number, passage, limit, codec);
     let mut lines: Vec<String> = Vec::with_capacity(passages.len());
     for (index, passage) in passages.iter().enumerate() {
-        lines.push(line(index + 1, passage, passage_tokens, codec));
+        lines.push(line(index + 1, passage, passage_tokens));
     }
     let mut limit = passage_tokens;
     loop {
-        let text = closed(&lines);
+        let text = closed(frame, &lines);
         let over = excess(&text)?;
         if over == 0 {
             return Ok(Some(Block { text, shown: lines.len() }));
@@ -143,7 +156,7 @@ pub(crate) fn block(
         match (lines.len(), passages.first()) {
             (1, Some(first)) if limit > over => {
                 limit -= over;
-                lines[0] = line(1, first, limit, codec);
+                lines[0] = line(1, first, limit);
             }
             (0, _) => return Ok(None),
             _ => {
@@ -153,14 +166,22 @@ pub(crate) fn block(
     }
 }
 
-fn closed(lines: &[String]) -> String {
-    format!("<information>\n{}</information>", lines.concat())
+fn closed(frame: &Frame, lines: &[String]) -> String {
+    format!("{}{}{}", frame.open, lines.concat(), frame.close)
 }
 
-fn line(number: usize, passage: &Passage, tokens: usize, codec: &dyn Codec) -> String {
+fn line(frame: &Frame, number: usize, passage: &Passage, tokens: usize, codec: &dyn Codec) -> String {
     let title = cut(&one_line(&passage.title).replace('"', "'"), tokens, codec);
     let text = cut(&one_line(&passage.text), tokens, codec);
-    format!("Doc {number} (Title: \"{title}\") {text}\n")
+    format!("Doc {number}{}(Title: \"{title}\") {text}\n", frame.gap)
+}
+
+/// Every passage whole and as it is, for references that cut afterwards. The last line break falls away.
+pub(crate) fn whole(passages: &[Passage], frame: &Frame) -> String {
+    let lines = passages.iter().enumerate().map(|(index, passage)| {
+        format!("Doc {}{}(Title: \"{}\") {}\n", index + 1, frame.gap, passage.title, passage.text)
+    });
+    format!("{}{}{}", frame.open, lines.collect::<String>().trim(), frame.close)
 }
 
 /// The longest prefix of `text`, in whole tokens and characters, of at most `limit` tokens.

@@ -54,7 +54,7 @@ pub fn read(text: &str, window: usize, max_selected: usize) -> Reading {
 }
 
 /// A turn that reads back as `action` with these ids (from 1); for supervised traces.
-/// [`Action::Invalid`] has no text of its own and gives only the selection.
+/// [`Action::Invalid`] and [`Action::Note`] have no text of their own and give only the selection.
 pub fn write(ids: &[usize], action: &Action) -> String {
     let selection = if ids.is_empty() {
         String::new()
@@ -65,7 +65,7 @@ pub fn write(ids: &[usize], action: &Action) -> String {
     match action {
         Action::Search { query } => format!("{selection}{QUERY}{query}{QUERY_END}"),
         Action::Complete => format!("{selection}{COMPLETE}True{COMPLETE_END}"),
-        Action::Invalid { .. } => selection,
+        Action::Invalid { .. } | Action::Note => selection,
     }
 }
 
@@ -78,16 +78,17 @@ fn opened<'a>(before: &'a str, tag: &str) -> Option<&'a str> {
     before.rfind(tag).map(|at| &before[at + tag.len()..])
 }
 
-fn complete(content: &str) -> Action {
-    let said = content.trim().to_lowercase();
-    if matches!(said.as_str(), "true" | "yes" | "1" | "y") {
-        Action::Complete
-    } else {
-        invalid("the stop does not say True, and no query follows")
-    }
+/// Whether a stop means it.
+pub(crate) fn says_yes(content: &str) -> bool {
+    matches!(content.trim().to_lowercase().as_str(), "true" | "yes" | "1" | "y")
 }
 
-fn query(content: &str) -> Action {
+fn complete(content: &str) -> Action {
+    if says_yes(content) { Action::Complete } else { invalid("the stop does not say True, and no query follows") }
+}
+
+/// A query as JSON or as plain words.
+pub(crate) fn query(content: &str) -> Action {
     let content = content.trim();
     let query = match pyjson::parse(content) {
         Some(Json::String(query)) => query,

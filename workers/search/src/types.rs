@@ -49,6 +49,8 @@ pub enum Action {
     },
     /// Stop; what was selected goes to the generator.
     Complete,
+    /// Writes something down for itself and goes on: what another method's reading aside does.
+    Note,
     /// The turn could not be read.
     Invalid {
         /// Why, for reports.
@@ -142,6 +144,26 @@ impl Trajectory {
         });
         asked.take(self.searches as usize).collect()
     }
+}
+
+/// Who says a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Speaker {
+    /// Standing instructions.
+    System,
+    /// The environment.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Message {
+    /// Who says it.
+    pub speaker: Speaker,
+    /// What.
+    pub text: String,
 }
 
 /// A tokenizer's refusal, e.g. of a chat template.

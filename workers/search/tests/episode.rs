@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use proptest::prelude::*;
-use s3_config::{Compatibility, InitialPolicy, SearchConfig, UnselectedPolicy};
+use s3_config::{Ablation, Compatibility, InitialPolicy, SearchConfig, UnselectedPolicy};
 use s3_search::{
     Action, Codec, CodecError, Episode, Passage, Question, Role, SearchError, Step, StopReason, Trajectory,
 };
@@ -147,6 +147,22 @@ fn policies_decide_what_the_generator_reads() {
     // the reference: selections, then blocks nobody touched, the initial one too
     let compat = SearchConfig { compatibility: Compatibility::S3, ..config() };
     assert_eq!(ids(&run(&compat, &pick, &found)), ["b", "c", "i1", "i2", "d"]);
+    // ablations: the same episode, other passages of it
+    for (ablation, ours, theirs) in [
+        (Ablation::None, &["c", "b"][..], &["b", "c", "i1", "i2", "d"][..]),
+        (Ablation::NoInitial, &["c", "b"], &["b", "c", "d"]),
+        (Ablation::NoSelection, &["i1", "i2", "a", "b", "c", "d"], &["i1", "i2", "a", "b", "c", "d"]),
+        (Ablation::NoBoth, &["a", "b", "c", "d"], &["a", "b", "c", "d"]),
+    ] {
+        for (config, expected) in [(config(), ours), (compat.clone(), theirs)] {
+            let whole = run(&config, &pick, &found);
+            let ablated = run(&SearchConfig { ablation, ..config }, &pick, &found);
+            assert_eq!(ids(&ablated), expected, "{ablation:?}");
+            assert_eq!((ablated.tokens, ablated.turns), (whole.tokens, whole.turns), "the episode is the same");
+        }
+    }
+    let initial = SearchConfig { ablation: Ablation::NoInitial, ..config() };
+    assert_eq!(ids(&run(&initial, &first, &found)), Vec::<&str>::new(), "what was selected of the initial block, too");
 }
 
 #[test]

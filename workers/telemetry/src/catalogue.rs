@@ -97,10 +97,11 @@ catalogue! {
     training_phase_seconds: Histogram "s3_training_phase_seconds" ["phase"] "Duration of a step's phase (rollout, reward, update, checkpoint).";
     operator_reconciles: Counter "s3_operator_reconciles_total" ["kind", "result"] "Reconciles, by result (done, waiting, changed, refused, error).";
     operator_reconcile_seconds: Histogram "s3_operator_reconcile_seconds" ["kind"] "Duration of a reconcile.";
-    operator_writes: Counter "s3_operator_writes_total" ["kind", "verb", "outcome"] "Writes to the API server, by outcome (ok, conflict, error).";
+    operator_writes: Counter "s3_operator_writes_total" ["kind", "verb", "outcome"] "Writes to the API server, by outcome (ok, conflict, late in a namespace that goes, error).";
     operator_reports: Counter "s3_operator_progress_reports_total" ["result"] "Progress reports, by result (taken, fenced, refused).";
     operator_leader: Gauge "s3_operator_leader" [] "Whether this process leads (1) or stands by (0).";
     operator_queue_depth: Gauge "s3_operator_queue_depth" [] "Resources that are due and wait for a worker.";
+    operator_queue_wait: Histogram "s3_operator_queue_wait_seconds" ["kind"] "Time that a resource waited for admission to its queue.";
     operator_attempts: Counter "s3_operator_attempts_total" ["kind", "verdict"] "Attempts that ended, by verdict (Done, Stopped or the class of the failure).";
     searcher_requests: Counter "s3_searcher_requests_total" ["code"] "Questions to a served searcher, by HTTP status.";
     searcher_seconds: Histogram "s3_searcher_request_seconds" [] "Duration of a served question, without its time in the queue.";

@@ -74,6 +74,7 @@ fn hugging_face(config: &DecoderConfig) -> Value {
     let (class, kind) = match config.architecture {
         Architecture::Llama => ("LlamaForCausalLM", "llama"),
         Architecture::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
+        Architecture::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
     };
     json!({
         "architectures": [class],

@@ -65,10 +65,19 @@ fn killed_anywhere_the_digest_is_the_same() {
     killed("rloo", "", 12);
 }
 
+/// A critic, a reference policy and several optimiser steps a round.
+const PPO: &str = "algorithm: {estimator: Ppo, klCoefficient: 0.05, epochs: 2, entropyCoefficient: 0.01}\n";
+
 #[test]
 fn killed_anywhere_with_critic_reference_and_several_optimiser_steps_a_round() {
-    let more = "algorithm: {estimator: Ppo, klCoefficient: 0.05, epochs: 2, entropyCoefficient: 0.01}\n";
-    killed("ppo", more, 6);
+    killed("ppo", PPO, 6);
+}
+
+#[test]
+#[ignore = "two hundred kills; minutes"]
+fn killed_two_hundred_times_the_digest_is_the_same() {
+    killed("rloo", "", 120);
+    killed("ppo", PPO, 80);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Estimators and losses against verl's own functions on random masked cases (`fixtures/generate.py`).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use s3_config::{Aggregation, AlgorithmConfig, Estimator, KlKind, Surrogate};
-use s3_trainer::learn::{Advantages, EpisodeReturn, TokenBatch, advantages, policy_loss, token_weights, value_loss};
+use s3_config::{Aggregation, AlgorithmConfig, Estimator, ImportanceConfig, ImportanceCorrection, KlKind, Surrogate};
+use s3_trainer::learn::{
+    Advantages, EpisodeReturn, TokenBatch, advantages, importance, policy_loss, token_weights, value_loss,
+};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -24,6 +26,7 @@ struct Case {
     predicted: Rows,
     advantages: BTreeMap<String, Rows>,
     losses: BTreeMap<String, Loss>,
+    importance: BTreeMap<String, Rows>,
 }
 
 #[derive(Deserialize)]
@@ -166,4 +169,34 @@ fn losses_and_their_gradients_are_those_of_verl() {
         same_rows("gradient of value", ours.d_value, &case.losses["value"].gradient);
         assert_eq!(case.losses.len(), policies.len() + 1);
     }
+}
+
+#[test]
+fn importance_weights_are_those_of_verl() {
+    let kinds = [
+        ("tokenTruncated", ImportanceCorrection::TokenTruncated),
+        ("sequenceTruncated", ImportanceCorrection::SequenceTruncated),
+        ("tokenMasked", ImportanceCorrection::TokenMasked),
+        ("sequenceMasked", ImportanceCorrection::SequenceMasked),
+    ];
+    let mut dropped = 0;
+    for (number, case) in cases().iter().enumerate() {
+        for (name, correction) in kinds {
+            let config = ImportanceConfig { correction, floor: 0.8, cap: 1.25 };
+            let (new, old): (Vec<&[f32]>, Vec<&[f32]>) =
+                case.new.iter().zip(&case.old).map(|(new, old)| (new.as_slice(), old.as_slice())).unzip();
+            let ours = importance(&config, &new, &old);
+            dropped += ours.keep.iter().filter(|keep| !**keep).count();
+            // verl masks a sequence token by token
+            let ours: Rows = ours
+                .weight
+                .iter()
+                .zip(&ours.keep)
+                .map(|(weight, keep)| weight.iter().map(|w| if *keep { *w } else { 0.0 }).collect())
+                .collect();
+            same_rows(&format!("{name} of case {number}"), ours.concat(), &case.importance[name]);
+        }
+        assert_eq!(case.importance.len(), kinds.len());
+    }
+    assert!(dropped > 20, "only {dropped} sequences were masked");
 }

@@ -1,17 +1,12 @@
 //! `s3 why`.
 
+use crate::cluster::{Cluster, PATIENCE};
 use crate::text::Problem;
 use clap::Args;
-use kube::api::DynamicObject;
-use kube::{Api, Client, Config};
 use s3_crds::Kind;
 use s3_plan::lifecycle::why;
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::time::Duration;
-
-/// Deadline of one request to the API server.
-const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Arguments of `s3 why`.
 #[derive(Args)]
@@ -27,8 +22,6 @@ pub struct WhyArgs {
 /// Says where a resource of the cluster stands, what holds it up, and what to do.
 pub fn run(args: &WhyArgs) -> Result<ExitCode, Problem> {
     let (kind, name) = parse(&args.resource)?;
-    // A second provider in the process would be an error here; there is none, and the first stays.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Problem::internal)?;
     runtime.block_on(explain(args.namespace.as_deref(), kind, name))
 }
@@ -47,13 +40,7 @@ fn parse(text: &str) -> Result<(Kind, String), Problem> {
 }
 
 async fn explain(namespace: Option<&str>, kind: Kind, name: String) -> Result<ExitCode, Problem> {
-    let mut config = Config::infer().await.map_err(|error| {
-        Problem::input(format!("no cluster: {error}; set KUBECONFIG (runs of this machine are shown by `s3 status`)"))
-    })?;
-    config.connect_timeout = Some(PATIENCE);
-    config.read_timeout = Some(PATIENCE);
-    let namespace = namespace.unwrap_or(&config.default_namespace).to_owned();
-    let client = Client::try_from(config).map_err(Problem::internal)?;
+    let cluster = Cluster::connect(namespace, PATIENCE).await?;
     let mut open = vec![(kind, name, 0)];
     let mut seen = BTreeSet::new();
     let mut found = true;
@@ -62,8 +49,8 @@ async fn explain(namespace: Option<&str>, kind: Kind, name: String) -> Result<Ex
             continue;
         }
         let indent = "  ".repeat(depth);
-        let Some(object) = get(&client, &namespace, kind, &name).await? else {
-            println!("{indent}{}/{name} does not exist in namespace {namespace}", kind.name());
+        let Some(object) = cluster.get(kind, &name).await? else {
+            println!("{indent}{}/{name} does not exist in namespace {}", kind.name(), cluster.namespace);
             found &= depth > 0;
             continue;
         };
@@ -76,15 +63,6 @@ async fn explain(namespace: Option<&str>, kind: Kind, name: String) -> Result<Ex
         open.extend(answer.blocked_by.into_iter().map(|(kind, name)| (kind, name, depth + 1)));
     }
     Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-async fn get(client: &Client, namespace: &str, kind: Kind, name: &str) -> Result<Option<serde_json::Value>, Problem> {
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &s3_crds::api_resource(kind));
-    match api.get_opt(name).await {
-        Ok(object) => object.map(serde_json::to_value).transpose().map_err(Problem::internal),
-        Err(kube::Error::Api(status)) => Err(Problem::unavailable(format!("the API server: {}", status.message))),
-        Err(error) => Err(Problem::unavailable(format!("the API server: {error}"))),
-    }
 }
 
 #[cfg(test)]

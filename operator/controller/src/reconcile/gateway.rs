@@ -1,4 +1,4 @@
-//! The gateways that the jobs and evaluations of a namespace share.
+//! The gateways that the jobs and evaluations of a namespace share, and the model servers behind them.
 //!
 //! One is there while somebody wants it ([`wants_gateway`]); all that want it are its owners, none its controller, so
 //! the garbage collector takes it with the last of them. Its volume stays as long as any resource that used it does.
@@ -9,7 +9,7 @@ use crate::clock;
 use crate::key::Key;
 use crate::ledger;
 use crate::operator::Shared;
-use crate::scene::{Objects, conditions_of, render_attempt, serves, value_of, with_references};
+use crate::scene::{Objects, admitted_whole, conditions_of, render_attempt, serves, value_of, with_references};
 use crate::write::{Trouble, owner_of};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
@@ -25,11 +25,12 @@ use std::sync::Arc;
 pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str) -> Result<Again, Trouble> {
     let users = users(shared, namespace);
     let plan = joint_plan(shared, &users);
-    let surroundings = shared.surroundings_of(namespace);
+    let surroundings = shared.surroundings_of(namespace, Some(&plan));
     let now = clock::seconds(&clock::now());
     let mut kept = BTreeSet::new();
     let mut again = None;
-    for gateway in plan.components.iter().filter(|component| component.kind == ComponentKind::Gateway) {
+    let shared_servers = [ComponentKind::Gateway, ComponentKind::ModelServer];
+    for gateway in plan.components.iter().filter(|component| shared_servers.contains(&component.kind)) {
         let owners = owners_of(gateway, &users);
         if owners.is_empty() {
             continue;
@@ -74,7 +75,8 @@ fn users(shared: &Shared, namespace: &str) -> BTreeMap<String, (Kind, Arc<Dynami
         let all = shared.world.resources(kind).in_namespace(namespace);
         all.into_iter()
             .filter(|object| {
-                object.metadata.deletion_timestamp.is_none() && wants_gateway(&conditions_of(object), serves(object))
+                object.metadata.deletion_timestamp.is_none()
+                    && wants_gateway(&conditions_of(object), serves(object), admitted_whole(object))
             })
             .map(move |object| (format!("{}/{}", kind.name(), object.name_any()), (kind, object)))
     };
@@ -119,7 +121,8 @@ async fn release(shared: &Shared, key: &Key, namespace: &str, kept: &BTreeSet<St
         let labels = deployment.metadata.labels.clone().unwrap_or_default();
         let is = |name: &str, value: &str| labels.get(name).is_some_and(|found| found == value);
         let name = deployment.name_any();
-        let ours = is("app.kubernetes.io/managed-by", MANAGER) && is("app.kubernetes.io/component", "gateway");
+        let kind = ["gateway", "model-server"].into_iter().any(|kind| is("app.kubernetes.io/component", kind));
+        let ours = is("app.kubernetes.io/managed-by", MANAGER) && kind;
         if !ours || kept.contains(&name) {
             continue;
         }

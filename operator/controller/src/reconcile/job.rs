@@ -1,7 +1,7 @@
 //! `S3TrainingJob`.
 
 use super::index::status_of;
-use super::{Again, end, next_look, refusal, service, sooner, stage, status};
+use super::{Again, end, next_look, queue, refusal, service, sooner, stage, status};
 use crate::clock;
 use crate::key::Key;
 use crate::operator::Shared;
@@ -11,10 +11,10 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use s3_crds::{Artifact, Kind, S3TrainingJobStatus, condition, condition_type, is_true, reason};
 use s3_plan::lifecycle::{
-    Attempted, JobView, Move, Said, Supplies, Supply, Verdict, decide_job, fill_job, gpu_seconds,
+    Attempted, JobView, Move, Said, Supplies, Supply, Verdict, begins_anew, decide_job, fill_job, gpu_seconds,
 };
 use s3_plan::objects::{ClusterBinder, service_name};
-use s3_plan::{Binder, ComponentKind, PlanError, searcher_name};
+use s3_plan::{Binder, Component, ComponentKind, PlanError, searcher_name};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ pub const SECRET_PERIOD: Duration = Duration::from_secs(10);
 
 /// Reconciles one.
 pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) -> Result<Again, Trouble> {
-    let Some(scene) = Scene::read(shared, Kind::S3TrainingJob, namespace, name) else { return Ok(None) };
-    let meta = &scene.object.metadata;
+    let Some(mut scene) = Scene::read(shared, Kind::S3TrainingJob, namespace, name) else { return Ok(None) };
+    let meta = scene.object.metadata.clone();
     let uid = scene.object.uid().unwrap_or_default();
     if meta.deletion_timestamp.is_some() {
         // Everything that it owns goes with it.
@@ -36,7 +36,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     new.observed_generation = meta.generation;
     let finished = is_true(&old.conditions, condition_type::SUCCEEDED);
     let index = scene.index_supply(shared, old.start_time.is_some());
-    let plan = match planned(&scene, &index) {
+    let plan = match planned(&scene, &index).cloned() {
         Ok(plan) => plan,
         // What it was made from may have gone; it stays what it is.
         Err(_) if finished => return expire(shared, key, &scene, &old).await,
@@ -49,7 +49,9 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         return Err(PlanError::Defect(format!("{} is neither planned nor refused", scene.title())).into());
     };
     let spec = &job.spec;
-    let components = scene.own_jobs();
+    let queued = queue::look(shared, &scene, &plan).await?;
+    let own = scene.own_jobs().into_iter().cloned().collect::<Vec<_>>();
+    let components: Vec<&Component> = own.iter().collect();
     let prints: Vec<Option<String>> = components.iter().map(|component| scene.print(component)).collect();
     let attempts: Vec<Vec<Attempted>> = components.iter().map(|component| scene.attempts_of(&component.name)).collect();
     let running = attempts.iter().flatten().any(Attempted::open);
@@ -65,6 +67,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let view = JobView {
         stages,
         supplies,
+        queue: queued.grant.clone(),
         suspend: spec.suspend,
         deadline: spec.active_deadline_seconds,
         gpu_budget: spec.gpu_second_budget,
@@ -72,12 +75,29 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     };
     let decision = decide_job(&view);
 
+    let waited =
+        queue::note(&decision.said, reason::TRAINING_QUEUED, &mut new.queued_since, &mut new.queue_wait_seconds);
     // Written before anything runs, so that nobody takes away what it uses.
     let starts = decision.moves.iter().any(|(.., step)| matches!(step, Move::Start { .. }));
     if starts && new.start_time.is_none() {
         new.start_time = Some(clock::now());
         status::say(&mut new.conditions, &decision.said, &scene.object);
-        return status::write(shared, key, scene.kind, &scene.object, &new).await;
+        let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
+        queue::count(key, waited);
+        return Ok(again);
+    }
+    let wanted = !decision.finished && !spec.suspend;
+    let ready = [&view.supplies.index, &view.supplies.job, &view.supplies.secret].iter().all(|s| **s == Supply::Ready);
+    queue::carry_out(shared, key, &scene, &queued, (wanted, ready), attempts.iter().flatten()).await?;
+    if makes_pods(&decision.moves.iter().map(|(.., step)| step).collect::<Vec<_>>(), attempts.iter().flatten()) {
+        scene.flavor = queue::flavor(shared, &scene, &queued).await?;
+    }
+    for ((component, attempts), print) in components.iter().zip(&attempts).zip(&prints) {
+        let starts =
+            decision.moves.iter().any(|(_, name, step)| *name == component.name && matches!(step, Move::Start { .. }));
+        if starts && begins_anew(attempts, print.as_deref(), &spec.failure_policy) {
+            scene.anew.insert(component.name.clone());
+        }
     }
     let mut said = decision.said.clone();
     let steps = decision.moves.iter().filter_map(|(_, name, step)| {
@@ -90,26 +110,37 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let all = || attempts.iter().flatten();
     let gpus = gpu_seconds(all(), scene.now);
     new.gpu_seconds = (gpus > 0).then_some(gpus).or(new.gpu_seconds);
-    let starting = decision.moves.iter().filter(|(.., step)| matches!(step, Move::Start { .. })).count();
-    let count = u32::try_from(all().count() + starting).unwrap_or(u32::MAX);
+    let count = tries(&components, &attempts, &decision.moves);
     new.attempts = (count > 0).then_some(count);
-    new.last_checkpoint = all()
-        .filter_map(Attempted::checkpoint)
-        .max_by_key(|checkpoint| checkpoint.step)
-        .cloned()
-        .or(new.last_checkpoint);
+    new.last_checkpoint = Attempted::newest_checkpoint(all()).cloned().or(new.last_checkpoint);
     for (component, attempts) in components.iter().zip(&attempts) {
-        fill(shared, &scene, plan, component, attempts, &uid, &mut new);
+        fill(shared, &scene, &plan, component, attempts, &uid, &mut new);
     }
     end::note(decision.finished, &new.conditions, &mut new.completion_time);
     if is_true(&new.conditions, condition_type::SUCCEEDED) {
-        new.endpoint = serve(shared, key, &scene, plan).await?;
+        new.endpoint = serve(shared, key, &scene, &plan).await?;
     }
     let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
+    queue::count(key, waited);
     let times = next_look(&scene, decision.again);
     let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
     let expiry = if decision.finished { expire(shared, key, &scene, &new).await? } else { None };
     Ok(sooner(sooner(again, times), sooner(secrets, expiry)))
+}
+
+/// Whether Jobs are about to be made.
+pub fn makes_pods<'a>(steps: &[&Move], mut attempts: impl Iterator<Item = &'a Attempted>) -> bool {
+    steps.iter().any(|step| matches!(step, Move::Start { .. }))
+        || attempts.any(|attempt| attempt.open() && attempt.live.jobs == 0)
+}
+
+/// Attempts of the training, or of the warm start where nothing else is trained.
+fn tries(components: &[&Component], attempts: &[Vec<Attempted>], moves: &[(ComponentKind, String, Move)]) -> u32 {
+    let of = |kind: ComponentKind| components.iter().position(|component| component.kind == kind);
+    let Some(main) = of(ComponentKind::Training).or_else(|| of(ComponentKind::WarmStart)) else { return 0 };
+    let starts =
+        moves.iter().any(|(_, name, step)| *name == components[main].name && matches!(step, Move::Start { .. }));
+    u32::try_from(attempts[main].len() + usize::from(starts)).unwrap_or(u32::MAX)
 }
 
 /// Holds the servers of the trained searcher, or takes them down; their address once one of them answers.
@@ -177,7 +208,7 @@ fn fill(
     shared: &Shared,
     scene: &Scene,
     plan: &s3_plan::Plan,
-    component: &s3_plan::Component,
+    component: &Component,
     attempts: &[Attempted],
     uid: &str,
     status: &mut S3TrainingJobStatus,

@@ -4,6 +4,7 @@ mod end;
 mod gateway;
 mod index;
 mod job;
+mod queue;
 mod run;
 mod service;
 mod stage;
@@ -30,7 +31,7 @@ pub async fn reconcile(shared: &Shared, key: &Key) -> Result<Again, Trouble> {
             index::reconcile(shared, key, namespace, name).await
         }
         Key::Resource { kind: Kind::S3TrainingJob, namespace, name } => {
-            job::reconcile(shared, key, namespace, name).await
+            Box::pin(job::reconcile(shared, key, namespace, name)).await
         }
         Key::Resource { kind: Kind::EvalRun, namespace, name } => run::reconcile(shared, key, namespace, name).await,
     }

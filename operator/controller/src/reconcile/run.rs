@@ -1,8 +1,8 @@
 //! `EvalRun`.
 
 use super::index::status_of;
-use super::job::{SECRET_PERIOD, supplies};
-use super::{Again, end, next_look, refusal, sooner, stage, status};
+use super::job::{SECRET_PERIOD, makes_pods, supplies};
+use super::{Again, end, next_look, queue, refusal, sooner, stage, status};
 use crate::clock;
 use crate::key::Key;
 use crate::operator::Shared;
@@ -16,8 +16,8 @@ use s3_plan::{Binder, ComponentKind, PlanError, objects::ClusterBinder};
 
 /// Reconciles one.
 pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) -> Result<Again, Trouble> {
-    let Some(scene) = Scene::read(shared, Kind::EvalRun, namespace, name) else { return Ok(None) };
-    let meta = &scene.object.metadata;
+    let Some(mut scene) = Scene::read(shared, Kind::EvalRun, namespace, name) else { return Ok(None) };
+    let meta = scene.object.metadata.clone();
     let uid = scene.object.uid().unwrap_or_default();
     if meta.deletion_timestamp.is_some() {
         shared.reports.forget(&uid);
@@ -29,7 +29,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let finished = is_true(&old.conditions, condition_type::SUCCEEDED);
     let index = scene.index_supply(shared, old.start_time.is_some());
     let job = job_supply(shared, &scene);
-    let plan = match planned(&scene, &index, &job) {
+    let plan = match planned(&scene, &index, &job).cloned() {
         Ok(plan) => plan,
         Err(_) if finished => return end::expire(shared, key, &scene, old.completion_time.as_ref()).await,
         Err(said) => {
@@ -41,8 +41,9 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         return Err(PlanError::Defect(format!("{} is neither planned nor refused", scene.title())).into());
     };
     let spec = &run.spec;
-    let own = scene.own_jobs();
-    let of = |kind: ComponentKind| own.iter().copied().find(|component| component.kind == kind);
+    let queued = queue::look(shared, &scene, &plan).await?;
+    let own = scene.own_jobs().into_iter().cloned().collect::<Vec<_>>();
+    let of = |kind: ComponentKind| own.iter().find(|component| component.kind == kind);
     let fetch = of(ComponentKind::Fetch);
     let Some(component) = of(ComponentKind::Evaluation) else {
         return Err(PlanError::Defect(format!("{} has no component", scene.title())).into());
@@ -58,15 +59,26 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         fetch: fetch.map(|fetch| stage::stage(scene.now, fetch, fetch_print.as_deref(), &fetched, &policy, &uid)),
         stage: stage::stage(scene.now, component, print.as_deref(), &attempts, &policy, &uid),
         supplies,
+        queue: queued.grant.clone(),
         suspend: spec.suspend,
         deadline: spec.active_deadline_seconds,
     };
     let decision = decide_run(&view);
+    let waited = queue::note(&decision.said, reason::EVAL_QUEUED, &mut new.queued_since, &mut new.queue_wait_seconds);
     let steps = || fetch.zip(decision.fetch.as_ref()).into_iter().chain([(component, &decision.step)]);
     if steps().any(|(_, step)| matches!(step, Move::Start { .. })) && new.start_time.is_none() {
         new.start_time = Some(clock::now());
         status::say(&mut new.conditions, &decision.said, &scene.object);
-        return status::write(shared, key, scene.kind, &scene.object, &new).await;
+        let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
+        queue::count(key, waited);
+        return Ok(again);
+    }
+    let wanted = !decision.finished && !spec.suspend;
+    let ready = [&view.supplies.index, &view.supplies.job, &view.supplies.secret].iter().all(|s| **s == Supply::Ready);
+    let all = || attempts.iter().chain(&fetched);
+    queue::carry_out(shared, key, &scene, &queued, (wanted, ready), all()).await?;
+    if makes_pods(&steps().map(|(_, step)| step).collect::<Vec<_>>(), all()) {
+        scene.flavor = queue::flavor(shared, &scene, &queued).await?;
     }
     let mut said = decision.said.clone();
     let reasons = (reason::EVAL_NAME_TAKEN, reason::EVAL_INVALID);
@@ -83,14 +95,17 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         let record = attempts.iter().find(|entry| entry.number == *attempt).and_then(|entry| entry.record.as_ref());
         if let Some(Verdict::Done { summary, .. }) = record.map(|record| &record.verdict) {
             fill_run(&mut new, digest, summary);
+            // Where a person finds it, not where the pod had it.
+            new.report = new.report.as_deref().map(crate::ledger::claim_uri);
         }
-        let binder = ClusterBinder::new(plan, &scene.observed, &scene.surroundings, component);
+        let binder = ClusterBinder::new(&plan, &scene.observed, &scene.surroundings, component);
         let folder = binder.work(&component.name, "").map(|path| crate::ledger::claim_uri(&path.display().to_string()));
         new.artifact = folder.ok().map(|uri| Artifact { uri, digest: digest.clone() });
         new.done = new.total.or(new.done);
     }
     end::note(decision.finished, &new.conditions, &mut new.completion_time);
     let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
+    queue::count(key, waited);
     let times = next_look(&scene, decision.again);
     let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
     let expiry =

@@ -6,7 +6,7 @@ use crate::key::Key;
 use crate::operator::Shared;
 use crate::progress::STATUS_PERIOD;
 use crate::scene::conditions_of;
-use crate::write::{Trouble, brief};
+use crate::write::{Trouble, brief, terminating};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
@@ -46,7 +46,8 @@ pub async fn write(
     object: &DynamicObject,
     status: &impl serde::Serialize,
 ) -> Result<Again, Trouble> {
-    let status = serde_json::to_value(status).map_err(|error| s3_plan::PlanError::Defect(error.to_string()))?;
+    let mut status = serde_json::to_value(status).map_err(|error| s3_plan::PlanError::Defect(error.to_string()))?;
+    round(&mut status);
     let old = object.data.get("status").cloned().unwrap_or(Value::Null);
     if s3_crds::same(&status, &old) {
         return Ok(None);
@@ -64,6 +65,21 @@ pub async fn write(
     shared.statuses.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), Instant::now());
     tell(shared, kind, object, &conditions_of(&echo)).await;
     Ok(None)
+}
+
+/// Rounds figures to four digits, as people read them.
+fn round(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(round),
+        Value::Object(fields) => fields.values_mut().for_each(round),
+        Value::Number(number) if number.is_f64() => {
+            let rounded = number.as_f64().map(|figure| (figure * 1e4).round() / 1e4);
+            if let Some(rounded) = rounded.and_then(serde_json::Number::from_f64) {
+                *number = rounded;
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Without what moves by progress alone: figures, and messages of conditions.
@@ -117,7 +133,9 @@ async fn tell(shared: &Shared, kind: Kind, object: &DynamicObject, conditions: &
             return;
         }
         // An event that is lost loses nothing: the condition says the same.
-        if let Err(error) = shared.recorder.publish(&event, &reference).await {
+        if let Err(error) = shared.recorder.publish(&event, &reference).await
+            && !terminating(&error)
+        {
             tracing::warn!(error = brief(&error), reason = condition.reason, "event not published");
         }
     }
@@ -127,6 +145,13 @@ async fn tell(shared: &Shared, kind: Kind, object: &DynamicObject, conditions: &
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn figures_are_rounded_and_counts_are_not() {
+        let mut status = json!({"gbr": 1.0 / 12.0, "step": 123_456, "results": [{"f1": {"value": -0.333_333}}]});
+        round(&mut status);
+        assert_eq!(status, json!({"gbr": 0.0833, "step": 123_456, "results": [{"f1": {"value": -0.3333}}]}));
+    }
 
     #[test]
     fn progress_is_told_from_transitions() {

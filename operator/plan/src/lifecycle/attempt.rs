@@ -15,6 +15,8 @@ pub enum StopCause {
     Budget,
     /// The settings that it worked with are no longer asked for.
     Superseded,
+    /// Its queue wants the quota back, or never granted it.
+    Queue,
 }
 
 /// What became of an attempt.
@@ -84,6 +86,8 @@ pub enum End {
 pub struct Live {
     /// Jobs of it that are there.
     pub jobs: u32,
+    /// Jobs of it that are not over and whose pods are not there (yet).
+    pub unmade: u32,
     /// Pods that may still work: not terminated, and not on a node that is lost.
     pub holding: u32,
     /// A replica works.
@@ -94,6 +98,8 @@ pub struct Live {
     pub waiting: Option<String>,
     /// A queue has not admitted it yet.
     pub queued: Option<String>,
+    /// A queue that had admitted its Jobs has suspended them again.
+    pub evicted: bool,
     /// Since when its first pod holds what it asked for, seconds since 1970.
     pub since: Option<i64>,
     /// How it ended.
@@ -115,6 +121,8 @@ pub struct Attempted {
     pub started: i64,
     /// GPUs that all its pods together asked for.
     pub gpus: u32,
+    /// The attempt with which the work that it goes on with began anew; 0 when none did.
+    pub anew: u32,
     /// What became of it.
     pub record: Option<Record>,
     /// What the cluster shows.
@@ -139,6 +147,12 @@ impl Attempted {
     /// The record that ends it with this verdict.
     pub(crate) fn ended(&self, verdict: Verdict, now: i64) -> Record {
         Record { verdict, at: now, seconds: self.seconds(now), checkpoint: self.live.checkpoint.clone() }
+    }
+
+    /// The newest checkpoint that is known of several attempts: what began anew counts before what was before.
+    pub fn newest_checkpoint<'a>(attempts: impl Iterator<Item = &'a Self>) -> Option<&'a CheckpointStatus> {
+        let known = attempts.filter_map(|attempt| Some((attempt.anew, attempt.checkpoint()?)));
+        known.max_by_key(|(anew, checkpoint)| (*anew, checkpoint.step)).map(|(_, checkpoint)| checkpoint)
     }
 
     /// The newest checkpoint that is known of it.

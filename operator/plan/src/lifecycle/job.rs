@@ -2,6 +2,7 @@
 
 use super::Said;
 use super::attempt::{Attempted, Live, StopCause};
+use super::queue::Grant;
 use super::stage::{Failing, Move, Stage, Waiting, gpu_seconds, held_seconds, next_move};
 use super::supply::Supplies;
 use crate::ComponentKind;
@@ -15,6 +16,8 @@ pub struct JobView<'a> {
     pub stages: Vec<(ComponentKind, Stage<'a>)>,
     /// What it needs.
     pub supplies: Supplies,
+    /// What its queue says.
+    pub queue: Grant,
     /// `spec.suspend`.
     pub suspend: bool,
     /// `spec.activeDeadlineSeconds`.
@@ -83,8 +86,9 @@ pub(crate) fn used_up(
 pub fn decide_job(view: &JobView<'_>) -> JobDecision {
     let all = || view.stages.iter().flat_map(|(_, stage)| stage.attempts.iter());
     let used = (held_seconds(all(), view.now), gpu_seconds(all(), view.now));
-    let stop = stop_cause(view.suspend, view.deadline, view.gpu_budget, used);
-    let may_start = view.supplies.complete();
+    let stop = stop_cause(view.suspend, view.deadline, view.gpu_budget, used)
+        .or_else(|| view.queue.stops(all().any(Attempted::open)));
+    let may_start = view.supplies.complete() && view.queue.admits();
     let moves: Vec<(ComponentKind, String, Move)> = view
         .stages
         .iter()
@@ -117,7 +121,7 @@ pub fn decide_job(view: &JobView<'_>) -> JobDecision {
             _ => (reason::BASELINE_PENDING, String::new()),
         });
     }
-    said.push(match all().filter_map(Attempted::checkpoint).max_by_key(|checkpoint| checkpoint.step) {
+    said.push(match Attempted::newest_checkpoint(all()) {
         Some(checkpoint) => (reason::CHECKPOINT_VERIFIED, format!("step {}", checkpoint.step)),
         // What was exported has been read back and compared.
         None if done => (reason::CHECKPOINT_VERIFIED, String::new()),
@@ -214,6 +218,10 @@ fn working(view: &JobView<'_>, moves: &[(ComponentKind, String, Move)], stop: Op
         (reason::TRAINING_WAITING_INDEX, what.to_owned())
     } else if let Some(what) = supplies.secret.missing() {
         (reason::TRAINING_WAITING_SECRET, what.to_owned())
+    } else if let Grant::Unavailable(why) = &view.queue {
+        (reason::TRAINING_QUEUE_UNAVAILABLE, why.clone())
+    } else if let Some(why) = view.queue.waits() {
+        (reason::TRAINING_QUEUED, why.to_owned())
     } else if let Some(what) = supplies.gateway.missing() {
         (reason::TRAINING_WAITING_GATEWAY, what.to_owned())
     } else {

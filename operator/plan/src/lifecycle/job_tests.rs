@@ -9,7 +9,7 @@ fn attempt(verdict: Option<Verdict>) -> Attempted {
     let live = Live { jobs: 1, holding: 1, running: true, since: Some(100), phase: "step 1".into(), ..Live::default() };
     let live = if verdict.is_some() { Live::default() } else { live };
     let record = verdict.map(|verdict| Record { verdict, at: 900, seconds: 40, checkpoint: None });
-    Attempted { number: 1, print: "p".into(), started: 1, gpus: 2, record, live }
+    Attempted { number: 1, print: "p".into(), started: 1, gpus: 2, anew: 0, record, live }
 }
 
 fn done() -> Verdict {
@@ -34,8 +34,15 @@ fn decide(baseline: &[Attempted], train: &[Attempted], change: impl FnOnce(&mut 
         (ComponentKind::Baseline, stage("b", baseline, Some("p"))),
         (ComponentKind::Training, stage("t", train, trained.then_some("p"))),
     ];
-    let mut view =
-        JobView { stages, supplies: Supplies::default(), suspend: false, deadline: None, gpu_budget: None, now: 1000 };
+    let mut view = JobView {
+        stages,
+        supplies: Supplies::default(),
+        queue: Grant::NotAsked,
+        suspend: false,
+        deadline: None,
+        gpu_budget: None,
+        now: 1000,
+    };
     change(&mut view);
     decide_job(&view)
 }

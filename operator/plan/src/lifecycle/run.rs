@@ -3,6 +3,7 @@
 use super::Said;
 use super::attempt::{Attempted, Live, StopCause};
 use super::job::{clock, stop_cause, used_up};
+use super::queue::Grant;
 use super::stage::{Move, Stage, Waiting, gpu_seconds, held_seconds, next_move};
 use super::supply::Supplies;
 use s3_crds::{FailureClass, reason};
@@ -16,6 +17,8 @@ pub struct RunView<'a> {
     pub stage: Stage<'a>,
     /// What it needs.
     pub supplies: Supplies,
+    /// What its queue says.
+    pub queue: Grant,
     /// `spec.suspend`.
     pub suspend: bool,
     /// `spec.activeDeadlineSeconds`.
@@ -42,8 +45,9 @@ pub fn decide_run(view: &RunView<'_>) -> RunDecision {
     let now = view.stage.now;
     let all = || view.fetch.iter().chain([&view.stage]).flat_map(|stage| stage.attempts.iter());
     let used = (held_seconds(all(), now), gpu_seconds(all(), now));
-    let stop = stop_cause(view.suspend, view.deadline, None, used);
-    let may_start = view.supplies.complete();
+    let stop =
+        stop_cause(view.suspend, view.deadline, None, used).or_else(|| view.queue.stops(all().any(Attempted::open)));
+    let may_start = view.supplies.complete() && view.queue.admits();
     let of = |stage: &Stage<'_>| next_move(&Stage { stop, may_start, ..stage.clone() });
     let (fetch, step) = (view.fetch.as_ref().map(of), of(&view.stage));
     let open: Vec<&Attempted> = all().filter(|attempt| attempt.open()).collect();
@@ -62,10 +66,10 @@ pub fn decide_run(view: &RunView<'_>) -> RunDecision {
     };
     let evaluating = match (speaks, live) {
         (Move::Done { .. } | Move::Fail(_), _) => (reason::EVAL_DONE, String::new()),
+        (Move::Run { .. }, Some(Live { queued: Some(why), .. })) => (reason::EVAL_QUEUED, why.clone()),
         (Move::Run { .. } | Move::Record { .. }, Some(live)) if live.running => {
             (reason::EVAL_RUNNING, live.phase.clone())
         }
-        (Move::Run { .. }, Some(Live { queued: Some(why), .. })) => (reason::EVAL_QUEUED, why.clone()),
         (Move::Run { .. }, Some(live)) => {
             let why = live.unschedulable.clone().or_else(|| live.waiting.clone());
             (reason::EVAL_STARTING, why.unwrap_or_default())
@@ -84,6 +88,10 @@ pub fn decide_run(view: &RunView<'_>) -> RunDecision {
                 (reason::EVAL_WAITING_JOB, what.to_owned())
             } else if let Some(what) = supplies.secret.missing() {
                 (reason::EVAL_WAITING_SECRET, what.to_owned())
+            } else if let Grant::Unavailable(why) = &view.queue {
+                (reason::EVAL_QUEUE_UNAVAILABLE, why.clone())
+            } else if let Some(why) = view.queue.waits() {
+                (reason::EVAL_QUEUED, why.to_owned())
             } else if let Some(what) = supplies.gateway.missing() {
                 (reason::EVAL_WAITING_GATEWAY, what.to_owned())
             } else {
@@ -127,7 +135,7 @@ mod tests {
             now: 100,
             seed: "u",
         };
-        decide_run(&RunView { fetch: None, stage, supplies, suspend, deadline })
+        decide_run(&RunView { fetch: None, stage, supplies, queue: Grant::NotAsked, suspend, deadline })
             .said
             .into_iter()
             .map(|(reason, _)| reason.name)
@@ -138,7 +146,7 @@ mod tests {
         let live = Live { jobs: 1, holding: 1, running: true, since: Some(90), ..Live::default() };
         let live = if verdict.is_some() { Live::default() } else { live };
         let record = verdict.map(|verdict| Record { verdict, at: 95, seconds: 5, checkpoint: None });
-        Attempted { number: 1, print: "p".into(), started: 1, gpus: 0, record, live }
+        Attempted { number: 1, print: "p".into(), started: 1, gpus: 0, anew: 0, record, live }
     }
 
     #[test]

@@ -106,6 +106,10 @@ pub enum Move {
 
 /// Decides.
 pub fn next_move(stage: &Stage<'_>) -> Move {
+    // Each attempt queues anew: what the queue took back is over, and no failure.
+    if let Some(taken) = stage.attempts.iter().find(|attempt| attempt.open() && attempt.live.evicted) {
+        return record(taken, Verdict::Stopped { cause: StopCause::Queue }, stage.now);
+    }
     // What has ended is written down before anything else, whatever is asked for now.
     for attempt in stage.attempts.iter().filter(|attempt| attempt.open()) {
         let verdict = match &attempt.live.end {
@@ -123,11 +127,12 @@ pub fn next_move(stage: &Stage<'_>) -> Move {
             return record(attempt, Verdict::Stopped { cause }, stage.now);
         }
     }
-    // What is over lets go of its pods. Jobs of a failed attempt stay for their logs once nothing of it works.
+    // What is over lets go of its pods, and of Jobs that would still make some. Other Jobs of a failed attempt stay
+    // for their logs.
     for attempt in stage.attempts {
         let Some(record) = &attempt.record else { continue };
         let stopped = matches!(record.verdict, Verdict::Stopped { .. });
-        if attempt.live.jobs > 0 && (stopped || attempt.live.holding > 0) {
+        if attempt.live.jobs > 0 && (stopped || attempt.live.holding > 0 || attempt.live.unmade > 0) {
             return Move::Remove { attempt: attempt.number };
         }
     }
@@ -163,6 +168,18 @@ pub fn next_move(stage: &Stage<'_>) -> Move {
     if stage.may_start { Move::Start { attempt: newest + 1 } } else { Move::Wait(Waiting::Needs) }
 }
 
+/// Whether the next attempt begins anew, from the first step, because the last one failed so that a rule asks for it.
+pub fn begins_anew(attempts: &[Attempted], print: Option<&str>, policy: &FailurePolicy) -> bool {
+    let Some(last) = attempts.iter().max_by_key(|attempt| attempt.number) else { return false };
+    let Some(Verdict::Failed { class, .. }) = last.record.as_ref().map(|record| &record.verdict) else { return false };
+    print == Some(last.print.as_str()) && action(policy, *class) == FailureAction::Restart
+}
+
+fn action(policy: &FailurePolicy, class: FailureClass) -> FailureAction {
+    let rule = policy.rules.iter().find(|rule| rule.class == class);
+    rule.map_or_else(|| default_action(class), |rule| rule.action)
+}
+
 fn record(attempt: &Attempted, verdict: Verdict, now: i64) -> Move {
     Move::Record { attempt: attempt.number, record: Box::new(attempt.ended(verdict, now)) }
 }
@@ -195,9 +212,8 @@ fn after_failures(stage: &Stage<'_>, print: &str) -> Result<Option<(i64, Failure
     let Some((number, class, message, at)) = failures.last().copied() else { return Ok(None) };
     let told = format!("attempt {number}: {}: {message}", class_word(class));
     let rule = stage.policy.rules.iter().find(|rule| rule.class == class);
-    let action = rule.map_or_else(|| default_action(class), |rule| rule.action);
     let lost = u32::try_from(failures.len()).unwrap_or(u32::MAX);
-    if action == FailureAction::Fail {
+    if action(stage.policy, class) == FailureAction::Fail {
         return Err(Failing { class, message: told, by_class: true });
     }
     let of_class = failures.iter().filter(|(_, of, ..)| *of == class).count();

@@ -6,7 +6,7 @@ use serde_json::json;
 
 fn open(number: u32) -> Attempted {
     let live = Live { jobs: 1, holding: 1, running: true, since: Some(100), ..Live::default() };
-    Attempted { number, print: "p".into(), started: 90, gpus: 2, record: None, live }
+    Attempted { number, print: "p".into(), started: 90, gpus: 2, anew: 0, record: None, live }
 }
 
 fn over(number: u32, verdict: Verdict) -> Attempted {
@@ -121,4 +121,25 @@ fn what_was_used_is_summed_over_attempts() {
     let attempts = [failed(1, FailureClass::Storage), open(2)];
     assert_eq!(gpu_seconds(attempts.iter(), 130), 2 * 50 + 2 * 30);
     assert_eq!(held_seconds(attempts.iter(), 130), 80);
+}
+
+#[test]
+fn a_rule_lets_work_begin_anew_once_for_each_failure() {
+    let rule = |class| FailureRule { class, action: FailureAction::Restart, limit: Some(2) };
+    let policy = FailurePolicy { rules: vec![rule(FailureClass::NotANumber)], ..FailurePolicy::default() };
+    let wrong = failed(1, FailureClass::NotANumber);
+    assert!(begins_anew(std::slice::from_ref(&wrong), Some("p"), &policy));
+    assert!(
+        !begins_anew(std::slice::from_ref(&wrong), Some("q"), &policy),
+        "other settings have a folder of their own"
+    );
+    assert!(!begins_anew(std::slice::from_ref(&wrong), Some("p"), &FailurePolicy::default()));
+    // The next one was suspended: it goes on where it began anew.
+    let stopped = over(2, Verdict::Stopped { cause: StopCause::Suspended });
+    assert!(!begins_anew(&[wrong.clone(), stopped], Some("p"), &policy));
+    let Move::Wait(Waiting::Backoff { next: 2, .. }) = next_move(&stage(std::slice::from_ref(&wrong), &policy)) else {
+        panic!()
+    };
+    let again = [wrong, failed(2, FailureClass::NotANumber)];
+    assert!(matches!(next_move(&stage(&again, &policy)), Move::Fail(_)), "the limit counts");
 }

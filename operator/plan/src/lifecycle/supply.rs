@@ -44,12 +44,16 @@ impl Supplies {
 }
 
 /// Whether a job or evaluation with these conditions needs its gateway now: not before what else it waits for
-/// is there, not while it is suspended, and once it is over only while its searcher is served.
-pub fn wants_gateway(conditions: &[Condition], serves: bool) -> bool {
+/// is there, not while it is suspended, and once it is over only while its searcher is served. What is `admitted` as
+/// a whole (`queue.mode: Workload`) needs none while it waits in its queue.
+pub fn wants_gateway(conditions: &[Condition], serves: bool, admitted_whole: bool) -> bool {
     if serves && is_true(conditions, condition_type::SUCCEEDED) {
         return true;
     }
-    let early = ["WaitingForIndex", "WaitingForJob", "WaitingForSecret"];
+    let mut early = vec!["WaitingForIndex", "WaitingForJob", "WaitingForSecret", "QueueUnavailable"];
+    if admitted_whole {
+        early.push("Queued");
+    }
     let work =
         [condition_type::TRAINING, condition_type::EVALUATING].iter().find_map(|type_| condition(conditions, type_));
     unfinished(conditions)
@@ -94,13 +98,16 @@ mod tests {
             (vec![reason::TRAINING_DONE, reason::JOB_SUCCEEDED], false),
             (vec![reason::TRAINING_DONE, reason::JOB_DEADLINE], false),
             (vec![reason::TRAINING_WAITING_GATEWAY, reason::JOB_SUSPENDED], false),
+            (vec![reason::TRAINING_QUEUED, reason::JOB_PROGRESSING], false),
             (vec![reason::EVAL_WAITING_JOB], false),
             (vec![reason::EVAL_RUNNING], true),
         ] {
-            assert_eq!(wants_gateway(&said(&reasons), false), wanted, "{reasons:?}");
+            assert_eq!(wants_gateway(&said(&reasons), false, true), wanted, "{reasons:?}");
         }
-        assert!(wants_gateway(&said(&[reason::TRAINING_DONE, reason::JOB_SUCCEEDED]), true));
-        assert!(!wants_gateway(&said(&[reason::TRAINING_DONE, reason::JOB_DEADLINE]), true));
+        assert!(wants_gateway(&said(&[reason::TRAINING_DONE, reason::JOB_SUCCEEDED]), true, false));
+        assert!(!wants_gateway(&said(&[reason::TRAINING_DONE, reason::JOB_DEADLINE]), true, false));
+        let by_label = said(&[reason::TRAINING_QUEUED, reason::JOB_PROGRESSING]);
+        assert!(wants_gateway(&by_label, false, false), "its Job may be admitted at any time");
         assert!(holds(&said(&[reason::JOB_SUCCEEDED]), true) && !holds(&said(&[reason::JOB_SUCCEEDED]), false));
     }
 }

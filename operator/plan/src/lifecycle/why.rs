@@ -73,19 +73,19 @@ fn speaker(kind: Kind, conditions: &[Condition]) -> Option<&Condition> {
 
 fn blocked_by(object: &Value, reason: &str) -> Vec<(Kind, String)> {
     let text = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-    let index = || text(object, "/spec/retriever/indexRef/name").map(|name| (Kind::RetrieverIndex, name));
-    match reason {
-        "WaitingForIndex" => index().into_iter().collect(),
-        "WaitingForJob" => {
-            let arms = object.pointer("/spec/arms").and_then(Value::as_array);
-            let jobs = arms.into_iter().flatten().filter_map(|arm| text(arm, "/searcher/jobRef/name"));
-            let mut jobs: Vec<(Kind, String)> = jobs.map(|name| (Kind::S3TrainingJob, name)).collect();
-            jobs.sort();
-            jobs.dedup();
-            jobs
+    let arms = || object.pointer("/spec/arms").and_then(Value::as_array).into_iter().flatten();
+    let of_arms = |pointer: &'static str| arms().filter_map(move |arm| text(arm, pointer));
+    let mut found: Vec<(Kind, String)> = match reason {
+        "WaitingForIndex" => {
+            let indices = text(object, "/spec/retriever/indexRef/name").into_iter();
+            indices.chain(of_arms("/retriever/indexRef/name")).map(|name| (Kind::RetrieverIndex, name)).collect()
         }
+        "WaitingForJob" => of_arms("/searcher/jobRef/name").map(|name| (Kind::S3TrainingJob, name)).collect(),
         _ => Vec::new(),
-    }
+    };
+    found.sort();
+    found.dedup();
+    found
 }
 
 #[cfg(test)]

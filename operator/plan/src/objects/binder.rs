@@ -213,7 +213,12 @@ impl Binder for ClusterBinder<'_> {
             let identity = work_identity(self.plan, component, self.observed).map_err(|on| {
                 PlanError::Binding(format!("the folder of {} waits for the outcome of {on}", component.name))
             })?;
-            folder.push(identity.settings.get(..IDENTITY).unwrap_or(&identity.settings));
+            let mark = identity.settings.get(..IDENTITY).unwrap_or(&identity.settings);
+            match self.observed.anew.get(&component.name) {
+                // What was before is kept aside.
+                Some(attempt) => folder.push(format!("{mark}-a{attempt}")),
+                None => folder.push(mark),
+            }
         }
         Ok(below(folder, path))
     }

@@ -4,11 +4,11 @@ use super::Context;
 use super::labels::belongs_to;
 use crate::names::join;
 use crate::objects::{Object, Surroundings};
-use crate::{Component, ComponentKind, Plan, PlanError};
+use crate::{Component, ComponentKind, Plan, PlanError, Symbol};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use s3_crds::{AccessMode, Storage, StorageMode};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of a claim beside what its components say they write.
 const SPARE: u64 = 1 << 30;
@@ -32,7 +32,7 @@ pub(crate) struct Claim {
 pub(crate) fn claim_of(plan: &Plan, surroundings: &Surroundings, component: &Component) -> Option<Claim> {
     let (resource, storage, field, own) = match (component.kind, belongs_to(component)) {
         // Its servers read the index and keep nothing of their own.
-        (ComponentKind::Retriever | ComponentKind::Searcher, _) => return None,
+        (ComponentKind::Retriever | ComponentKind::Searcher | ComponentKind::ModelServer, _) => return None,
         (ComponentKind::Gateway | ComponentKind::GatewayFetch, _) | (_, None) => {
             let gateway = gateway_of(plan, component);
             let own = format!("{gateway}-data");
@@ -51,6 +51,17 @@ pub(crate) fn claim_of(plan: &Plan, surroundings: &Surroundings, component: &Com
     };
     let made = storage.claim_name.is_none();
     Some(Claim { name: storage.claim_name.clone().unwrap_or(own), made, storage, resource, field })
+}
+
+/// Names of all claims that the components of a plan mount: their own, and those that the resources name.
+pub fn claims_of_plan(plan: &Plan, surroundings: &Surroundings) -> BTreeSet<String> {
+    let own = plan.components.iter().filter_map(|component| claim_of(plan, surroundings, component));
+    let named = plan.components.iter().flat_map(|component| component.config.symbols());
+    let named = named.filter_map(|symbol| match symbol {
+        Symbol::Volume { name, .. } => Some(name),
+        _ => None,
+    });
+    own.map(|claim| claim.name).chain(named).collect()
 }
 
 /// The gateway that a component is, or fetches for: both share one volume.
@@ -103,7 +114,7 @@ pub(crate) fn check(
 }
 
 /// Whether pods on several nodes may mount a claim of these modes.
-pub(crate) fn shared(modes: &std::collections::BTreeSet<AccessMode>, writes: bool) -> bool {
+pub(crate) fn shared(modes: &BTreeSet<AccessMode>, writes: bool) -> bool {
     modes.contains(&AccessMode::ReadWriteMany) || (!writes && modes.contains(&AccessMode::ReadOnlyMany))
 }
 

@@ -41,7 +41,7 @@ pub fn label_value(name: &str) -> String {
 /// The resource (`Kind`, name) that a component belongs to; a gateway belongs to all its users alike.
 pub fn belongs_to(component: &Component) -> Option<(&str, &str)> {
     let kind = match component.kind {
-        ComponentKind::Gateway | ComponentKind::GatewayFetch => return None,
+        ComponentKind::Gateway | ComponentKind::GatewayFetch | ComponentKind::ModelServer => return None,
         ComponentKind::Fetch => return component.owners.iter().find_map(|owner| owner.split_once('/')),
         ComponentKind::IndexBuild | ComponentKind::Retriever => "RetrieverIndex",
         ComponentKind::Baseline | ComponentKind::WarmStart | ComponentKind::Training | ComponentKind::Searcher => {
@@ -137,6 +137,7 @@ pub(crate) fn component_word(kind: ComponentKind) -> &'static str {
         ComponentKind::IndexBuild => "index-build",
         ComponentKind::Retriever => "retriever",
         ComponentKind::Gateway => "gateway",
+        ComponentKind::ModelServer => "model-server",
         ComponentKind::Baseline => "baseline",
         ComponentKind::WarmStart => "warm-start",
         ComponentKind::Training => "training",

@@ -7,6 +7,7 @@
 //! | component | objects |
 //! |---|---|
 //! | job | claim of its resource, `ConfigMap NAME-a<attempt>`, `NetworkPolicy NAME`, one `Job NAME-a<attempt>-r<rank>` per replica, a headless `Service NAME-a<attempt>` when there are several |
+//! | model server | `NetworkPolicy NAME`, `Service`, `Deployment NAME` |
 //! | service | claim where it keeps something, `ConfigMap NAME-<digest>`, `NetworkPolicy NAME`, `Service`, `Deployment NAME` |
 
 mod binder;
@@ -16,20 +17,23 @@ mod network;
 mod object;
 mod pod;
 mod queue;
+mod server;
 mod surroundings;
 mod workload;
 
+pub use crate::server::SERVER_PREFIX;
 pub use binder::ClusterBinder;
+pub use claims::claims_of_plan;
 pub use labels::{
     ATTEMPT_LABEL, CLIENT_LABEL_PREFIX, COMPONENT_LABEL, FINGERPRINT_ANNOTATION, KIND_LABEL, MANAGER, NAME_LABEL,
     STEPS_ANNOTATION, WORK_ANNOTATION, belongs_to, component_selector, identity_of, label_value,
 };
 pub use object::{Object, Writing};
-pub use queue::workload;
+pub use queue::{KUEUE, Queueing, WORKER_SET, queue_of, workload, workload_name};
 pub use surroundings::{Attempt, Image, Images, Network, Surroundings};
 pub use workload::{config_map_name, job_name, service_name};
 
-use crate::{Component, Observed, Plan, PlanError, Role, Symbol, fingerprint};
+use crate::{Component, ComponentKind, Observed, Plan, PlanError, Role, Symbol, fingerprint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 /// Port of `/metrics`, `/healthz` and `/readyz` in every pod.
@@ -81,6 +85,9 @@ pub fn render(
     objects.extend(network::policy(&context)?);
     match component.role {
         Role::Job => workload::job(&context, &binder, &mut objects)?,
+        Role::Service if component.kind == ComponentKind::ModelServer => {
+            server::objects(&context, &binder, &mut objects)?;
+        }
         Role::Service => workload::service(&context, &binder, &mut objects)?,
     }
     Ok(objects)

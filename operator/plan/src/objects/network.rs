@@ -2,7 +2,7 @@
 
 use super::binder::port_number;
 use super::workload::client_label;
-use super::{ADMIN_PORT_NUMBER, Context, Object, component_selector, pod};
+use super::{ADMIN_PORT_NUMBER, Context, HTTP_PORT_NUMBER, Object, component_selector, pod};
 use crate::{ADMIN_PORT, ComponentKind, PlanError, Role};
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
@@ -32,7 +32,7 @@ fn ingress(context: &Context<'_>) -> Result<Vec<NetworkPolicyIngressRule>, PlanE
     let (component, network) = (context.component, &context.surroundings.network);
     let mut rules = vec![NetworkPolicyIngressRule {
         from: Some(vec![namespace(network.scraper_namespaces.clone())]),
-        ports: Some(vec![tcp(ADMIN_PORT_NUMBER)]),
+        ports: Some(vec![tcp(if component.ports.contains(ADMIN_PORT) { ADMIN_PORT_NUMBER } else { HTTP_PORT_NUMBER })]),
     }];
     let served: Vec<_> = component.ports.iter().filter(|port| *port != ADMIN_PORT).collect();
     if !served.is_empty() {
@@ -79,6 +79,10 @@ fn egress(context: &Context<'_>) -> Result<Vec<NetworkPolicyEgressRule>, PlanErr
         let ports: BTreeSet<u16> = component.endpoints.iter().filter_map(|endpoint| url_port(&endpoint.url)).collect();
         let ports = ports.into_iter().map(tcp).collect();
         rules.push(NetworkPolicyEgressRule { to: None, ports: Some(ports) });
+    }
+    // A server that fetches its model itself.
+    if component.kind == ComponentKind::ModelServer && component.config.value["hub"] == true {
+        rules.push(NetworkPolicyEgressRule { to: None, ports: Some(vec![tcp(443)]) });
     }
     if matches!(component.kind, ComponentKind::Fetch | ComponentKind::GatewayFetch) {
         rules.push(NetworkPolicyEgressRule { to: None, ports: Some(vec![tcp(443), tcp(80)]) });

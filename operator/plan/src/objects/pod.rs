@@ -58,7 +58,7 @@ pub(crate) fn template(
     config_map: &str,
     key: &str,
 ) -> Result<PodTemplateSpec, PlanError> {
-    let (surroundings, component) = (context.surroundings, context.component);
+    let component = context.component;
     let pod = context.plan.placements.of(component).pod;
     let (mut volumes, mut mounts) = binder.mounts(context.attempt.replicas)?;
     volumes.push(Volume {
@@ -72,6 +72,21 @@ pub(crate) fn template(
         mounts.push(read_only("token", TOKEN));
     }
 
+    let job = component.role == Role::Job;
+    let container = container(context, &pod, format!("{CONFIG}/{key}"), mounts)?;
+    let spec = spec(context, &pod, container, volumes, if job { JOB_GRACE } else { SERVICE_GRACE })?;
+    Ok(PodTemplateSpec { metadata: Some(metadata(context, &pod)), spec: Some(spec) })
+}
+
+/// The pod around a container, under the restricted pod security standard.
+pub(crate) fn spec(
+    context: &Context<'_>,
+    pod: &PodOverrides,
+    container: Container,
+    volumes: Vec<Volume>,
+    grace: i64,
+) -> Result<PodSpec, PlanError> {
+    let (surroundings, component) = (context.surroundings, context.component);
     let pull = surroundings.images.pull_secrets.iter().chain(pod.image_pull_secrets.iter().map(|secret| &secret.name));
     let pull: Vec<_> = pull.map(|name| LocalObjectReference { name: name.clone() }).collect();
     let affinity = match &pod.affinity {
@@ -85,11 +100,11 @@ pub(crate) fn template(
         None => None,
     };
     let job = component.role == Role::Job;
-    let spec = PodSpec {
-        containers: vec![container(context, &pod, format!("{CONFIG}/{key}"), mounts)?],
+    Ok(PodSpec {
+        containers: vec![container],
         volumes: Some(volumes),
         restart_policy: Some(if job { "Never" } else { "Always" }.into()),
-        termination_grace_period_seconds: Some(if job { JOB_GRACE } else { SERVICE_GRACE }),
+        termination_grace_period_seconds: Some(grace),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         service_account_name: pod.service_account_name.clone().or_else(|| surroundings.service_account.clone()),
@@ -109,12 +124,11 @@ pub(crate) fn template(
         priority_class_name: pod.priority_class_name.clone(),
         runtime_class_name: pod.runtime_class_name.clone(),
         ..PodSpec::default()
-    };
-    Ok(PodTemplateSpec { metadata: Some(metadata(context, &pod)), spec: Some(spec) })
+    })
 }
 
 /// Labels and annotations; a resource adds others and changes none of the operator's.
-fn metadata(context: &Context<'_>, pod: &PodOverrides) -> ObjectMeta {
+pub(crate) fn metadata(context: &Context<'_>, pod: &PodOverrides) -> ObjectMeta {
     let mut labels = pod.labels.clone();
     labels.extend(context.attempt_labels());
     for need in services(context) {
@@ -129,6 +143,32 @@ fn metadata(context: &Context<'_>, pod: &PodOverrides) -> ObjectMeta {
     ObjectMeta { labels: Some(labels), annotations: Some(annotations), ..ObjectMeta::default() }
 }
 
+/// The image: of the pod's own, or by program.
+pub(crate) fn image(context: &Context<'_>, pod: &PodOverrides) -> Result<String, PlanError> {
+    let (surroundings, component) = (context.surroundings, context.component);
+    let gpus = component.resources.gpus > 0;
+    match (&pod.image, surroundings.images.by_binary.get(&component.binary)) {
+        (Some(image), _) => Ok(image.clone()),
+        (None, Some(image)) => Ok(image.cuda.as_ref().filter(|_| gpus).unwrap_or(&image.cpu).clone()),
+        (None, None) => Err(PlanError::Binding(format!(
+            "there is no image of {}; name one in the chart's values (workers.images), or in the pod's own image",
+            component.binary
+        ))),
+    }
+}
+
+/// What a container may do: nothing that it need not.
+pub(crate) fn restricted() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
+        privileged: Some(false),
+        read_only_root_filesystem: Some(true),
+        run_as_non_root: Some(true),
+        ..SecurityContext::default()
+    }
+}
+
 fn container(
     context: &Context<'_>,
     pod: &PodOverrides,
@@ -136,17 +176,7 @@ fn container(
     mounts: Vec<VolumeMount>,
 ) -> Result<Container, PlanError> {
     let (surroundings, component) = (context.surroundings, context.component);
-    let gpus = component.resources.gpus > 0;
-    let image = match (&pod.image, surroundings.images.by_binary.get(&component.binary)) {
-        (Some(image), _) => image.clone(),
-        (None, Some(image)) => image.cuda.as_ref().filter(|_| gpus).unwrap_or(&image.cpu).clone(),
-        (None, None) => {
-            return Err(PlanError::Binding(format!(
-                "there is no image of {}; name one in the chart's values",
-                component.binary
-            )));
-        }
-    };
+    let image = image(context, pod)?;
     let mut args = component.args.clone();
     args.extend(["--config".to_owned(), config]);
     let probes = probes(component.role);
@@ -164,14 +194,7 @@ fn container(
         readiness_probe: probes.readiness,
         termination_message_path: Some(TERMINATION.into()),
         termination_message_policy: Some("FallbackToLogsOnError".into()),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
-            privileged: Some(false),
-            read_only_root_filesystem: Some(true),
-            run_as_non_root: Some(true),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(restricted()),
         ..Container::default()
     })
 }
@@ -220,7 +243,7 @@ fn ports(context: &Context<'_>) -> Result<Vec<ContainerPort>, PlanError> {
 }
 
 /// The operator's own variables first; a resource adds others and changes none of them.
-fn environment(added: &[s3_crds::EnvVar]) -> Vec<EnvVar> {
+pub(crate) fn environment(added: &[s3_crds::EnvVar]) -> Vec<EnvVar> {
     let own = [("S3_LOG_FORMAT", "json"), ("HOME", "/tmp"), ("NO_COLOR", "1")];
     let mut all: Vec<EnvVar> = own
         .iter()
@@ -241,7 +264,7 @@ fn environment(added: &[s3_crds::EnvVar]) -> Vec<EnvVar> {
 }
 
 /// What the resource asks; GPUs stand in both lists, as Kubernetes wants them.
-fn resources(context: &Context<'_>) -> ResourceRequirements {
+pub(crate) fn resources(context: &Context<'_>) -> ResourceRequirements {
     let component = context.component;
     let asked = if component.kind == crate::ComponentKind::Gateway {
         context.surroundings.gateway_resources.clone()

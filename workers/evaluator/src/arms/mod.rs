@@ -1,16 +1,27 @@
-//! The compared methods. An arm gathers passages for questions; the same frozen generator answers from them.
+//! The compared methods. An arm gathers passages for questions; the same frozen generator answers from them, unless
+//! the method answers itself.
+//!
+//! * `direct`, `rag`, `budget`: nothing, the top passages of the raw question, as many as another arm's.
+//! * `searcher`: s3, a trained searcher's episodes.
+//! * `played`: every other method, by its machine of [`s3_search::script`].
+//! * `place`, `control`: where an arm searches.
 
 mod budget;
+mod control;
 mod direct;
+mod place;
+mod played;
 mod rag;
 mod searcher;
 
+pub use place::Places;
 pub use searcher::{Searcher, SearcherArm};
 
 use crate::error::EvalError;
-use s3_config::{ArmConfig, ArmMethod};
+use crate::units::ArmResults;
+use s3_config::{AnswerBy, ArmConfig, ArmMethod, BudgetUnit, Control};
 use s3_rollout::record::EpisodeRecord;
-use s3_rollout::{Retrieve, RolloutError};
+use s3_rollout::{ChatSource, Retrieve, RolloutError};
 use s3_search::{Passage, Question};
 use s3_telemetry::Shutdown;
 use serde::{Deserialize, Serialize};
@@ -26,6 +37,12 @@ pub struct Gathered {
     /// The searcher's episode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub episode: Option<EpisodeRecord>,
+    /// The method's own answer, where it answers itself; empty when it gave none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<String>,
+    /// Why the question could not be played: the served model refuses it. It has no verdict then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// One method.
@@ -35,48 +52,84 @@ pub trait Arm {
     fn gather(&mut self, first: usize, questions: &[Question]) -> Result<Vec<Gathered>, RolloutError>;
 }
 
-/// What arms are made of.
+/// What an arm is made of.
+#[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
     /// Ranks passages.
     pub retriever: &'a dyn Retrieve,
+    /// The generator's model, for methods without one of their own.
+    pub chat: &'a dyn ChatSource,
+    /// Words of a passage that the generator reads; 0 is all.
+    pub passage_words: u32,
     /// Stops episodes.
     pub shutdown: &'a Shutdown,
     /// Seed of the run.
     pub seed: u64,
 }
 
-/// Makes an arm; a searcher is loaded here. `budgets`: per question of the set, the passages that the arm
-/// named by `budgetFrom` handed over.
+/// Makes an arm; a searcher is loaded here. `budgets`: per question of the set, what the arm named by `budgetFrom`
+/// handed over.
 pub fn open<'a>(
     arm: &'a ArmConfig,
-    around: &'a Surroundings<'a>,
+    around: Surroundings<'a>,
     budgets: Vec<usize>,
 ) -> Result<Box<dyn Arm + 'a>, EvalError> {
+    if let Some((kind, config)) = arm.method.played() {
+        let model = config.searcher.as_ref().map(Searcher::load).transpose()?;
+        return Ok(Box::new(played::Played { kind, config, model, around }));
+    }
+    let Surroundings { retriever, passage_words, .. } = around;
     Ok(match &arm.method {
-        ArmMethod::Direct {} => Box::new(direct::Direct),
-        ArmMethod::Rag { top_k } => Box::new(rag::Rag { retriever: around.retriever, top_k: *top_k }),
-        ArmMethod::SameBudgetRag { .. } => Box::new(budget::SameBudget { retriever: around.retriever, budgets }),
-        ArmMethod::S3 { searcher, search, temperature, batch } => {
-            let searcher = Searcher::load(searcher)?;
-            Box::new(SearcherArm { searcher, search, temperature: *temperature, batch: *batch, around })
+        ArmMethod::Rag { top_k, ranking } => Box::new(rag::Rag { retriever, top_k: *top_k, ranking: *ranking }),
+        ArmMethod::SameBudgetRag { budget_by, ranking, .. } => {
+            let (by, ranking) = (*budget_by, *ranking);
+            Box::new(budget::SameBudget { retriever, budgets, by, ranking, passage_words })
         }
+        ArmMethod::S3 { searcher, search, temperature, top_p, batch } => {
+            let searcher = Searcher::load(searcher)?;
+            let (temperature, top_p, batch) = (*temperature, *top_p, *batch);
+            Box::new(SearcherArm { searcher, search, temperature, top_p, batch, around })
+        }
+        _ => Box::new(direct::Direct),
     })
 }
 
-/// The arm that this one takes its budgets from.
-pub fn budget_from(arm: &ArmConfig) -> Option<&str> {
+/// The arm that this one takes its budgets from, and what is counted.
+pub fn budget_from(arm: &ArmConfig) -> Option<(&str, BudgetUnit)> {
     match &arm.method {
-        ArmMethod::SameBudgetRag { budget_from } => Some(budget_from),
-        ArmMethod::Direct {} | ArmMethod::Rag { .. } | ArmMethod::S3 { .. } => None,
+        ArmMethod::SameBudgetRag { budget_from, budget_by, .. } => Some((budget_from, *budget_by)),
+        _ => None,
     }
+}
+
+/// What an arm handed over, question by question.
+pub fn budgets(of: &ArmResults, by: BudgetUnit, passage_words: u32) -> Vec<usize> {
+    of.gathered.iter().map(|one| budget::budget(&one.passages, by, passage_words)).collect()
 }
 
 /// Whether the arm plays episodes.
 pub fn has_searcher(arm: &ArmConfig) -> bool {
-    match &arm.method {
-        ArmMethod::S3 { .. } => true,
-        ArmMethod::Direct {} | ArmMethod::Rag { .. } | ArmMethod::SameBudgetRag { .. } => false,
+    matches!(arm.method, ArmMethod::S3 { .. }) || arm.method.played().is_some()
+}
+
+/// What a reader of the table must know of the arms themselves.
+pub fn notes(arms: &[ArmConfig]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for arm in arms {
+        let (name, control) = (&arm.name, arm.retriever.as_ref().and_then(|own| own.control));
+        match control {
+            Some(Control::Oracle) => notes.push(format!(
+                "{name}: an oracle, no method: its retriever looks at the gold answers and finds passages with one first."
+            )),
+            Some(Control::Random) => notes.push(format!("{name}: a control: its retriever finds random passages.")),
+            Some(Control::Empty) => notes.push(format!("{name}: a control: its retriever finds nothing.")),
+            None => {}
+        }
+        if arm.method.played().is_some_and(|(_, played)| played.answer == AnswerBy::Own) {
+            notes.push(format!("{name}: answers itself; the generator reads none of its passages."));
+        }
     }
+    notes
 }
 
 /// The order in which arms run: those whose budgets others take come first, else as configured. Also refuses
@@ -92,7 +145,7 @@ pub fn order(arms: &[ArmConfig]) -> Result<Vec<usize>, EvalError> {
         if arms[..at].iter().any(|other| other.name == arm.name) {
             return Err(EvalError::Config(format!("arm name {:?} stands twice; give each arm its own", arm.name)));
         }
-        let Some(from) = budget_from(arm) else { continue };
+        let Some((from, _)) = budget_from(arm) else { continue };
         match arms.iter().find(|other| other.name == from) {
             None => {
                 return Err(EvalError::Config(format!("arm {:?}: budgetFrom names no arm: {from:?}", arm.name)));
@@ -112,6 +165,11 @@ pub fn order(arms: &[ArmConfig]) -> Result<Vec<usize>, EvalError> {
     }
     order.append(&mut later);
     Ok(order)
+}
+
+/// The questions, as a retriever is told them.
+fn asked(questions: &[Question]) -> Vec<&Question> {
+    questions.iter().collect()
 }
 
 /// The questions' own texts, as queries.
@@ -139,8 +197,25 @@ mod tests {
         }
     }
 
+    struct Silent;
+
+    impl ChatSource for Silent {
+        fn complete(
+            &self,
+            _: &[(&[s3_search::Message], Vec<String>)],
+            _: s3_rollout::ChatSampling,
+        ) -> Result<Vec<s3_rollout::CompletionOutcome>, RolloutError> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn same_budget(from: &str) -> ArmMethod {
+        let ranking = RetrievalMethod::Default;
+        ArmMethod::SameBudgetRag { budget_from: from.into(), budget_by: BudgetUnit::Passages, ranking }
+    }
+
     fn arm(name: &str, method: ArmMethod) -> ArmConfig {
-        ArmConfig { name: name.into(), method }
+        ArmConfig { name: name.into(), retriever: None, method }
     }
 
     #[test]
@@ -148,9 +223,11 @@ mod tests {
         let questions: Vec<Question> =
             (0..7).map(|at| Question { question: format!("q{at}"), ..Question::default() }).collect();
         let budgets = vec![0, 3, 1, 5, 2, 2, 4];
-        let config = arm("same", ArmMethod::SameBudgetRag { budget_from: "s3".into() });
-        let around = Surroundings { retriever: &Numbered, shutdown: &Shutdown::default(), seed: 1 };
-        let mut same = open(&config, &around, budgets.clone()).unwrap();
+        let config = arm("same", same_budget("s3"));
+        let shutdown = Shutdown::default();
+        let around =
+            Surroundings { retriever: &Numbered, chat: &Silent, passage_words: 0, shutdown: &shutdown, seed: 1 };
+        let mut same = open(&config, around, budgets.clone()).unwrap();
         let mut counts = Vec::new();
         for first in [0, 3, 6] {
             let chunk = &questions[first..(first + 3).min(7)];
@@ -167,9 +244,9 @@ mod tests {
 
     #[test]
     fn budgets_are_taken_after_they_are_known() {
-        let same = |from: &str| ArmMethod::SameBudgetRag { budget_from: from.into() };
-        let arms =
-            [arm("same", same("rag")), arm("rag", ArmMethod::Rag { top_k: 3 }), arm("none", ArmMethod::Direct {})];
+        let same = same_budget;
+        let rag = ArmMethod::Rag { top_k: 3, ranking: RetrievalMethod::Default };
+        let arms = [arm("same", same("rag")), arm("rag", rag), arm("none", ArmMethod::Direct {})];
         assert_eq!(order(&arms).unwrap(), [1, 2, 0]);
         for bad in [
             vec![arm("a", same("b"))],

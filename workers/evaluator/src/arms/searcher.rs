@@ -1,6 +1,6 @@
 //! s3: a searcher plays episodes, what it selected goes to the generator.
 
-use super::{Arm, Gathered, Surroundings, raw};
+use super::{Arm, Gathered, Surroundings, asked, raw};
 use crate::error::EvalError;
 use s3_config::{ModelSpec, SearchConfig};
 use s3_model::Decoder;
@@ -10,8 +10,8 @@ use s3_search::Question;
 
 /// A loaded searcher.
 pub struct Searcher {
-    decoder: Decoder,
-    codec: ModelCodec,
+    pub(super) decoder: Decoder,
+    pub(super) codec: ModelCodec,
 }
 
 impl Searcher {
@@ -30,19 +30,21 @@ pub struct SearcherArm<'a> {
     pub search: &'a SearchConfig,
     /// 0 is greedy.
     pub temperature: f64,
+    /// Nucleus; 1 is off.
+    pub top_p: f64,
     /// Episodes decoded together.
     pub batch: usize,
     /// The retriever and the rest.
-    pub around: &'a Surroundings<'a>,
+    pub around: Surroundings<'a>,
 }
 
 impl Arm for SearcherArm<'_> {
     fn gather(&mut self, _first: usize, questions: &[Question]) -> Result<Vec<Gathered>, RolloutError> {
-        let Surroundings { retriever, shutdown, seed } = *self.around;
+        let Surroundings { retriever, shutdown, seed, .. } = self.around;
         let initial = if self.search.initial_top_k == 0 {
             vec![Vec::new(); questions.len()]
         } else {
-            retriever.retrieve(&raw(questions), self.search.initial_top_k, self.search.method)?
+            retriever.retrieve_for(&asked(questions), &raw(questions), self.search.initial_top_k, self.search.method)?
         };
         let requests: Vec<EpisodeRequest> = questions
             .iter()
@@ -54,7 +56,7 @@ impl Arm for SearcherArm<'_> {
             codec: &self.searcher.codec,
             retriever,
             search: self.search,
-            sampling: Sampling { temperature: self.temperature, top_p: 1.0, seed, step: 0 },
+            sampling: Sampling { temperature: self.temperature, top_p: self.top_p, seed, step: 0 },
             shutdown,
         };
         let mut gathered = Vec::with_capacity(questions.len());
@@ -67,6 +69,7 @@ impl Arm for SearcherArm<'_> {
                     passages: trajectory.selected.clone(),
                     searches: trajectory.searches,
                     episode: Some(EpisodeRecord::new(&request.question, &trajectory)),
+                    ..Gathered::default()
                 });
             }
         }

@@ -423,6 +423,7 @@ fn turn_data(text: &str, action: &Action, window: Vec<usize>, selected: &[usize]
     let (kind, detail) = match action {
         Action::Search { query } => ("search", query.clone()),
         Action::Complete => ("complete", String::new()),
+        Action::Note => ("note", String::new()),
         Action::Invalid { reason } => ("invalid", reason.clone()),
     };
     TurnData { x: text.to_owned(), k: kind, y: detail, w: window, c: selected.to_vec(), l: Vec::new(), i: Vec::new() }

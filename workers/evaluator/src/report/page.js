@@ -301,6 +301,7 @@
       else if (found) parts.at(-1).append(h("p", { class: "quiet" }, "It then sees"), found);
       if (turn.k === "search") step("search", ["Searches for ", h("span", { class: "query" }, turn.y)], written(turn));
       else if (turn.k === "complete") step("", "Stops searching", written(turn));
+      else if (turn.k === "note") step("", "Writes down what helps", written(turn));
       else step("invalid", ["Writes a turn that cannot be read ", h("span", { class: "quiet" }, turn.y)], written(turn));
     });
     step("", ["Hands to the generator ", h("span", { class: "quiet" }, `(${end})`)],

@@ -77,7 +77,7 @@ pub fn results(config: &EvaluatorConfig) -> Results {
                 searches: 1,
             });
             let searches = u32::from(episode.is_some());
-            results.gathered.push(Gathered { passages, searches, episode });
+            results.gathered.push(Gathered { passages, searches, episode, ..Gathered::default() });
             results.scored.push(scored(question, right(at)));
         }
         results

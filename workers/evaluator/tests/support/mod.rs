@@ -91,6 +91,41 @@ impl FakeGenerator {
     }
 }
 
+impl FakeGenerator {
+    /// A turn of whatever protocol the conversation is of; without its stop string, as servers give it back.
+    fn goes_on(&self, item: &v1::CompleteItem) -> v1::answer_result::Outcome {
+        let limit = self.0.down_after.load(Ordering::SeqCst);
+        if limit > 0 && self.0.count.fetch_add(1, Ordering::SeqCst) >= limit {
+            let kind = i32::from(v1::FailureKind::FailureUnavailable);
+            return v1::answer_result::Outcome::Failure(v1::Failure { kind, message: "lost for the test".into() });
+        }
+        let texts: Vec<&str> = item.messages.iter().map(|message| message.text.as_str()).collect();
+        let all = texts.join("\n");
+        if all.contains("fact 7") && all.contains("JSON") {
+            let kind = i32::from(v1::FailureKind::FailureRejected);
+            return v1::answer_result::Outcome::Failure(v1::Failure { kind, message: "too long for the test".into() });
+        }
+        let mark = hash(&texts);
+        let (number, first) = (mark % PASSAGES as u64, mark.is_multiple_of(2));
+        let text = if all.contains("**Final Information**\n")
+            || texts.last().is_some_and(|last| last.contains("Documents found"))
+        {
+            format!("I read.\n**Final Information**\nnumber {number} says answer{number}")
+        } else if all.contains("begin_search_query") {
+            if first { format!("<|begin_search_query|>fact {number}") } else { format!("so \\boxed{{answer{number}}}") }
+        } else if all.contains("JSON") {
+            format!("<answer>{{\"query\": \"fact {number}\"}}")
+        } else if all.contains("one sentence") {
+            if first { format!("Number {number} is one.") } else { format!("So the answer is: answer{number}.") }
+        } else if all.contains("<search>") {
+            if first { format!("<search>fact {number}") } else { format!("<answer>answer{number}") }
+        } else {
+            format!("Step by step. <answer>answer{number}")
+        };
+        v1::answer_result::Outcome::Answer(v1::Answer { text, completion_tokens: 7, ..Default::default() })
+    }
+}
+
 #[s3_proto::tonic::async_trait]
 impl v1::generator_server::Generator for FakeGenerator {
     async fn answer(&self, request: Request<v1::AnswerRequest>) -> Result<Response<v1::AnswerResponse>, Status> {
@@ -98,6 +133,13 @@ impl v1::generator_server::Generator for FakeGenerator {
         let outcomes = request.into_inner().items.iter().map(|item| self.one(item)).collect::<Vec<_>>();
         let results = outcomes.into_iter().map(|outcome| v1::AnswerResult { outcome: Some(outcome) }).collect();
         Ok(Response::new(v1::AnswerResponse { results }))
+    }
+
+    async fn complete(&self, request: Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
+        tokio::time::sleep(Duration::from_millis(self.0.latency.load(Ordering::SeqCst))).await;
+        let outcomes = request.into_inner().items.iter().map(|item| self.goes_on(item)).collect::<Vec<_>>();
+        let results = outcomes.into_iter().map(|outcome| v1::AnswerResult { outcome: Some(outcome) }).collect();
+        Ok(Response::new(v1::CompleteResponse { results }))
     }
 
     async fn judge(&self, _: Request<v1::JudgeRequest>) -> Result<Response<v1::JudgeResponse>, Status> {

@@ -130,6 +130,10 @@ impl v1::generator_server::Generator for FakeGenerator {
         Ok(Response::new(v1::AnswerResponse { results }))
     }
 
+    async fn complete(&self, _: Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
+        Err(Status::unimplemented("this test has no conversations"))
+    }
+
     async fn judge(&self, _: Request<v1::JudgeRequest>) -> Result<Response<v1::JudgeResponse>, Status> {
         Err(Status::invalid_argument("this test has no judge"))
     }

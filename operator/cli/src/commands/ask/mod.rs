@@ -1,5 +1,7 @@
 //! `s3 ask`.
 
+mod served;
+
 use super::run::Record;
 use crate::bind::{Given, LocalBinder};
 use crate::state::State;
@@ -25,6 +27,9 @@ pub struct AskArgs {
     /// Asks the searcher of this arm of an evaluation.
     #[arg(long, value_name = "NAME")]
     arm: Option<String>,
+    /// Asks the searcher that the job serves in this namespace of the cluster (`spec.serving`), not a run of this machine.
+    #[arg(short, long, requires = "job")]
+    namespace: Option<String>,
     /// Prints what the searcher did as JSON.
     #[arg(long)]
     json: bool,
@@ -64,8 +69,28 @@ struct Passage {
     text: String,
 }
 
-/// Brings up retriever and gateway, asks, and shows the episode.
+/// Asks, and shows the episode.
 pub fn run(args: &AskArgs) -> Result<ExitCode, Problem> {
+    let text = match (&args.namespace, &args.job) {
+        (Some(namespace), Some(job)) => {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Problem::internal)?;
+            runtime.block_on(served::answer(namespace, job, &args.question))?
+        }
+        _ => ask_here(args)?,
+    };
+    if args.json {
+        print!("{text}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let answered: Answered = serde_json::from_str(&text)
+        .map_err(|error| Problem::internal(format!("the evaluator's answer cannot be read: {error}")))?;
+    print!("{}", show(&args.question, &answered));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Brings up retriever and gateway of a run of this machine, and asks its searcher.
+fn ask_here(args: &AskArgs) -> Result<String, Problem> {
     let state = State::existing(&args.state.state)?;
     let Some(record) = state.read::<Record>("run.json")? else {
         return Err(Problem::input("the run has not started yet"));
@@ -80,7 +105,7 @@ pub fn run(args: &AskArgs) -> Result<ExitCode, Problem> {
             return Err(Problem::input(format!("{need} is not finished; run the same `s3 run` again to continue")));
         }
     }
-    let text = match state.lock() {
+    match state.lock() {
         Ok(_lock) => {
             let plan = with_needs(&record.plan, &ask);
             let mut given = Given::parse(&args.bind.volumes, &args.bind.secrets, &args.bind.ports)?;
@@ -99,8 +124,7 @@ pub fn run(args: &AskArgs) -> Result<ExitCode, Problem> {
             let mut supervisor = Supervisor::new(plan, state.clone(), binder, options, observed, status);
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Problem::internal)?;
-            runtime
-                .block_on(supervisor.with_services(&ask.name, |binder| call(&ask, binder, &state, &args.question)))?
+            runtime.block_on(supervisor.with_services(&ask.name, |binder| call(&ask, binder, &state, &args.question)))
         }
         // A run with --keep-services holds the folder: its services are asked.
         Err(busy) => {
@@ -114,17 +138,9 @@ pub fn run(args: &AskArgs) -> Result<ExitCode, Problem> {
                 return Err(busy);
             }
             let binder = LocalBinder::attached(&record.plan, &state, &record.volumes)?;
-            call(&ask, &binder, &state, &args.question)?
+            call(&ask, &binder, &state, &args.question)
         }
-    };
-    if args.json {
-        print!("{text}");
-        return Ok(ExitCode::SUCCESS);
     }
-    let answered: Answered = serde_json::from_str(&text)
-        .map_err(|error| Problem::internal(format!("the evaluator's answer cannot be read: {error}")))?;
-    print!("{}", show(&args.question, &answered));
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The part of the plan that one question needs.
