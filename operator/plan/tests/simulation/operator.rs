@@ -36,6 +36,7 @@ impl World {
                 number: real.number,
                 print: print.to_string(),
                 started: real.started,
+                anew: 0,
                 gpus: 1,
                 record,
                 live: self.live_of(of(&self.jobs).as_ref(), of(&self.pods).as_ref()),
