@@ -207,7 +207,8 @@ pub fn accuracy_name(generator: &GeneratorConfig) -> String {
 pub fn summarise(config: &EvaluatorConfig, results: &Results) -> Result<Summary, ArtifactError> {
     let statistics = Figures { seed: config.seed, config: &config.statistics };
     let datasets: BTreeSet<&str> = results.rows.iter().map(|row| row.dataset.as_str()).collect();
-    let closed_book = config.arms.iter().filter(|arm| matches!(arm.method, ArmMethod::Direct {}));
+    let closed_book =
+        config.arms.iter().filter(|arm| matches!(arm.method, ArmMethod::Direct {} | ArmMethod::ChainOfThought(_)));
     let closed_book: BTreeSet<String> = closed_book.map(|arm| arm.name.clone()).collect();
     let (measures, flags) = measure(results, &closed_book);
     let mut table = Vec::new();

@@ -99,6 +99,7 @@ pub fn beside(config: &EvaluatorConfig, summary: &Summary) -> Vec<Beside> {
         for paper in PUBLISHED.iter() {
             let fits = paper.method == method
                 && paper.ablation == ablation
+                && (paper.generator == "itself") == own_answers(arm)
                 && (matches!(paper.table, 1 | 2) || ablation.is_some());
             let Some((theirs, their_em)) = paper.figures.get(set).filter(|_| fits) else { continue };
             let mut label = format!("{}, {}", paper.label, paper.generator);
@@ -120,9 +121,10 @@ pub fn beside(config: &EvaluatorConfig, summary: &Summary) -> Vec<Beside> {
     found
 }
 
-/// An arm's method as the paper's rows have it; none for methods of ours, such as RAG of another arm's budget.
+/// An arm's method as the paper's rows have it; none for what the paper has not: RAG of another arm's budget, controls.
 fn method(arm: &ArmConfig) -> Option<String> {
-    if let ArmMethod::SameBudgetRag { .. } = arm.method {
+    let control = arm.retriever.as_ref().is_some_and(|retriever| retriever.control.is_some());
+    if control || matches!(arm.method, ArmMethod::SameBudgetRag { .. }) {
         return None;
     }
     let method = serde_json::to_value(&arm.method).ok()?;
@@ -131,7 +133,12 @@ fn method(arm: &ArmConfig) -> Option<String> {
 
 fn ablation(arm: &ArmConfig) -> Option<String> {
     let method = serde_json::to_value(&arm.method).ok()?;
-    method["ablation"].as_str().filter(|ablation| *ablation != "None").map(str::to_owned)
+    method["search"]["ablation"].as_str().filter(|ablation| *ablation != "None").map(str::to_owned)
+}
+
+/// Whether the arm's own model answers, as the paper's end-to-end rows do.
+fn own_answers(arm: &ArmConfig) -> bool {
+    serde_json::to_value(&arm.method).is_ok_and(|method| method["answer"] == "Own")
 }
 
 /// Why the two are not the same measurement.
