@@ -10,7 +10,9 @@ use s3_config::{
     AdapterSpec, ArmConfig, ArmMethod as Method, ArmRetrieverConfig, ModelSpec, PlayedArm, RetrievalMethod,
     SearchConfig,
 };
-use s3_crds::{AnswerBy, Arm, ArmMethod, ArmRetriever, ArmSearcher, CheckpointChoice, ControlRetriever, EvalRun, S3TrainingJob};
+use s3_crds::{
+    AnswerBy, Arm, ArmMethod, ArmRetriever, ArmSearcher, CheckpointChoice, ControlRetriever, EvalRun, S3TrainingJob,
+};
 use std::collections::BTreeSet;
 
 /// Passages of a search where nothing says more: what the references give their baselines.

@@ -200,7 +200,7 @@ pub struct ProbeConfig {
     /// How many, in hash order.
     pub limit: usize,
     /// Whether the searcher with the highest gain here is exported, instead of the last one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub export_best: bool,
 }
 
@@ -221,6 +221,7 @@ pub struct SftConfig {
     /// Sub-queries tried for one search trace.
     pub query_trials: usize,
     /// Whether queries with a gold answer in them are tried first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub hindsight: bool,
     /// Traces at most.
     #[serde(skip_serializing_if = "Option::is_none")]

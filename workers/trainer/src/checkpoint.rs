@@ -1,6 +1,7 @@
 //! Checkpoints: trained tensors, optimiser state and position, published atomically.
 
 use crate::identity::Identity;
+use candle_core::Tensor;
 use s3_artifacts::{ArtifactError, DigestWriter, Head, Published, load_manifest, publish_folder, read_head};
 use s3_config::{CheckpointConfig, DTypeKind, TrainerConfig};
 use s3_model::{AdamW, Decoder, load_tensors, save_tensors};
@@ -8,7 +9,6 @@ use s3_rollout::RolloutError;
 use s3_telemetry::{CheckpointNote, Failure, last_words};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -52,11 +52,13 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         let last = steps.keys().rev().find(|step| finished(step).is_some()).copied().unwrap_or_default();
         return Err(Failure::input(format!("step {} is not finished; the last finished one is {last}", wanted.step)));
     };
-    let at = record.episodes.iter().position(|one| {
-        one.episode.sample == wanted.sample && question_key(&one.episode.question) == wanted.question
-    });
+    let at = record
+        .episodes
+        .iter()
+        .position(|one| one.episode.sample == wanted.sample && question_key(&one.episode.question) == wanted.question);
     let Some(at) = at else {
-        let known: Vec<String> = record.episodes.iter().take(3).map(|one| question_key(&one.episode.question)).collect();
+        let known: Vec<String> =
+            record.episodes.iter().take(3).map(|one| question_key(&one.episode.question)).collect();
         return Err(Failure::input(format!(
             "step {} has no sample {} of {}; it has {} episodes, the first of {}",
             wanted.step,
@@ -103,8 +105,7 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         Some(answer) => gen_acc(answer, golds, limit, scored.judge),
         None => scored.verdict,
     };
-    let reward =
-        shaped(&config.reward, &episode.trajectory(), again(&outcome.searcher), again(&outcome.baseline));
+    let reward = shaped(&config.reward, &episode.trajectory(), again(&outcome.searcher), again(&outcome.baseline));
     let figures = updater.update(&mut decoder, &mut optimizer, &played)?;
 
     let mut text = format!(
@@ -147,7 +148,8 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
     let mut compared = serde_json::Map::new();
     for (name, again) in &figures {
         if let Some(stored) = record.figures.get(name) {
-            text += &format!("{name:<22} stored {stored:<14.6e} again {again:<14.6e} difference {:.1e}\n", again - stored);
+            text +=
+                &format!("{name:<22} stored {stored:<14.6e} again {again:<14.6e} difference {:.1e}\n", again - stored);
             compared.insert(name.clone(), json!([stored, again]));
         }
     }

@@ -48,7 +48,10 @@ fn an_episode_comes_out_as_it_was_stored() {
             assert!((number(&text, "reward", "again") - reward).abs() < 1e-9, "{text}");
             for figure in ["loss", "gradNorm", "entropy", "mismatchKl"] {
                 let line = format!("{figure:<22} stored");
-                assert!(number(&text, &line, "difference").abs() <= 0.0, "{figure} is not the stored one bit for bit: {text}");
+                assert!(
+                    number(&text, &line, "difference").abs() <= 0.0,
+                    "{figure} is not the stored one bit for bit: {text}"
+                );
             }
             assert!(text.lines().last().unwrap().starts_with("digest "), "{text}");
         }

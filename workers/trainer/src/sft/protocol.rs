@@ -102,8 +102,7 @@ fn searches<'q>(
     open: Vec<Opened<'q>>,
 ) -> Result<Vec<(Opened<'q>, Plan)>, RolloutError> {
     let (search, sft) = (&run.config.search, &run.config.sft);
-    let tried: Vec<Vec<String>> =
-        open.iter().map(|(question, _)| tried(question, run.config.seed, sft)).collect();
+    let tried: Vec<Vec<String>> = open.iter().map(|(question, _)| tried(question, run.config.seed, sft)).collect();
     let flat: Vec<String> = tried.iter().flatten().cloned().collect();
     let found = retriever.retrieve(&flat, search.top_k, search.method)?;
     let mut rest = found.as_slice();
@@ -367,7 +366,11 @@ mod tests {
 
     #[test]
     fn hindsight_adds_an_answer() {
-        let question = Question { question: "who sings it?".into(), answers: vec!["12".into(), "Reba".into()], ..Question::default() };
+        let question = Question {
+            question: "who sings it?".into(),
+            answers: vec!["12".into(), "Reba".into()],
+            ..Question::default()
+        };
         let plain = SftConfig { query_trials: 3, ..SftConfig::default() };
         let hindsight = SftConfig { hindsight: true, ..plain.clone() };
         let without = tried(&question, 1, &plain);

@@ -41,13 +41,7 @@ fn file(folder: &Path, step: u32) -> PathBuf {
 }
 
 /// Keeps the policy of `step` when its gain is higher than that of every step before.
-pub fn note(
-    position: &mut Position,
-    step: u32,
-    gain: f64,
-    decoder: &Decoder,
-    folder: &Path,
-) -> Result<(), Failure> {
+pub fn note(position: &mut Position, step: u32, gain: f64, decoder: &Decoder, folder: &Path) -> Result<(), Failure> {
     let before = Best::of(position);
     if before.is_some_and(|best| gain <= best.gain) {
         return Ok(());

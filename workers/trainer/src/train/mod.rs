@@ -16,6 +16,7 @@ use crate::checkpoint::{Checkpoints, Position, digest, export_adapter};
 use crate::identity::{Identity, Peers};
 use crate::run::Run;
 use best::Best;
+pub(crate) use episodes::again as round_again;
 use episodes::{Arena, Played, Round, results_digest};
 use s3_artifacts::{Journal, write_atomic};
 use s3_config::TrainerConfig;
@@ -28,7 +29,6 @@ use s3_telemetry::{ExitClass, Failure, Outcome};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-pub(crate) use episodes::again as round_again;
 pub(crate) use update::{Again, Updater, needs_critic};
 
 /// `s3-trainer train`.
