@@ -47,27 +47,7 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
     let config = &run.config;
     let steps = read_training(&config.runtime.state_dir.join("training")).map_err(RolloutError::from)?;
     let steps: BTreeMap<u32, StepRecord> = steps.into_iter().map(|step| (step.step, step)).collect();
-    let finished = |step: &u32| steps.get(step).filter(|record| !record.figures.is_empty());
-    let Some(record) = finished(&wanted.step) else {
-        let last = steps.keys().rev().find(|step| finished(step).is_some()).copied().unwrap_or_default();
-        return Err(Failure::input(format!("step {} is not finished; the last finished one is {last}", wanted.step)));
-    };
-    let at = record
-        .episodes
-        .iter()
-        .position(|one| one.episode.sample == wanted.sample && question_key(&one.episode.question) == wanted.question);
-    let Some(at) = at else {
-        let known: Vec<String> =
-            record.episodes.iter().take(3).map(|one| question_key(&one.episode.question)).collect();
-        return Err(Failure::input(format!(
-            "step {} has no sample {} of {}; it has {} episodes, the first of {}",
-            wanted.step,
-            wanted.sample,
-            wanted.question,
-            record.episodes.len(),
-            known.join(", ")
-        )));
-    };
+    let (record, at) = find(&steps, wanted)?;
 
     let (mut decoder, _codec) = run.searcher()?;
     let reference = (config.algorithm.kl_coefficient > 0.0).then(|| decoder.clone());
@@ -85,7 +65,7 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
     let updater = Updater { config, reference: reference.as_ref(), shutdown: &run.link.shutdown };
     run.progress.phase("apply steps again", u64::from(wanted.step - start - 1));
     for step in start + 1..wanted.step {
-        let Some(record) = finished(&step) else {
+        let Some(record) = finished(&steps, step) else {
             return Err(Failure::input(format!("the journal of step {step} is missing; the policy after it is lost")));
         };
         updater.update(&mut decoder, &mut optimizer, &round_again(record)?)?;
@@ -164,6 +144,36 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         "figures": compared,
     });
     Ok(Outcome { digest: digest_json(&summary).map_err(RolloutError::from)?, summary })
+}
+
+/// A step whose update is done.
+fn finished(steps: &BTreeMap<u32, StepRecord>, step: u32) -> Option<&StepRecord> {
+    steps.get(&step).filter(|record| !record.figures.is_empty())
+}
+
+/// The episode's step, and its place there.
+fn find<'s>(steps: &'s BTreeMap<u32, StepRecord>, wanted: &EpisodeName) -> Result<(&'s StepRecord, usize), Failure> {
+    let Some(record) = finished(steps, wanted.step) else {
+        let last = steps.keys().rev().copied().find(|step| finished(steps, *step).is_some()).unwrap_or_default();
+        return Err(Failure::input(format!("step {} is not finished; the last finished one is {last}", wanted.step)));
+    };
+    let at = record
+        .episodes
+        .iter()
+        .position(|one| one.episode.sample == wanted.sample && question_key(&one.episode.question) == wanted.question);
+    let Some(at) = at else {
+        let known: Vec<String> =
+            record.episodes.iter().take(3).map(|one| question_key(&one.episode.question)).collect();
+        return Err(Failure::input(format!(
+            "step {} has no sample {} of {}; it has {} episodes, the first of {}",
+            wanted.step,
+            wanted.sample,
+            wanted.question,
+            record.episodes.len(),
+            known.join(", ")
+        )));
+    };
+    Ok((record, at))
 }
 
 #[cfg(test)]
