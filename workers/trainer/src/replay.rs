@@ -45,7 +45,7 @@ impl FromStr for EpisodeName {
 /// Replays the episode; the report is printed, the summary holds the same numbers.
 pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
     let config = &run.config;
-    let steps = read_training(&config.runtime.state_dir.join("training")).map_err(RolloutError::from)?;
+    let steps = read_training(&config.runtime.state_dir.join("training"))?;
     let steps: BTreeMap<u32, StepRecord> = steps.into_iter().map(|step| (step.step, step)).collect();
     let (record, at) = find(&steps, wanted)?;
 
@@ -88,7 +88,7 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
     let reward = shaped(&config.reward, &episode.trajectory(), again(&outcome.searcher), again(&outcome.baseline));
     let figures = updater.update(&mut decoder, &mut optimizer, &played)?;
 
-    let mut text = format!(
+    let mut text = vec![format!(
         "episode      {}, sample {}, step {}: {} action tokens of {}, {} searches, {:?}\nquestion     {}\n",
         wanted.question,
         wanted.sample,
@@ -98,42 +98,44 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         episode.searches,
         episode.stop,
         episode.question.question,
-    );
+    )];
     for turn in &episode.turns {
-        text += &format!("wrote        {}\n", turn.text.split_whitespace().collect::<Vec<_>>().join(" "));
+        text.push(format!("wrote        {}\n", turn.text.split_whitespace().collect::<Vec<_>>().join(" ")));
     }
-    text += &format!(
+    text.push(format!(
         "answer       {} ({:?}; the baseline's: {:?})\npolicy       {}, {} steps applied again\n",
         outcome.searcher.answer.as_deref().unwrap_or("none"),
         outcome.searcher.verdict,
         outcome.baseline.verdict,
         if start == 0 { "as it began".to_owned() } else { format!("checkpoint of step {start}") },
         wanted.step - start - 1,
-    );
+    ));
     if let Some(token) = largest {
-        text += &format!(
+        text.push(format!(
             "log-probs    mean difference {mean:.1e}, largest {:.1e} at action token {token}: stored {:.6}, again {:.6}\n",
             differences[token], episode.logprobs[token], logprobs[token],
-        );
+        ));
     }
     let number = |value: Option<f64>| value.map_or_else(|| "masked".to_owned(), |value| format!("{value:.4}"));
-    text += &format!("reward       stored {}, again {}\n", number(outcome.reward), number(reward));
-    text += &match (advantage.first(), loss) {
+    text.push(format!("reward       stored {}, again {}\n", number(outcome.reward), number(reward)));
+    text.push(match (advantage.first(), loss) {
         (Some(first), Some(loss)) => {
             let (low, high) = advantage.iter().fold((*first, *first), |(low, high), a| (low.min(*a), high.max(*a)));
             format!("advantage    {low:.6} to {high:.6}\nloss         {loss:.3e} of the optimiser batch's\n")
         }
         _ => "advantage    none: the episode is masked or was filtered out\n".to_owned(),
-    };
+    });
     let mut compared = serde_json::Map::new();
     for (name, again) in &figures {
         if let Some(stored) = record.figures.get(name) {
-            text +=
-                &format!("{name:<22} stored {stored:<14.6e} again {again:<14.6e} difference {:.1e}\n", again - stored);
+            text.push(format!(
+                "{name:<22} stored {stored:<14.6e} again {again:<14.6e} difference {:.1e}\n",
+                again - stored
+            ));
             compared.insert(name.clone(), json!([stored, again]));
         }
     }
-    print!("{text}");
+    print!("{}", text.concat());
     let summary = json!({
         "actionTokens": episode.logprobs.len(),
         "meanDifference": mean,

@@ -120,17 +120,13 @@ fn searches<'q>(
                 let ids = supporting(passages, question, words);
                 Some((*ids.first()?, trial, ids))
             });
-            let plan = match hits.min() {
-                Some((_, trial, ids)) => Plan::Search {
-                    query: queries[trial].clone(),
-                    found: found[trial].clone(),
-                    ids: capped(ids, search.max_selected),
-                },
-                None => {
-                    // a right answer that finds nothing is no example of a vain search
-                    let plain = usize::from(sft.hindsight).min(queries.len().checked_sub(1)?);
-                    Plan::Vain { query: queries[plain].clone(), found: found[plain].clone() }
-                }
+            let plan = if let Some((_, trial, ids)) = hits.min() {
+                let ids = capped(ids, search.max_selected);
+                Plan::Search { query: queries[trial].clone(), found: found[trial].clone(), ids }
+            } else {
+                // a right answer that finds nothing is no example of a vain search
+                let plain = usize::from(sft.hindsight).min(queries.len().checked_sub(1)?);
+                Plan::Vain { query: queries[plain].clone(), found: found[plain].clone() }
             };
             Some(((question, initial), plan))
         })
