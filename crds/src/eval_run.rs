@@ -258,6 +258,8 @@ pub enum CheckpointChoice {
     Final,
     /// The newest one, also while the job runs.
     Latest,
+    /// What the job's warm start exported: the searcher before reinforcement.
+    WarmStart,
 }
 
 /// The searcher of an arm: a job's, or a model with an adapter.

@@ -94,6 +94,13 @@ pub struct WarmStart {
     /// Queries tried for one searching trace.
     #[schemars(range(min = 1, max = 10_000))]
     pub query_trials: u32,
+    /// Also tries, and prefers, the question's words with a gold answer after them: the searcher learns to search
+    /// for what it believes.
+    pub hindsight: bool,
+    /// Traces at most; by default as many as the questions give.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub limit: Option<u32>,
     /// AdamW of the warm start; by default the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub optimizer: Option<Optimizer>,
@@ -108,6 +115,8 @@ impl Default for WarmStart {
             micro_batch: 8,
             search_share: 0.5,
             query_trials: 40,
+            hindsight: false,
+            limit: None,
             optimizer: None,
         }
     }
@@ -125,6 +134,16 @@ pub struct TrainingEvaluation {
     pub runs: Option<ScheduledRuns>,
 }
 
+/// Which searcher a job with a probe exports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ProbeExport {
+    /// That of the last step.
+    #[default]
+    Last,
+    /// That of the step with the highest gain on the held-out questions, the earliest of equals.
+    Best,
+}
+
 /// Greedy evaluation on held-out questions inside the trainer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -140,6 +159,9 @@ pub struct Probe {
     #[serde(default = "default_limit")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub limit: u32,
+    /// Which searcher the job exports.
+    #[serde(default)]
+    pub export: ProbeExport,
 }
 
 fn default_every() -> u32 {

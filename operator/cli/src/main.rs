@@ -46,6 +46,8 @@ enum Command {
     /// Builds, imports, checks, searches and compares search indexes, without a run.
     #[command(subcommand)]
     Index(commands::index::IndexCommand),
+    /// Computes one episode of a training again and shows the difference to what was stored.
+    Replay(commands::replay::ReplayArgs),
     /// Prints the log of a component.
     Logs(commands::logs::LogsArgs),
     /// Shows how far a run is.
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => commands::compare::run(&args),
         Command::Reproduce(args) => commands::reproduce::run(&args),
         Command::Index(command) => commands::index::run(&command),
+        Command::Replay(args) => commands::replay::run(&args),
         Command::Logs(args) => commands::logs::run(&args),
         Command::Status(args) => commands::status::run(&args),
         Command::Why(args) => commands::why::run(&args),

@@ -2,7 +2,7 @@
 
 use crate::component::in_work;
 use crate::gateway::peer;
-use crate::names::retriever_name;
+use crate::names::{retriever_name, warm_start_name};
 use crate::sources::{IntoConfig, Reader, take};
 use crate::training::{final_component, search_config};
 use crate::{GRPC_PORT, PlanError, Resources, Sourced, Symbol, convert, index};
@@ -10,7 +10,9 @@ use s3_config::{
     AdapterSpec, ArmConfig, ArmMethod as Method, ArmRetrieverConfig, ModelSpec, PlayedArm, RetrievalMethod,
     SearchConfig,
 };
-use s3_crds::{AnswerBy, Arm, ArmMethod, ArmRetriever, ArmSearcher, ControlRetriever, EvalRun, S3TrainingJob};
+use s3_crds::{
+    AnswerBy, Arm, ArmMethod, ArmRetriever, ArmSearcher, CheckpointChoice, ControlRetriever, EvalRun, S3TrainingJob,
+};
 use std::collections::BTreeSet;
 
 /// Passages of a search where nothing says more: what the references give their baselines.
@@ -210,7 +212,7 @@ impl Arms<'_, '_> {
             (Some(reference), _) => {
                 let job =
                     self.resources.job(&self.reader.resource, &format!("{field}.jobRef.name"), &reference.name)?;
-                let (model, search) = self.of_job(&reference.name, job)?;
+                let (model, search) = self.of_job(&reference.name, job, searcher.checkpoint, place)?;
                 Ok((model, Some(search)))
             }
             (None, Some(source)) => {
@@ -226,9 +228,23 @@ impl Arms<'_, '_> {
     }
 
     /// The searcher that a job exports, and its loop.
-    fn of_job(&mut self, name: &str, job: &Sourced<S3TrainingJob>) -> Result<(ModelSpec, SearchConfig), PlanError> {
+    fn of_job(
+        &mut self,
+        name: &str,
+        job: &Sourced<S3TrainingJob>,
+        choice: CheckpointChoice,
+        place: &str,
+    ) -> Result<(ModelSpec, SearchConfig), PlanError> {
         let spec = &job.object.spec;
-        let component = final_component(name, &job.object);
+        let component = match choice {
+            CheckpointChoice::WarmStart if spec.warm_start.is_none() => {
+                let field = format!("{place}.searcher.checkpoint");
+                let reason = format!("S3TrainingJob {name} has no warmStart; name its adapter.init with `model`");
+                return Err(PlanError::field(&self.reader.resource, &field, &reason));
+            }
+            CheckpointChoice::WarmStart => warm_start_name(name),
+            CheckpointChoice::Final | CheckpointChoice::Latest => final_component(name, &job.object),
+        };
         let mut theirs = Reader::new(&format!("S3TrainingJob/{name}"), job.folder.as_deref());
         let mut model =
             theirs.model(&spec.searcher.model, spec.searcher.device, spec.searcher.dtype, "searcher.model")?;
@@ -236,7 +252,8 @@ impl Arms<'_, '_> {
         let search = search_config(job, &mut theirs)?;
         take(self.reader, theirs);
         self.needs.insert(component.clone());
-        if !self.trained.contains(&component) {
+        // a warm start has no rounds to show
+        if choice != CheckpointChoice::WarmStart && !self.trained.contains(&component) {
             self.trained.push(component);
         }
         Ok((model, search))

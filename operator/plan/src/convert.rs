@@ -126,6 +126,8 @@ impl IntoConfig for &crds::WarmStart {
             micro_batch: self.micro_batch as usize,
             search_share: self.search_share,
             query_trials: self.query_trials as usize,
+            hindsight: self.hindsight,
+            limit: self.limit.map(|limit| limit as usize),
         }
     }
 }

@@ -12,7 +12,7 @@ use s3_config::{
     AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, LoraConfig, OptimizerConfig, ProbeConfig,
     RewardConfig, RolloutConfig, SftConfig, TrainDataConfig, TrainerConfig,
 };
-use s3_crds::{AdapterKind, ArmMethod, OnInfrastructureFailure, S3TrainingJob};
+use s3_crds::{AdapterKind, ArmMethod, OnInfrastructureFailure, ProbeExport, S3TrainingJob};
 use std::collections::BTreeSet;
 
 /// A checkpoint of low-rank weights with both moments, or an exported adapter, of a small model: bytes.
@@ -150,6 +150,7 @@ fn base_config(
             every: probe.every,
             datasets: reader.datasets(&probe.datasets, "evaluation.probe.datasets")?,
             limit: probe.limit as usize,
+            export_best: probe.export == ProbeExport::Best,
         }),
         None => None,
     };

@@ -199,6 +199,9 @@ pub struct ProbeConfig {
     pub datasets: Vec<DatasetConfig>,
     /// How many, in hash order.
     pub limit: usize,
+    /// Whether the searcher with the highest gain here is exported, instead of the last one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub export_best: bool,
 }
 
 /// Supervised warm start.
@@ -217,6 +220,12 @@ pub struct SftConfig {
     pub search_share: f64,
     /// Sub-queries tried for one search trace.
     pub query_trials: usize,
+    /// Whether queries with a gold answer in them are tried first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hindsight: bool,
+    /// Traces at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
 }
 
 /// What a warm start teaches.
@@ -231,7 +240,16 @@ pub enum SftTask {
 
 impl Default for SftConfig {
     fn default() -> Self {
-        Self { task: SftTask::Protocol, epochs: 2, batch: 32, micro_batch: 8, search_share: 0.5, query_trials: 40 }
+        Self {
+            task: SftTask::Protocol,
+            epochs: 2,
+            batch: 32,
+            micro_batch: 8,
+            search_share: 0.5,
+            query_trials: 40,
+            hindsight: false,
+            limit: None,
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! Batched generation: rows start from prompts of their own length, each stops for itself and then
 //! costs nothing more.
 
+use rayon::prelude::*;
+
 use crate::{
     cache::KvCache,
     decoder::Decoder,
     error::{ModelError, Result},
-    sample::{SampleKey, sample},
+    sample::{SampleKey, Sampled, sample},
 };
 
 /// One row's work.
@@ -60,11 +62,15 @@ pub fn generate<'k>(
     let mut next: Vec<Vec<u32>> = requests.iter().map(|r| r.prompt.clone()).collect();
     while !active.is_empty() {
         let items: Vec<(usize, &[u32])> = active.iter().map(|&i| (requests[i].row, next[i].as_slice())).collect();
-        let logits = decoder.step_rows(cache, &items)?.to_vec2::<f32>()?;
+        let logits = decoder.step_rows(cache, &items)?;
+        let vocab = logits.dim(1)?;
+        let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+        let keys: Vec<SampleKey<'k>> = active.iter().map(|&i| key(i, out[i].tokens.len() as u32)).collect();
+        let choose = |(row, key)| sample(row, sampling.temperature, sampling.top_p, key);
+        let chosen: Vec<Sampled> = logits.par_chunks(vocab).zip(&keys).map(choose).collect();
         let mut still = Vec::with_capacity(active.len());
-        for (&i, row) in active.iter().zip(&logits) {
+        for (&i, chosen) in active.iter().zip(chosen) {
             let said = &mut out[i];
-            let chosen = sample(row, sampling.temperature, sampling.top_p, &key(i, said.tokens.len() as u32));
             if !chosen.logprob.is_finite() {
                 return Err(ModelError::invalid(format!("row {} has logits that are not finite", requests[i].row)));
             }

@@ -10,7 +10,7 @@ use crate::error::RolloutError;
 use crate::peers::Retrieve;
 use rayon::prelude::*;
 use s3_config::SearchConfig;
-use s3_model::{Decoder, KvCache, ModelError, SampleKey, Sampled, sample};
+use s3_model::{Decoder, GenerateRequest, Generated, KvCache, SampleKey, generate};
 use s3_search::{Codec, Episode, Passage, Play, Question, Step, Trajectory};
 use s3_telemetry::Shutdown;
 use std::collections::BTreeMap;
@@ -89,17 +89,6 @@ impl<P: Play> Row<P> {
     }
 }
 
-/// A turn being written.
-struct Draft {
-    row: usize,
-    tokens: Vec<u32>,
-    logprobs: Vec<f32>,
-    limit: usize,
-    stop: Vec<String>,
-    /// What the model reads next.
-    feed: Vec<u32>,
-}
-
 impl Player<'_> {
     /// Plays all requests together, in one batch, and returns their trajectories in the same order.
     ///
@@ -111,18 +100,19 @@ impl Player<'_> {
 
     /// As [`Self::play`], with the number of tokens that went through the model.
     pub fn play_counted(&self, requests: &[EpisodeRequest]) -> Result<(Vec<Trajectory>, u64), RolloutError> {
-        let mut seats = Vec::with_capacity(requests.len());
-        for EpisodeRequest { question, sample, initial } in requests {
+        let seat = |request: &EpisodeRequest| {
+            let EpisodeRequest { question, sample, initial } = request;
             let play = Episode::new(question, *sample, initial.clone(), self.search, self.codec)?;
-            seats.push(Seat { play, question: question.clone(), sample: *sample });
-        }
+            Ok(Seat { play, question: question.clone(), sample: *sample })
+        };
+        let seats = requests.par_iter().map(seat).collect::<Result<Vec<_>, RolloutError>>()?;
         let (played, computed) = self.drive(seats)?;
         Ok((played.into_iter().map(Play::finish).collect(), computed))
     }
 
     /// Drives runs of any protocol to their ends, in one batch; they come back in the same order, with the number of
     /// tokens that went through the model.
-    pub fn drive<P: Play>(&self, seats: Vec<Seat<P>>) -> Result<(Vec<P>, u64), RolloutError> {
+    pub fn drive<P: Play + Send>(&self, seats: Vec<Seat<P>>) -> Result<(Vec<P>, u64), RolloutError> {
         if seats.is_empty() {
             return Ok((Vec::new(), 0));
         }
@@ -195,66 +185,66 @@ impl Player<'_> {
     }
 
     /// One turn of every named row.
-    fn write<P: Play>(&self, rows: &mut [Row<P>], writing: &[usize], cache: &mut KvCache) -> Result<(), RolloutError> {
-        let mut drafts: Vec<Draft> = Vec::with_capacity(writing.len());
+    fn write<P: Play + Send>(
+        &self,
+        rows: &mut [Row<P>],
+        writing: &[usize],
+        cache: &mut KvCache,
+    ) -> Result<(), RolloutError> {
+        let mut requests = Vec::with_capacity(writing.len());
+        let mut stops: Vec<Vec<String>> = Vec::with_capacity(writing.len());
         for &at in writing {
             let row = &mut rows[at];
-            let (kept, feed) = row.ahead();
+            let Step::Generate { max_new_tokens, stop } = row.seat.play.next() else { continue };
+            stops.push(stop.to_vec());
+            let (kept, prompt) = row.ahead();
             if kept < row.cached.len() {
                 cache.truncate(at, kept);
                 row.cached.truncate(kept);
             }
-            drafts.extend(Draft::new(at, &row.seat.play, feed));
+            requests.push(GenerateRequest { row: at, prompt, max_new_tokens });
         }
-        while !drafts.is_empty() {
-            if self.shutdown.requested() {
-                return Err(RolloutError::Interrupted);
-            }
-            let sampled = self.tokens(rows, &drafts, cache)?;
-            let mut open = Vec::with_capacity(drafts.len());
-            for (mut draft, sampled) in drafts.into_iter().zip(sampled) {
-                let row = &mut rows[draft.row];
-                row.cached.extend_from_slice(&draft.feed);
-                draft.take(sampled);
-                if draft.ended(self.codec) {
-                    row.seat.play.generated(&draft.tokens, &draft.logprobs, self.codec)?;
-                    row.turn += 1;
-                } else {
-                    open.push(draft);
-                }
-            }
-            drafts = open;
-        }
-        Ok(())
-    }
-
-    /// The next token of every draft.
-    fn tokens<P: Play>(
-        &self,
-        rows: &[Row<P>],
-        drafts: &[Draft],
-        cache: &mut KvCache,
-    ) -> Result<Vec<Sampled>, RolloutError> {
-        let items: Vec<(usize, &[u32])> = drafts.iter().map(|draft| (draft.row, draft.feed.as_slice())).collect();
-        let logits = self.decoder.step_rows(cache, &items)?;
-        let vocab = logits.dim(1).map_err(ModelError::from)?;
-        let logits = logits.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(ModelError::from)?;
         let Sampling { temperature, top_p, seed, step } = self.sampling;
-        let of = |draft: &Draft| {
-            let (row, token) = (&rows[draft.row], draft.tokens.len() as u32);
+        let key = |i: usize, token: u32| {
+            let row = &rows[requests[i].row];
             SampleKey { seed, step, question: &row.key, sample: row.seat.sample, turn: row.turn, token }
         };
-        let keys: Vec<SampleKey<'_>> = drafts.iter().map(of).collect();
-        let sampled = logits
-            .par_chunks(vocab)
-            .zip(&keys)
-            .map(|(logits, key)| sample(logits, temperature as f32, top_p as f32, key))
-            .collect();
-        Ok(sampled)
+        let mut ended = |i: usize, tokens: &[u32]| self.shutdown.requested() || self.ends(tokens, &stops[i]);
+        let sampling = s3_model::Sampling { temperature: temperature as f32, top_p: top_p as f32 };
+        let said = generate(self.decoder, cache, &requests, sampling, &key, &mut ended)?;
+        if self.shutdown.requested() {
+            return Err(RolloutError::Interrupted);
+        }
+        let said: BTreeMap<usize, (GenerateRequest, Generated)> =
+            requests.into_iter().zip(said).map(|(request, said)| (request.row, (request, said))).collect();
+        rows.par_iter_mut().enumerate().try_for_each(|(at, row)| {
+            let Some((request, said)) = said.get(&at) else { return Ok(()) };
+            // the last token is in no cache before the next turn reads it
+            row.cached.extend_from_slice(&request.prompt);
+            row.cached.extend(said.tokens.iter().take(said.tokens.len().saturating_sub(1)));
+            row.turn += 1;
+            Ok(row.seat.play.generated(&said.tokens, &said.logprobs, self.codec)?)
+        })
+    }
+
+    /// Whether a turn is over: by a token that ends it, or by a stop string.
+    fn ends(&self, tokens: &[u32], stop: &[String]) -> bool {
+        if tokens.last().is_some_and(|&token| self.codec.ends(token)) {
+            return true;
+        }
+        // a stop string ends with the newest token, so most tokens need no look at the whole turn
+        let newest = self.codec.decode(&tokens[tokens.len().saturating_sub(1)..]);
+        if !stop.iter().any(|stop| stop.chars().next_back().is_some_and(|last| newest.contains(last))) {
+            return false;
+        }
+        let text = self.codec.decode(tokens);
+        // a line break that ends a sentence does not end a turn that has not begun
+        let text = text.trim_start();
+        stop.iter().any(|stop| text.contains(stop))
     }
 
     /// All searches that the named rows wait for, each distinct query once.
-    fn search<P: Play>(&self, rows: &mut [Row<P>], waiting: &[usize]) -> Result<(), RolloutError> {
+    fn search<P: Play + Send>(&self, rows: &mut [Row<P>], waiting: &[usize]) -> Result<(), RolloutError> {
         let mut asked: BTreeMap<(String, usize, [&str; 2]), Vec<usize>> = BTreeMap::new();
         for &at in waiting {
             let row = &rows[at];
@@ -274,11 +264,15 @@ impl Player<'_> {
         let questions: Vec<&Question> = rows_of.iter().map(|of| &rows[of[0]].seat.question).collect();
         match self.retriever.retrieve_for(&questions, &queries, top_k, self.search.method) {
             Ok(found) => {
-                for (of, passages) in rows_of.iter().zip(found) {
-                    for &at in of {
-                        rows[at].seat.play.retrieved(passages.clone(), self.codec)?;
-                    }
-                }
+                let found: BTreeMap<usize, &Vec<Passage>> = rows_of
+                    .iter()
+                    .zip(&found)
+                    .flat_map(|(of, passages)| of.iter().map(move |&at| (at, passages)))
+                    .collect();
+                rows.par_iter_mut().enumerate().try_for_each(|(at, row)| {
+                    let Some(passages) = found.get(&at) else { return Ok::<(), RolloutError>(()) };
+                    Ok(row.seat.play.retrieved((*passages).clone(), self.codec)?)
+                })?;
             }
             Err(error) if error.is_outage() => {
                 tracing::warn!(%error, episodes = waiting.len(), "searches failed; these samples are masked");
@@ -294,35 +288,4 @@ impl Player<'_> {
 
 fn places<P: Play>(rows: &[Row<P>], wanted: impl Fn(&Step<'_>) -> bool) -> Vec<usize> {
     (0..rows.len()).filter(|&at| wanted(&rows[at].seat.play.next())).collect()
-}
-
-impl Draft {
-    fn new<P: Play>(row: usize, play: &P, feed: Vec<u32>) -> Option<Self> {
-        let Step::Generate { max_new_tokens, stop } = play.next() else { return None };
-        Some(Self {
-            row,
-            tokens: Vec::with_capacity(max_new_tokens),
-            logprobs: Vec::with_capacity(max_new_tokens),
-            limit: max_new_tokens,
-            stop: stop.to_vec(),
-            feed,
-        })
-    }
-
-    fn take(&mut self, sampled: Sampled) {
-        self.tokens.push(sampled.token);
-        self.logprobs.push(sampled.logprob);
-        self.feed = vec![sampled.token];
-    }
-
-    fn ended(&self, codec: &ModelCodec) -> bool {
-        let full = self.tokens.len() >= self.limit;
-        if full || self.tokens.last().is_some_and(|&token| codec.ends(token)) {
-            return true;
-        }
-        let text = codec.decode(&self.tokens);
-        // a line break that ends a sentence does not end a turn that has not begun
-        let text = text.trim_start();
-        self.stop.iter().any(|stop| text.contains(stop))
-    }
 }

@@ -1,6 +1,7 @@
 //! Checkpoints: trained tensors, optimiser state and position, published atomically.
 
 use crate::identity::Identity;
+use candle_core::Tensor;
 use s3_artifacts::{ArtifactError, DigestWriter, Head, Published, load_manifest, publish_folder, read_head};
 use s3_config::{CheckpointConfig, DTypeKind, TrainerConfig};
 use s3_model::{AdamW, Decoder, load_tensors, save_tensors};
@@ -8,6 +9,7 @@ use s3_rollout::RolloutError;
 use s3_telemetry::{CheckpointNote, Failure, last_words};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const KIND: &str = "checkpoint";
@@ -147,8 +149,7 @@ impl<'a> Checkpoints<'a> {
         let Some(checkpoint) = newest(&self.config.dir)? else { return Ok(None) };
         let folder = &checkpoint.folder;
         self.identity.check(&checkpoint.run, folder)?;
-        checkpoint.lay_over(decoder)?;
-        optimizer.load(&folder.join(OPTIMIZER), decoder).map_err(RolloutError::from)?;
+        checkpoint.restore(decoder, optimizer)?;
         let state = std::fs::read(folder.join(STATE)).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
         serde_json::from_slice(&state).map(Some).map_err(|e| Failure::input(format!("{}: {e}", folder.display())))
     }
@@ -165,12 +166,17 @@ pub struct Checkpoint {
 
 /// The newest whole checkpoint of a folder; damaged ones are passed over with a warning.
 pub fn newest(dir: &Path) -> Result<Option<Checkpoint>, Failure> {
+    before(dir, u32::MAX)
+}
+
+/// The newest whole checkpoint of fewer steps.
+pub fn before(dir: &Path, limit: u32) -> Result<Option<Checkpoint>, Failure> {
     let head = read_head(dir).map_err(RolloutError::from)?;
     let candidates: Vec<(u32, PathBuf)> = match head {
         Some(head) => head.published.into_iter().map(|p| (p.step, dir.join(p.name))).collect(),
         None => steps(dir)?.into_iter().map(|step| (step, folder(dir, step))).collect(),
     };
-    for (step, folder) in candidates {
+    for (step, folder) in candidates.into_iter().filter(|(step, _)| *step < limit) {
         match load_manifest(&folder, KIND) {
             Ok(manifest) => return Ok(Some(Checkpoint { folder, step, run: manifest.identity["run"].clone() })),
             Err(error) => tracing::warn!(%error, step, "checkpoint is damaged and passed over"),
@@ -185,23 +191,35 @@ fn epoch_of(tag: &str) -> Option<u32> {
 }
 
 impl Checkpoint {
+    /// Puts tensors and optimiser state back.
+    pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<(), Failure> {
+        self.lay_over(decoder)?;
+        optimizer.load(&self.folder.join(OPTIMIZER), decoder).map_err(RolloutError::from)?;
+        Ok(())
+    }
+
     /// Puts the checkpoint's tensors into a decoder that trains the same tensors; a value head that the decoder
     /// lacks is left out.
     pub fn lay_over(&self, decoder: &mut Decoder) -> Result<(), Failure> {
-        let mut tensors = load_tensors(&self.folder.join(POLICY)).map_err(RolloutError::from)?;
-        let wanted = decoder.trained_tensors();
-        tensors.retain(|name, _| wanted.contains_key(name) || !name.starts_with("value_head."));
-        if wanted.keys().ne(tensors.keys()) {
-            return Err(Failure::input(format!(
-                "{}: the checkpoint's tensors are not those of the model; choose another checkpoint.dir",
-                self.folder.display()
-            )));
-        }
-        for (name, tensor) in tensors {
-            decoder.set_trained(&name, tensor).map_err(RolloutError::from)?;
-        }
-        Ok(())
+        let file = self.folder.join(POLICY);
+        lay_over(load_tensors(&file).map_err(RolloutError::from)?, &file, decoder)
     }
+}
+
+/// Puts the tensors of `file` into a decoder that trains the same ones, a value head excepted.
+pub fn lay_over(mut tensors: BTreeMap<String, Tensor>, file: &Path, decoder: &mut Decoder) -> Result<(), Failure> {
+    let wanted = decoder.trained_tensors();
+    tensors.retain(|name, _| wanted.contains_key(name) || !name.starts_with("value_head."));
+    if wanted.keys().ne(tensors.keys()) {
+        return Err(Failure::input(format!(
+            "{}: the checkpoint's tensors are not those of the model; choose another checkpoint.dir",
+            file.display()
+        )));
+    }
+    for (name, tensor) in tensors {
+        decoder.set_trained(&name, tensor).map_err(RolloutError::from)?;
+    }
+    Ok(())
 }
 
 /// Steps with a published checkpoint, newest first.
@@ -239,7 +257,7 @@ pub fn digest(decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Resu
     Ok(writer.finish())
 }
 
-fn bytes(tensor: &candle_core::Tensor) -> Result<Vec<u8>, s3_model::ModelError> {
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>, s3_model::ModelError> {
     let mut out = Vec::with_capacity(tensor.elem_count() * 4);
     let flat = tensor.flatten_all()?;
     if tensor.dtype() == candle_core::DType::I64 {

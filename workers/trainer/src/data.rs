@@ -180,7 +180,7 @@ mod tests {
             question(5, "Which river?", "Seine"),
         ];
         let corpus = [("Paris".to_owned(), "On the Seine.".to_owned())];
-        let probe = ProbeConfig { every: 1, datasets: vec![], limit: 1 };
+        let probe = ProbeConfig { every: 1, datasets: vec![], limit: 1, export_best: false };
         let held = vec![question(9, "held OUT", "Paris")];
         let chosen = candidates(&config(), Some(&probe), 3, train.clone(), held.clone(), Some(&corpus)).unwrap();
         assert_eq!(chosen.probe, held);

@@ -3,6 +3,7 @@
 //! * [`data`]: which questions are trained on; [`baseline`]: the stored naive-RAG answers.
 //! * [`sft`]: warm starts, of the search protocol and of a generator's short answers.
 //! * [`train`]: rollouts, rewards and policy updates; [`learn`] holds their mathematics.
+//! * [`replay`]: one episode again, beside what was stored.
 //! * [`checkpoint`] and [`identity`]: what a run is, and how it goes on after any interruption.
 
 pub mod baseline;
@@ -11,6 +12,7 @@ pub mod data;
 pub mod export;
 pub mod identity;
 pub mod learn;
+pub mod replay;
 pub mod run;
 pub mod sft;
 pub mod train;

@@ -1,7 +1,8 @@
-//! `s3-trainer {baseline|sft|train|export} --config FILE`
+//! `s3-trainer {baseline|sft|train|export|replay} --config FILE`
 
 use clap::{Parser, Subcommand};
 use s3_telemetry::{Failure, finish, init_logging};
+use s3_trainer::replay::EpisodeName;
 use s3_trainer::run::{Command, start};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +32,14 @@ enum Commands {
     Train(Config),
     /// Writes the newest checkpoint as adapter and as merged model.
     Export(Config),
+    /// Computes one episode of a finished step again and shows the difference to what was stored.
+    Replay {
+        #[command(flatten)]
+        config: Config,
+        /// Which one: STEP/DATASET/ID/SAMPLE.
+        #[arg(long)]
+        episode: EpisodeName,
+    },
 }
 
 fn main() -> ExitCode {
@@ -49,6 +58,7 @@ fn main() -> ExitCode {
         Commands::Sft(args) => (Command::Sft, args.config),
         Commands::Train(args) => (Command::Train, args.config),
         Commands::Export(args) => (Command::Export, args.config),
+        Commands::Replay { config, episode } => (Command::Replay(episode), config.config),
     };
     finish(start(command, &config))
 }

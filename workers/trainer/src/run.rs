@@ -1,6 +1,7 @@
 //! Starting a command: threads, runtime, signals, and the thread that computes.
 
-use crate::{baseline, export, sft, train};
+use crate::replay::EpisodeName;
+use crate::{baseline, export, replay, sft, train};
 use s3_config::{TrainerConfig, load};
 use s3_model::{Decoder, TokenizerFile};
 use s3_proto::Attempt;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// What the trainer was asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Naive-RAG answers.
     Baseline,
@@ -22,6 +23,8 @@ pub enum Command {
     Train,
     /// Export.
     Export,
+    /// One episode again.
+    Replay(EpisodeName),
 }
 
 /// Everything that a command works with.
@@ -40,6 +43,11 @@ const STACK: usize = 256 << 20;
 /// Runs one command to its end.
 pub fn start(command: Command, config: &Path) -> Result<(), Failure> {
     let mut config: TrainerConfig = load(config).map_err(Failure::input)?;
+    if matches!(command, Command::Replay(_)) {
+        // it looks at a run and is no part of it
+        let runtime = &mut config.runtime;
+        (runtime.admin, runtime.progress, runtime.result, runtime.attempt) = (None, None, None, None);
+    }
     fix_threads(config.runtime.threads)?;
     if let Some(path) = &config.search.prompt_template {
         let text = std::fs::read_to_string(path);
@@ -70,6 +78,7 @@ pub fn start(command: Command, config: &Path) -> Result<(), Failure> {
             Command::Sft => sft::command(&run),
             Command::Train => train::command(&run),
             Command::Export => export::command(&run),
+            Command::Replay(episode) => replay::command(&run, &episode),
         }?;
         attempt.check()?;
         if let Some(path) = &run.config.runtime.result {

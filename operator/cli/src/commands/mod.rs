@@ -5,6 +5,7 @@ pub mod compare;
 pub mod index;
 pub mod logs;
 pub mod plan;
+pub mod replay;
 pub mod report;
 pub mod reproduce;
 pub mod run;

@@ -28,8 +28,9 @@ pub fn traces(
     let config = &run.config;
     let templates = Templates::built_in().map_err(Failure::internal)?;
     let template = templates.get(&config.generator.template).map_err(Failure::input)?;
-    let usable: Vec<(&Question, &str)> =
+    let mut usable: Vec<(&Question, &str)> =
         questions.iter().filter_map(|question| Some((question, short_gold(question)?))).collect();
+    usable.truncate(config.sft.limit.unwrap_or(usize::MAX));
     run.progress.phase("make traces", usable.len() as u64);
     let mut traces = Vec::with_capacity(usable.len());
     for part in usable.chunks(1024) {

@@ -37,6 +37,9 @@ enum Plan {
     Vain { query: String, found: Vec<Passage> },
 }
 
+/// Words of a gold answer that a query takes.
+const HINDSIGHT_WORDS: usize = 6;
+
 /// Queries tried together in one round of calls; bounds memory.
 const QUESTIONS_AT_ONCE: usize = 256;
 
@@ -77,7 +80,8 @@ pub fn traces(
         }
         run.progress.done(plans.len() as u64);
     }
-    let chosen = balanced(&run.config.sft, plans.iter().map(|(_, _, plan)| plan));
+    let mut chosen = balanced(&run.config.sft, plans.iter().map(|(_, _, plan)| plan));
+    chosen.truncate(run.config.sft.limit.unwrap_or(usize::MAX));
     let traces: Vec<Option<Trace>> = chosen
         .into_par_iter()
         .map(|at| {
@@ -98,8 +102,7 @@ fn searches<'q>(
     open: Vec<Opened<'q>>,
 ) -> Result<Vec<(Opened<'q>, Plan)>, RolloutError> {
     let (search, sft) = (&run.config.search, &run.config.sft);
-    let tried: Vec<Vec<String>> =
-        open.iter().map(|(question, _)| queries(&question.question, run.config.seed, sft.query_trials)).collect();
+    let tried: Vec<Vec<String>> = open.iter().map(|(question, _)| tried(question, run.config.seed, sft)).collect();
     let flat: Vec<String> = tried.iter().flatten().cloned().collect();
     let found = retriever.retrieve(&flat, search.top_k, search.method)?;
     let mut rest = found.as_slice();
@@ -117,18 +120,32 @@ fn searches<'q>(
                 let ids = supporting(passages, question, words);
                 Some((*ids.first()?, trial, ids))
             });
-            let plan = match hits.min() {
-                Some((_, trial, ids)) => Plan::Search {
-                    query: queries[trial].clone(),
-                    found: found[trial].clone(),
-                    ids: capped(ids, search.max_selected),
-                },
-                None => Plan::Vain { query: queries.first()?.clone(), found: found.first()?.clone() },
+            let plan = if let Some((_, trial, ids)) = hits.min() {
+                let ids = capped(ids, search.max_selected);
+                Plan::Search { query: queries[trial].clone(), found: found[trial].clone(), ids }
+            } else {
+                // a right answer that finds nothing is no example of a vain search
+                let plain = usize::from(sft.hindsight).min(queries.len().checked_sub(1)?);
+                Plan::Vain { query: queries[plain].clone(), found: found[plain].clone() }
             };
             Some(((question, initial), plan))
         })
         .collect();
     Ok(planned)
+}
+
+/// The queries to try; with a gold answer after the question's words, where the searcher is to learn to search for
+/// what it believes.
+fn tried(question: &Question, seed: u64, sft: &SftConfig) -> Vec<String> {
+    let mut tried = queries(&question.question, seed, sft.query_trials);
+    if sft.hindsight
+        && let (Some(words), Some(gold)) = (tried.first(), telling(&question.answers).first())
+    {
+        let gold: Vec<&str> = gold.split_whitespace().take(HINDSIGHT_WORDS).collect();
+        let query = format!("{words} {}", gold.join(" "));
+        tried.insert(0, query);
+    }
+    tried
 }
 
 fn capped(mut ids: Vec<usize>, limit: u32) -> Vec<usize> {
@@ -341,6 +358,21 @@ mod tests {
         assert_eq!(count(1.0), (117, 117));
         let (searching, all) = count(0.1);
         assert!(all >= 700 && (searching as f64 / all as f64 - 0.1).abs() < 0.01, "{searching} {all}");
+    }
+
+    #[test]
+    fn hindsight_adds_an_answer() {
+        let question = Question {
+            question: "who sings it?".into(),
+            answers: vec!["12".into(), "Reba".into()],
+            ..Question::default()
+        };
+        let plain = SftConfig { query_trials: 3, ..SftConfig::default() };
+        let hindsight = SftConfig { hindsight: true, ..plain.clone() };
+        let without = tried(&question, 1, &plain);
+        assert!(without.iter().all(|query| !query.contains("Reba")), "{without:?}");
+        let with = tried(&question, 1, &hindsight);
+        assert_eq!((with[0].as_str(), &with[1..]), ("sings Reba", without.as_slice()));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::baseline::BaselineStore;
 use crate::run::Run;
 use s3_artifacts::{ArtifactError, Journal};
 use s3_model::Decoder;
-use s3_rollout::record::{EpisodeRecord, Outcome, StepEntry};
+use s3_rollout::record::{EpisodeRecord, Outcome, StepEntry, StepRecord, TrainingRecord};
 use s3_rollout::{
     Ask, EpisodeRequest, GeneratorPeer, ModelCodec, Player, Retrieve, RetrieverPeer, RolloutError, Sampling, Scored,
     all_failed, distinct, question_key, score_answers,
@@ -213,6 +213,15 @@ impl Arena<'_> {
         }
         Ok(all)
     }
+}
+
+/// A finished round of a journal, as [`Arena::round`] gave it.
+pub fn again(record: &StepRecord) -> Result<Played, RolloutError> {
+    let pair = |one: &TrainingRecord| Some((one.episode.clone(), one.outcome.clone()?));
+    let whole: Option<Vec<_>> = record.episodes.iter().map(pair).collect();
+    let Some(whole) = whole else { return Err(wrong_kind("outcomes")) };
+    let (episodes, outcomes) = whole.into_iter().unzip();
+    Ok(Played { episodes, outcomes, seconds: (0.0, 0.0) })
 }
 
 fn wrong_kind(key: &str) -> RolloutError {

@@ -6,6 +6,7 @@
 //! is a function of the configuration. So a run that is killed anywhere ends with the same digest as one that
 //! is not.
 
+mod best;
 mod episodes;
 mod figures;
 mod update;
@@ -14,6 +15,8 @@ use crate::baseline::{BaselineStore, Chosen, choose};
 use crate::checkpoint::{Checkpoints, Position, digest, export_adapter};
 use crate::identity::{Identity, Peers};
 use crate::run::Run;
+use best::Best;
+pub(crate) use episodes::again as round_again;
 use episodes::{Arena, Played, Round, results_digest};
 use s3_artifacts::{Journal, write_atomic};
 use s3_config::TrainerConfig;
@@ -26,7 +29,7 @@ use s3_telemetry::{ExitClass, Failure, Outcome};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use update::{Updater, needs_critic};
+pub(crate) use update::{Again, Updater, needs_critic};
 
 /// `s3-trainer train`.
 pub fn command(run: &Run) -> Result<Outcome, Failure> {
@@ -111,7 +114,14 @@ impl Training<'_> {
         }
         result?;
         checkpoints.check()?;
-        let adapter = export_adapter(&decoder, self.identity, position.step, config)?;
+        let adapter = match Best::of(&position) {
+            Some(best) => {
+                let mut chosen = decoder.clone();
+                best.lay_over(&self.folder, &mut chosen)?;
+                export_adapter(&chosen, self.identity, best.step, config)?
+            }
+            None => export_adapter(&decoder, self.identity, position.step, config)?,
+        };
         let mut summary = position.summary.clone();
         if let Value::Object(summary) = &mut summary {
             summary.insert("steps".into(), json!(position.step));
@@ -217,6 +227,9 @@ impl Training<'_> {
         let key = if position.summary["probeFirst"].is_null() { "probeFirst" } else { "probeLast" };
         position.summary[key] = json!(kept);
         tracing::info!(step, gain = figures["gain"], accuracy = figures["accuracy"], "held-out");
+        if self.config().probe.as_ref().is_some_and(|probe| probe.export_best) {
+            best::note(position, step, figures["gain"], decoder, &self.folder)?;
+        }
         self.arena.run.progress.figure("heldOutGain", figures["gain"]);
         if journal.get("probe/figures").is_none() {
             journal.append("probe/figures", StepEntry::Figures { figures }).map_err(RolloutError::from)?;

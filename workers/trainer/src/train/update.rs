@@ -24,9 +24,21 @@ pub struct Updater<'a> {
     pub shutdown: &'a Shutdown,
 }
 
+/// What an update makes of one episode, with the policy before its first optimiser step.
+pub struct Again {
+    /// The trainer's own, per action token.
+    pub logprobs: Vec<f32>,
+    /// Per action token; empty when the episode is masked or was filtered out.
+    pub advantage: Vec<f32>,
+    /// The episode's part of its optimiser batch's loss; none without an advantage.
+    pub loss: Option<f64>,
+}
+
 /// One episode ready to be learned from. "Chosen" are the tokens that the sequence's positions choose: the action
 /// tokens, or all tokens of the response where the reference's critic is reproduced.
 struct Sample {
+    /// Its place in the round.
+    episode: usize,
     sequence: TrainSequence,
     /// Which of the chosen tokens are action tokens; the others never enter the policy's loss.
     action: Vec<bool>,
@@ -98,6 +110,73 @@ impl Updater<'_> {
         played: &Played,
     ) -> Result<BTreeMap<String, f64>, RolloutError> {
         let algorithm = &self.config.algorithm;
+        let (samples, filtered) = self.prepared(decoder, played)?;
+        let all = samples.len() + filtered;
+        let signal = samples.iter().filter(|sample| informative(sample)).count();
+        let rejected = samples.iter().filter(|sample| !sample.keep).count();
+        let weights: Vec<f64> =
+            samples.iter().filter_map(|s| s.importance.as_ref()).flatten().map(|w| f64::from(*w)).collect();
+        let importance = if weights.is_empty() { 1.0 } else { weights.iter().sum::<f64>() / weights.len() as f64 };
+        let mut sums = Sums::default();
+        for epoch in 0..algorithm.epochs.max(1) {
+            for mini in samples.chunks(self.mini_batch(samples.len())) {
+                let fresh = epoch == 0 && sums.steps == 0;
+                self.optimise(decoder, optimizer, mini, fresh, &mut sums)?;
+            }
+        }
+        if sums.tokens == 0 {
+            self.observe(decoder, &samples, &mut sums)?;
+        }
+        let tokens = sums.tokens.max(1) as f64;
+        Ok(BTreeMap::from([
+            ("gradNorm".to_owned(), sums.grad_norm / sums.steps.max(1) as f64),
+            ("loss".to_owned(), sums.loss / sums.steps.max(1) as f64),
+            ("valueLoss".to_owned(), sums.value_loss / sums.steps.max(1) as f64),
+            ("referenceKl".to_owned(), sums.kl / sums.steps.max(1) as f64),
+            ("entropy".to_owned(), sums.entropy / tokens),
+            ("clipFraction".to_owned(), sums.clipped as f64 / tokens),
+            ("mismatchKl".to_owned(), mismatch_kl(&sums.fresh.0, &sums.fresh.1)),
+            ("mismatchMax".to_owned(), largest_difference(&sums.fresh.0, &sums.fresh.1)),
+            ("optimizerSteps".to_owned(), sums.steps as f64),
+            ("informative".to_owned(), signal as f64 / all.max(1) as f64),
+            ("filtered".to_owned(), filtered as f64),
+            ("rejected".to_owned(), rejected as f64),
+            ("importance".to_owned(), importance),
+        ]))
+    }
+
+    /// What [`Self::update`] would make of one episode at its beginning; learns nothing.
+    pub fn again(&self, decoder: &Decoder, played: &Played, episode: usize) -> Result<Again, RolloutError> {
+        let record = &played.episodes[episode];
+        let sequence = TrainSequence { tokens: record.tokens.clone(), positions: record.action_positions() };
+        let logprobs = decoder.score(&[sequence], self.temperature())?.logprob;
+        let (samples, _) = self.prepared(decoder, played)?;
+        let Some(at) = samples.iter().position(|sample| sample.episode == episode) else {
+            return Ok(Again { logprobs, advantage: Vec::new(), loss: None });
+        };
+        let size = self.mini_batch(samples.len());
+        let mini = samples.chunks(size).nth(at / size).unwrap_or_default();
+        let weighted = self.weighted(mini);
+        let one: Vec<Weighted<'_>> = weighted.into_iter().filter(|of| of.sample.episode == episode).collect();
+        let mut sums = Sums::default();
+        if !one.is_empty() {
+            self.micro(decoder, &one, false, &mut sums)?;
+        }
+        Ok(Again { logprobs, advantage: samples[at].advantage.clone(), loss: Some(sums.loss) })
+    }
+
+    /// Episodes per optimiser step.
+    fn mini_batch(&self, samples: usize) -> usize {
+        match self.config.rollout.mini_batch {
+            0 => samples,
+            size => size,
+        }
+        .max(1)
+    }
+
+    /// The round's samples with their advantages, and how many were filtered out.
+    fn prepared(&self, decoder: &Decoder, played: &Played) -> Result<(Vec<Sample>, usize), RolloutError> {
+        let algorithm = &self.config.algorithm;
         let mut samples = samples(played, self.whole_response());
         let all = samples.len();
         if algorithm.filter_zero_variance {
@@ -124,41 +203,7 @@ impl Updater<'_> {
             sample.advantage = sample.of_actions(&advantage);
             sample.returns = targets.next();
         }
-        let signal = samples.iter().filter(|sample| informative(sample)).count();
-        let rejected = samples.iter().filter(|sample| !sample.keep).count();
-        let weights: Vec<f64> =
-            samples.iter().filter_map(|s| s.importance.as_ref()).flatten().map(|w| f64::from(*w)).collect();
-        let importance = if weights.is_empty() { 1.0 } else { weights.iter().sum::<f64>() / weights.len() as f64 };
-        let mut sums = Sums::default();
-        let batch = match self.config.rollout.mini_batch {
-            0 => samples.len(),
-            size => size,
-        };
-        for epoch in 0..algorithm.epochs.max(1) {
-            for mini in samples.chunks(batch.max(1)) {
-                let fresh = epoch == 0 && sums.steps == 0;
-                self.optimise(decoder, optimizer, mini, fresh, &mut sums)?;
-            }
-        }
-        if sums.tokens == 0 {
-            self.observe(decoder, &samples, &mut sums)?;
-        }
-        let tokens = sums.tokens.max(1) as f64;
-        Ok(BTreeMap::from([
-            ("gradNorm".to_owned(), sums.grad_norm / sums.steps.max(1) as f64),
-            ("loss".to_owned(), sums.loss / sums.steps.max(1) as f64),
-            ("valueLoss".to_owned(), sums.value_loss / sums.steps.max(1) as f64),
-            ("referenceKl".to_owned(), sums.kl / sums.steps.max(1) as f64),
-            ("entropy".to_owned(), sums.entropy / tokens),
-            ("clipFraction".to_owned(), sums.clipped as f64 / tokens),
-            ("mismatchKl".to_owned(), mismatch_kl(&sums.fresh.0, &sums.fresh.1)),
-            ("mismatchMax".to_owned(), largest_difference(&sums.fresh.0, &sums.fresh.1)),
-            ("optimizerSteps".to_owned(), sums.steps as f64),
-            ("informative".to_owned(), signal as f64 / all.max(1) as f64),
-            ("filtered".to_owned(), filtered as f64),
-            ("rejected".to_owned(), rejected as f64),
-            ("importance".to_owned(), importance),
-        ]))
+        Ok((samples, filtered))
     }
 
     /// Whether the critic sees all tokens of the response, as the reference's does (its advantages are whitened
@@ -248,23 +293,7 @@ impl Updater<'_> {
         fresh: bool,
         sums: &mut Sums,
     ) -> Result<(), RolloutError> {
-        let algorithm = &self.config.algorithm;
-        let lengths = |of: &dyn Fn(&Sample) -> usize| -> Vec<usize> {
-            mini.iter().map(|sample| if sample.keep { of(sample) } else { 0 }).collect()
-        };
-        let policy = token_weights(algorithm, &lengths(&|sample| sample.old.len()));
-        let critic = token_weights(algorithm, &lengths(&|sample| sample.action.len()));
-        // Without a term that moves every token, an episode whose advantages are all 0 has a gradient of
-        // exactly 0: it counts in the weights, but need not be computed.
-        let everything = needs_critic(algorithm)
-            || (algorithm.kl_coefficient > 0.0 && algorithm.kl_placement == KlPlacement::Loss)
-            || algorithm.entropy_coefficient.abs() > 0.0;
-        let learned: Vec<Weighted<'_>> = mini
-            .iter()
-            .zip(policy.into_iter().zip(critic))
-            .filter(|(sample, _)| sample.keep && (everything || informative(sample)))
-            .map(|(sample, (policy, critic))| Weighted { sample, policy, critic })
-            .collect();
+        let learned = self.weighted(mini);
         let mut gradients = Gradients::default();
         for micro in learned.chunks(self.config.rollout.micro_batch.max(1)) {
             self.stop()?;
@@ -283,6 +312,26 @@ impl Updater<'_> {
         let rate = learning_rate(self.config, optimizer.steps());
         optimizer.step(decoder, &gradients, rate)?;
         Ok(())
+    }
+
+    /// The samples of a mini-batch that have a gradient, with their tokens' shares.
+    fn weighted<'s>(&self, mini: &'s [Sample]) -> Vec<Weighted<'s>> {
+        let algorithm = &self.config.algorithm;
+        let lengths = |of: &dyn Fn(&Sample) -> usize| -> Vec<usize> {
+            mini.iter().map(|sample| if sample.keep { of(sample) } else { 0 }).collect()
+        };
+        let policy = token_weights(algorithm, &lengths(&|sample| sample.old.len()));
+        let critic = token_weights(algorithm, &lengths(&|sample| sample.action.len()));
+        // Without a term that moves every token, an episode whose advantages are all 0 has a gradient of
+        // exactly 0: it counts in the weights, but need not be computed.
+        let everything = needs_critic(algorithm)
+            || (algorithm.kl_coefficient > 0.0 && algorithm.kl_placement == KlPlacement::Loss)
+            || algorithm.entropy_coefficient.abs() > 0.0;
+        mini.iter()
+            .zip(policy.into_iter().zip(critic))
+            .filter(|(sample, _)| sample.keep && (everything || informative(sample)))
+            .map(|(sample, (policy, critic))| Weighted { sample, policy, critic })
+            .collect()
     }
 
     fn micro(
@@ -387,7 +436,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
 fn samples(played: &Played, whole: bool) -> Vec<Sample> {
     let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
     let mut samples = Vec::with_capacity(played.episodes.len());
-    for (episode, outcome) in played.episodes.iter().zip(&played.outcomes) {
+    for (at, (episode, outcome)) in played.episodes.iter().zip(&played.outcomes).enumerate() {
         let next = numbers.len();
         let question = *numbers.entry(question_key(&episode.question)).or_insert(next);
         let Some(reward) = outcome.reward else { continue };
@@ -399,6 +448,7 @@ fn samples(played: &Played, whole: bool) -> Vec<Sample> {
             if whole { (episode.prompt_tokens.max(1)..episode.tokens.len()).collect() } else { actions.clone() };
         let action: Vec<bool> = positions.iter().map(|at| actions.binary_search(at).is_ok()).collect();
         samples.push(Sample {
+            episode: at,
             action,
             sequence: TrainSequence { tokens: episode.tokens.clone(), positions },
             question,
