@@ -74,23 +74,19 @@ def weights(folder):
         return (torch.randn(*shape, device=device) * scale).to(torch.bfloat16).cpu()
 
     kv = HIDDEN // HEADS * KV_HEADS
-    head = {"model.embed_tokens.weight": random(VOCAB, HIDDEN), "lm_head.weight": random(VOCAB, HIDDEN),
-            "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16)}
-    save_file(head, folder / "model-00000.safetensors")
-    index = dict.fromkeys(head, "model-00000.safetensors")
+    # one file, as a plan names it: 15 GB, held in memory once
+    tensors = {"model.embed_tokens.weight": random(VOCAB, HIDDEN), "lm_head.weight": random(VOCAB, HIDDEN),
+               "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16)}
     for layer in range(LAYERS):
         shapes = {"self_attn.q_proj.weight": (HIDDEN, HIDDEN), "self_attn.k_proj.weight": (kv, HIDDEN),
                   "self_attn.v_proj.weight": (kv, HIDDEN), "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
                   "self_attn.q_proj.bias": (HIDDEN,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,),
                   "mlp.gate_proj.weight": (FFN, HIDDEN), "mlp.up_proj.weight": (FFN, HIDDEN),
                   "mlp.down_proj.weight": (HIDDEN, FFN)}
-        part = {f"model.layers.{layer}.{name}": random(*shape) for name, shape in shapes.items()}
+        tensors |= {f"model.layers.{layer}.{name}": random(*shape) for name, shape in shapes.items()}
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            part[f"model.layers.{layer}.{norm}.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
-        name = f"model-{layer + 1:05}.safetensors"
-        save_file(part, folder / name)
-        index.update(dict.fromkeys(part, name))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+            tensors[f"model.layers.{layer}.{norm}.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
+    save_file(tensors, folder / "model.safetensors")
 
 
 def main():

@@ -68,7 +68,7 @@ async fn a_batch_repeats_and_bad_calls_fail_alone() {
 
     let clean = provider.complete(calls, Order::default()).await;
     let mut outcomes = provider.complete(mixed, Order::default()).await;
-    for (at, part) in [(13, "one user message"), (7, "greedily"), (3, "contextTokens 200")] {
+    for (at, part) in [(13, "a user's message"), (7, "greedily"), (3, "contextTokens 200")] {
         let failure = outcomes.remove(at).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Rejected);
         assert!(failure.message.contains(part), "{failure}");
