@@ -31,27 +31,6 @@ async fn each_kind_lives_settles_and_leaves_nothing() {
     }
 }
 
-/// What has ended goes after its time, and takes all of its objects with it; what it used stays.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_finished_resource_goes_after_its_time() {
-    for kind in [Kind::S3TrainingJob, Kind::EvalRun] {
-        let setup = Setup::new("expiry").await;
-        setup.start().await;
-        scenario::begin_with(&setup, kind, |object| object["spec"]["ttlSecondsAfterFinished"] = json!(4)).await;
-        let resource = setup.resources(kind);
-        setup.until("it is gone", async || resource.get_opt(NAME).await.unwrap().is_none()).await;
-        assert_eq!(setup.reason(Kind::RetrieverIndex, NAME, "Ready").await.as_deref(), Some("Ready"));
-        setup.delete(Kind::RetrieverIndex, NAME).await;
-        setup
-            .until("nothing is left", async || {
-                let left = made(&setup).await;
-                left.len() == 1 && left["running pods"] == ["0"]
-            })
-            .await;
-        setup.done().await;
-    }
-}
-
 /// A changed index is built beside the one that serves, and swapped in; one that is used goes only when it is free.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_is_swapped_and_protected() {

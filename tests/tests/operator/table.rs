@@ -330,8 +330,9 @@ const RUN_STORIES: &[(&str, Story)] = &[
         async move { user(s, Kind::EvalRun, &[sets], "Succeeded", "InvalidSpec").await }.boxed_local()
     }),
     ("unsupported", |s| {
-        let decoding = ("decoding.topP", json!(0.5));
-        async move { user(s, Kind::EvalRun, &[decoding], "Succeeded", "UnsupportedField").await }.boxed_local()
+        let searcher = json!({"jobRef": {"name": "other"}, "checkpoint": "Latest"});
+        let arms = ("arms", json!([{"name": "s3", "method": "S3", "searcher": searcher}]));
+        async move { user(s, Kind::EvalRun, &[arms], "Succeeded", "UnsupportedField").await }.boxed_local()
     }),
     ("taken", |s| {
         async move {
