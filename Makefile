@@ -73,7 +73,7 @@ report: ## the report page of the last run
 	@[[ -x $(S3) ]] || $(MAKE) build
 	$(S3) report
 
-soak: data ## the long tests (marked ignored): hours, not for every change
+soak: data data-qwen ## the long tests (marked ignored): hours, not for every change
 	@cargo test --locked --release --workspace -- --ignored
 	S3_FAULT_PLANS=600 tests/cluster/test.sh faults
 
