@@ -7,6 +7,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getppid};
 use s3_plan::Exit;
+use s3_telemetry::ExitClass;
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io;
@@ -14,6 +15,12 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+/// The class of a worker's end, and the line in which it said why.
+pub fn complaint(status: ExitStatus, said: &str) -> (ExitClass, Option<&str>) {
+    let class = status.code().and_then(ExitClass::from_code).unwrap_or(ExitClass::Internal);
+    (class, said.lines().rev().find_map(|line| line.strip_prefix("error: ")))
+}
 
 /// A process as it is recorded in the state folder. Pids are used again by the system, start times are not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,12 +2,12 @@
 
 use super::run::Record;
 use crate::StateArg;
-use crate::process::binary_folder;
+use crate::process::{binary_folder, complaint};
 use crate::state::State;
 use crate::text::Problem;
 use clap::Args;
 use s3_plan::ComponentKind;
-use s3_telemetry::{ExitClass, Failure};
+use s3_telemetry::Failure;
 use std::process::{Command, ExitCode, Stdio};
 
 /// Arguments of `s3 replay`.
@@ -25,9 +25,7 @@ pub struct ReplayArgs {
 /// Has the trainer compute the episode again, from the run's journals and checkpoints.
 pub fn run(args: &ReplayArgs) -> Result<ExitCode, Problem> {
     let state = State::existing(&args.state.state)?;
-    let Some(record) = state.read::<Record>("run.json")? else {
-        return Err(Problem::input("the run has not started yet"));
-    };
+    let record = Record::of(&state)?;
     let owner = args.job.as_ref().map(|job| format!("S3TrainingJob/{job}"));
     let trainings: Vec<&str> = record
         .plan
@@ -57,9 +55,8 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode, Problem> {
         .map_err(|error| Problem::io("start", &binary, &error))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        let line = text.lines().rev().find_map(|line| line.strip_prefix("error: ")).unwrap_or("no reason given");
-        let class = output.status.code().and_then(ExitClass::from_code).unwrap_or(ExitClass::Internal);
-        return Err(Problem(vec![Failure::new(class, line)]));
+        let (class, line) = complaint(output.status, &text);
+        return Err(Problem(vec![Failure::new(class, line.unwrap_or("no reason given"))]));
     }
     let text = String::from_utf8_lossy(&output.stdout);
     for line in text.lines().filter(|line| !line.starts_with("digest ")) {

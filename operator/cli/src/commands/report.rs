@@ -42,9 +42,7 @@ pub struct ReportArgs {
 /// Prints the tables of a finished run and the place of its page.
 pub fn run(args: &ReportArgs) -> Result<ExitCode, Problem> {
     let state = State::existing(&args.state.state)?;
-    let Some(record) = state.read::<Record>("run.json")? else {
-        return Err(Problem::input("the run has not started yet"));
-    };
+    let record = Record::of(&state)?;
     if let Some(format) = &args.export {
         return export(args, format, &record, &state);
     }

@@ -49,6 +49,13 @@ pub struct Record {
     pub volumes: BTreeMap<String, PathBuf>,
 }
 
+impl Record {
+    /// Of a run that has started.
+    pub fn of(state: &State) -> Result<Self, Problem> {
+        state.read("run.json")?.ok_or_else(|| Problem::input("the run has not started yet"))
+    }
+}
+
 /// Runs everything; the last line is `digest <hex>`.
 pub fn run(args: &RunArgs) -> Result<ExitCode, Problem> {
     go(args, documents::read(&args.files)?)

@@ -21,9 +21,7 @@ pub struct StatusArgs {
 /// Prints one line per component.
 pub fn run(args: &StatusArgs) -> Result<ExitCode, Problem> {
     let state = State::existing(&args.state.state)?;
-    let Some(record) = state.read::<Record>("run.json")? else {
-        return Err(Problem::input("the run has not started yet"));
-    };
+    let record = Record::of(&state)?;
     let (finished, processes) = (state.finished()?, state.processes()?);
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);

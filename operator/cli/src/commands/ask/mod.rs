@@ -11,7 +11,7 @@ use crate::text::Problem;
 use crate::{BindArgs, StateArg, observe, preflight, process};
 use clap::Args;
 use s3_plan::{Choice, Component, Plan, RestartPolicy, Role, Secrets, WorkerConfig};
-use s3_telemetry::{ExitClass, Failure};
+use s3_telemetry::Failure;
 use serde::Deserialize;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -92,9 +92,7 @@ pub fn run(args: &AskArgs) -> Result<ExitCode, Problem> {
 /// Brings up retriever and gateway of a run of this machine, and asks its searcher.
 fn ask_here(args: &AskArgs) -> Result<String, Problem> {
     let state = State::existing(&args.state.state)?;
-    let Some(record) = state.read::<Record>("run.json")? else {
-        return Err(Problem::input("the run has not started yet"));
-    };
+    let record = Record::of(&state)?;
     let choice = Choice { job: args.job.clone(), arm: args.arm.clone() };
     let ask = s3_plan::ask(&record.plan, &choice)?;
     let inputs = state.read("inputs-by-plan.json")?.unwrap_or_default();
@@ -176,8 +174,8 @@ fn call(ask: &Component, binder: &LocalBinder, state: &State, question: &str) ->
         return String::from_utf8(output.stdout).map_err(Problem::internal);
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    let line = text.lines().rev().find_map(|line| line.strip_prefix("error: ")).unwrap_or("no reason given");
-    let class = output.status.code().and_then(ExitClass::from_code).unwrap_or(ExitClass::Internal);
+    let (class, line) = process::complaint(output.status, &text);
+    let line = line.unwrap_or("no reason given");
     Err(Problem(vec![Failure::new(class, format!("the searcher could not be asked: {line}"))]))
 }
 

@@ -1,9 +1,9 @@
 //! One call of `s3-retriever`, with its progress shown while it runs.
 
-use crate::process::binary_folder;
+use crate::process::{binary_folder, complaint};
 use crate::progress::Display;
 use crate::text::Problem;
-use s3_telemetry::{ExitClass, Failure, read_progress};
+use s3_telemetry::{Failure, read_progress};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -99,7 +99,6 @@ async fn run(name: &str, arguments: &[&std::ffi::OsStr], progress: &Path) -> Res
     if status.success() {
         return Ok(printed);
     }
-    let line = said.lines().rev().find_map(|line| line.strip_prefix("error: "));
-    let class = status.code().and_then(ExitClass::from_code).unwrap_or(ExitClass::Internal);
+    let (class, line) = complaint(status, &said);
     Err(Problem(vec![Failure::new(class, line.unwrap_or("s3-retriever ended without saying why"))]))
 }
