@@ -1,6 +1,7 @@
 //! Checkpoints: trained tensors, optimiser state and position, published atomically.
 
 use crate::identity::Identity;
+use crate::train::Policies;
 use candle_core::Tensor;
 use s3_artifacts::{ArtifactError, DigestWriter, Head, Published, load_manifest, publish_folder, read_head};
 use s3_config::{CheckpointConfig, DTypeKind, TrainerConfig};
@@ -17,6 +18,12 @@ const FORMAT: u32 = 1;
 const POLICY: &str = "policy.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+const EARLIER: &str = "earlier-";
+
+/// The file of an earlier policy, which rounds under way are played with.
+fn earlier(updates: u32, steps: u64) -> String {
+    format!("{EARLIER}{updates:06}-{steps}.safetensors")
+}
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -74,13 +81,19 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// Publishes a checkpoint and removes those beyond the number kept.
-    pub fn save(&self, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<PathBuf, Failure> {
+    pub fn save(
+        &self,
+        decoder: &Decoder,
+        optimizer: &AdamW,
+        position: &Position,
+        policies: &Policies,
+    ) -> Result<PathBuf, Failure> {
         self.check()?;
         let mine = self.head.as_ref().map(|head| format!("-{}", head.tag())).unwrap_or_default();
         let name = format!("step-{:06}{mine}", position.step);
         let target = self.config.dir.join(&name);
         let staging = self.config.dir.join(format!(".staging-{:06}{mine}", position.step));
-        Self::write(&staging, decoder, optimizer, position).inspect_err(|_| {
+        Self::write(&staging, decoder, optimizer, position, policies).inspect_err(|_| {
             // a half-written folder helps nobody; the error that counts is the first
             let _ = std::fs::remove_dir_all(&staging);
         })?;
@@ -120,7 +133,13 @@ impl<'a> Checkpoints<'a> {
         Ok(())
     }
 
-    fn write(staging: &Path, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<(), Failure> {
+    fn write(
+        staging: &Path,
+        decoder: &Decoder,
+        optimizer: &AdamW,
+        position: &Position,
+        policies: &Policies,
+    ) -> Result<(), Failure> {
         let io = |source| {
             RolloutError::from(ArtifactError::Io { action: "write checkpoint", path: staging.to_owned(), source })
         };
@@ -130,6 +149,9 @@ impl<'a> Checkpoints<'a> {
         std::fs::create_dir_all(staging).map_err(io)?;
         save_tensors(&staging.join(POLICY), &decoder.trained_tensors()).map_err(RolloutError::from)?;
         optimizer.save(&staging.join(OPTIMIZER)).map_err(RolloutError::from)?;
+        for (updates, steps, tensors) in policies.earlier(position.step) {
+            save_tensors(&staging.join(earlier(updates, steps)), &tensors).map_err(RolloutError::from)?;
+        }
         let state = serde_json::to_vec_pretty(position).map_err(Failure::internal)?;
         std::fs::write(staging.join(STATE), state).map_err(io)?;
         Ok(())
@@ -145,11 +167,21 @@ impl<'a> Checkpoints<'a> {
 
     /// Restores the newest whole checkpoint of this run; none when there is none yet. A checkpoint of another
     /// run is refused.
-    pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<Option<Position>, Failure> {
+    pub fn restore(
+        &self,
+        decoder: &mut Decoder,
+        optimizer: &mut AdamW,
+        policies: &mut Policies,
+    ) -> Result<Option<Position>, Failure> {
         let Some(checkpoint) = newest(&self.config.dir)? else { return Ok(None) };
         let folder = &checkpoint.folder;
         self.identity.check(&checkpoint.run, folder)?;
         checkpoint.restore(decoder, optimizer)?;
+        for (updates, steps) in checkpoint.earlier()? {
+            let mut policy = decoder.clone();
+            checkpoint.lay_earlier(updates, steps, &mut policy)?;
+            policies.keep(updates, &policy, steps);
+        }
         let state = std::fs::read(folder.join(STATE)).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
         serde_json::from_slice(&state).map(Some).map_err(|e| Failure::input(format!("{}: {e}", folder.display())))
     }
@@ -196,6 +228,25 @@ impl Checkpoint {
         self.lay_over(decoder)?;
         optimizer.load(&self.folder.join(OPTIMIZER), decoder).map_err(RolloutError::from)?;
         Ok(())
+    }
+
+    /// The earlier policies that it holds: updates and optimiser steps behind each, in order.
+    pub fn earlier(&self) -> Result<Vec<(u32, u64)>, Failure> {
+        let io = |e: std::io::Error| Failure::io(format!("{}: {e}", self.folder.display()));
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(io)? {
+            let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+            let numbers = name.strip_prefix(EARLIER).and_then(|rest| rest.strip_suffix(".safetensors")?.split_once('-'));
+            found.extend(numbers.and_then(|(updates, steps)| updates.parse().ok().zip(steps.parse().ok())));
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Puts an earlier policy's tensors into a decoder that trains the same ones.
+    pub fn lay_earlier(&self, updates: u32, steps: u64, decoder: &mut Decoder) -> Result<(), Failure> {
+        let file = self.folder.join(earlier(updates, steps));
+        lay_over(load_tensors(&file).map_err(RolloutError::from)?, &file, decoder)
     }
 
     /// Puts the checkpoint's tensors into a decoder that trains the same tensors; a value head that the decoder
