@@ -365,6 +365,11 @@ impl<'s, S: Stage<'s>> Table<'_, 's, S> {
         if count == 0 {
             return Ok(());
         }
+        if self.stream.pace == Pace::Together {
+            // not in the order in which calls were answered
+            self.waiting.make_contiguous().sort_by_key(|waiting| (waiting.group, waiting.seat.sample));
+            self.free.sort_unstable_by(|a, b| b.cmp(a));
+        }
         self.prompts(count)?;
         for _ in 0..count {
             let (Some(waiting), Some(slot)) = (self.waiting.pop_front(), self.free.pop()) else { break };
