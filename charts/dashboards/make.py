@@ -132,6 +132,8 @@ TRAINING = [
     panel("Policy", "Entropy, nats.", "none", (gauge("s3_training_entropy"), "{{pod}} entropy")),
     panel("Rollout against training", "KL of the two log-probabilities; beyond rounding the policy is not the one that acted.",
           "none", (gauge("s3_training_mismatch_kl"), "{{pod}}")),
+    panel("Staleness", "Optimiser steps between the policy that played and the one that learns.", "none",
+          (gauge("s3_training_staleness"), "{{pod}}")),
     panel("Gradient", "Norm before clipping.", "none", (gauge("s3_training_gradient_norm"), "{{pod}}")),
     panel("Searches per episode", "One that falls to none has learnt to answer without looking.", "none",
           (gauge("s3_training_searches_mean"), "{{pod}}")),

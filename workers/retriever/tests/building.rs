@@ -23,6 +23,16 @@ fn published(world: &World) -> Vec<String> {
 
 #[test]
 fn killed_at_any_time_ends_with_the_same_index() {
+    killed_while_building(14);
+}
+
+#[test]
+#[ignore = "sixty kills; minutes"]
+fn killed_sixty_times_ends_with_the_same_index() {
+    killed_while_building(60);
+}
+
+fn killed_while_building(kills_wanted: u32) {
     let world = World::new(1500);
     let started = Instant::now();
     let expected = world.build();
@@ -35,9 +45,9 @@ fn killed_at_any_time_ends_with_the_same_index() {
     let config = world.save("build.yaml", &world.build_config());
     let arguments = ["build", "--config", config.to_str().unwrap()];
     let (mut round, mut killed) = (0u32, 0);
-    while killed < 14 {
+    while killed < kills_wanted {
         round += 1;
-        assert!(round < 60, "the build ends before it can be killed");
+        assert!(round < 4 * kills_wanted, "the build ends before it can be killed");
         std::fs::remove_dir_all(world.path("index")).unwrap();
         // two kills, the second while it goes on from the first; moments spread over the build's time
         for part in [1.0, 0.5] {

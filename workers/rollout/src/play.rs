@@ -86,7 +86,7 @@ pub struct Player<'a> {
     /// The searcher.
     pub decoder: &'a Decoder,
     /// Its tokenizer.
-    pub codec: &'a ModelCodec,
+    pub codec: &'a (dyn TurnCodec + Sync),
     /// Answers searches.
     pub retriever: &'a dyn Retrieve,
     /// Limits and policies.
@@ -139,7 +139,7 @@ impl Player<'_> {
     pub fn play_counted(&self, requests: &[EpisodeRequest]) -> Result<(Vec<Trajectory>, u64), RolloutError> {
         let seat = |request: &EpisodeRequest| {
             let EpisodeRequest { question, sample, initial } = request;
-            let play = Episode::new(question, *sample, initial.clone(), self.search, self.codec)?;
+            let play = Episode::new(question, *sample, initial.clone(), self.search, self.codec.plain())?;
             Ok(Seat { play, question: question.clone(), sample: *sample })
         };
         let seats = requests.par_iter().map(seat).collect::<Result<Vec<_>, RolloutError>>()?;
@@ -246,7 +246,8 @@ impl Player<'_> {
             let row = &rows[requests[i].row];
             SampleKey { seed, step, question: &row.key, sample: row.seat.sample, turn: row.turn, token }
         };
-        let mut ended = |i: usize, tokens: &[u32]| self.shutdown.requested() || ends_turn(self.codec, tokens, &stops[i]);
+        let mut ended =
+            |i: usize, tokens: &[u32]| self.shutdown.requested() || ends_turn(self.codec, tokens, &stops[i]);
         let sampling = s3_model::Sampling { temperature: temperature as f32, top_p: top_p as f32 };
         let said = generate(self.decoder, cache, &requests, sampling, &key, &mut ended)?;
         if self.shutdown.requested() {
@@ -260,7 +261,7 @@ impl Player<'_> {
             row.cached.extend_from_slice(&request.prompt);
             row.cached.extend(said.tokens.iter().take(said.tokens.len().saturating_sub(1)));
             row.turn += 1;
-            Ok(row.seat.play.generated(&said.tokens, &said.logprobs, self.codec)?)
+            Ok(row.seat.play.generated(&said.tokens, &said.logprobs, self.codec.plain())?)
         })
     }
 
@@ -292,7 +293,7 @@ impl Player<'_> {
                     .collect();
                 rows.par_iter_mut().enumerate().try_for_each(|(at, row)| {
                     let Some(passages) = found.get(&at) else { return Ok::<(), RolloutError>(()) };
-                    Ok(row.seat.play.retrieved((*passages).clone(), self.codec)?)
+                    Ok(row.seat.play.retrieved((*passages).clone(), self.codec.plain())?)
                 })?;
             }
             Err(error) if error.is_outage() => {

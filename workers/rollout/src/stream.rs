@@ -259,12 +259,7 @@ impl<'s, S: Stage<'s>> Table<'_, 's, S> {
         Ok(())
     }
 
-    fn call(
-        &self,
-        question: Question,
-        query: String,
-        top_k: usize,
-    ) -> Call<'s, Result<Vec<Passage>, RolloutError>> {
+    fn call(&self, question: Question, query: String, top_k: usize) -> Call<'s, Result<Vec<Passage>, RolloutError>> {
         let (retriever, method) = (self.stream.retriever, self.stream.method);
         Box::new(move || {
             let mut found = retriever.retrieve_for(&[&question], &[query], top_k as u32, method)?;
@@ -369,6 +364,11 @@ impl<'s, S: Stage<'s>> Table<'_, 's, S> {
         let count = self.free.len().min(self.waiting.len());
         if count == 0 {
             return Ok(());
+        }
+        if self.stream.pace == Pace::Together {
+            // not in the order in which calls were answered
+            self.waiting.make_contiguous().sort_by_key(|waiting| (waiting.group, waiting.seat.sample));
+            self.free.sort_unstable_by(|a, b| b.cmp(a));
         }
         self.prompts(count)?;
         for _ in 0..count {
@@ -516,8 +516,9 @@ impl<'s, S: Stage<'s>> Table<'_, 's, S> {
 
     /// One token of every row that writes, or one turn.
     fn write(&mut self) -> Result<(), RolloutError> {
-        let writing: Vec<usize> =
-            (0..self.rows.len()).filter(|&at| self.rows[at].as_ref().is_some_and(|live| !live.next.is_empty())).collect();
+        let writing: Vec<usize> = (0..self.rows.len())
+            .filter(|&at| self.rows[at].as_ref().is_some_and(|live| !live.next.is_empty()))
+            .collect();
         if writing.is_empty() {
             return Ok(());
         }

@@ -11,8 +11,8 @@ use s3_config::TrainerConfig;
 use s3_rollout::{
     Ask, GeneratorPeer, Link, Missing, Retrieve, RetrieverPeer, RolloutError, Scored, all_failed, score_answers,
 };
-use s3_search::{Passage, Question};
 use s3_search::score::{Verdict, gen_acc};
+use s3_search::{Passage, Question};
 use s3_telemetry::{Failure, Outcome};
 use serde::{Deserialize, Serialize};
 use serde_json::json;

@@ -236,7 +236,8 @@ impl Checkpoint {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.folder).map_err(io)? {
             let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
-            let numbers = name.strip_prefix(EARLIER).and_then(|rest| rest.strip_suffix(".safetensors")?.split_once('-'));
+            let numbers =
+                name.strip_prefix(EARLIER).and_then(|rest| rest.strip_suffix(".safetensors")?.split_once('-'));
             found.extend(numbers.and_then(|(updates, steps)| updates.parse().ok().zip(steps.parse().ok())));
         }
         found.sort_unstable();

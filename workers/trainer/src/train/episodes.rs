@@ -7,8 +7,8 @@ use s3_config::{Determinism, TrainerConfig};
 use s3_model::Decoder;
 use s3_rollout::record::{EpisodeRecord, Outcome, StepEntry, StepRecord, TrainingRecord};
 use s3_rollout::{
-    Ask, GeneratorPeer, Job, Link, ModelCodec, Pace, RetrieverPeer, RolloutError, Sampling, Scored, Seat, Stage, Stream,
-    all_failed, question_key, score_answers,
+    Ask, GeneratorPeer, Job, Link, ModelCodec, Pace, RetrieverPeer, RolloutError, Sampling, Scored, Seat, Stage,
+    Stream, all_failed, question_key, score_answers,
 };
 use s3_search::reward::shaped;
 use s3_search::{Episode, Passage, Question};
@@ -91,6 +91,9 @@ impl<'a> Arena<'a> {
             None => None,
         };
         let table = Mutex::new(RoundTable::new(self, journal, round, each));
+        let pace = pace(config, decoder);
+        // where rows do not stand alone, how they are shared out would change bits
+        let workers = if pace == Pace::Together { 1 } else { config.rollout.workers.max(1) };
         let stream = Stream {
             decoder,
             codec: self.codec,
@@ -99,9 +102,9 @@ impl<'a> Arena<'a> {
             sampling: round.sampling,
             shutdown: &self.link.shutdown,
             slots: config.rollout.batch.max(1),
-            workers: config.rollout.workers.max(1),
+            workers,
             calls: (SEARCHES.min(round.len() as usize), config.generator.chunk.max(1)),
-            pace: pace(config, decoder),
+            pace,
         };
         let lost = std::thread::scope(|scope| {
             let baseline = scope.spawn(|| match known {
