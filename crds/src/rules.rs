@@ -119,6 +119,26 @@ rules! {
     FACTORY_STRING: "(self.kind == 'Factory') == has(self.factory)",
         "`factory` is set exactly when `kind` is `Factory`",
         Check::State(|v| (text(v, "/kind") == "Factory") == has(v, "factory"));
+    /// Lists belong to inverted lists.
+    IVF_FIELDS: "self.kind in ['IvfFlat', 'IvfPq'] || !has(self.lists)",
+        "`lists` belongs to `kind: IvfFlat` and `IvfPq`; leave it out",
+        Check::State(|v| ["IvfFlat", "IvfPq"].contains(&text(v, "/kind")) || !has(v, "lists"));
+    /// Code sizes belong to product quantisation.
+    PQ_FIELDS: "self.kind == 'IvfPq' || !has(self.codeBytes)",
+        "`codeBytes` belongs to `kind: IvfPq`; leave it out",
+        Check::State(|v| text(v, "/kind") == "IvfPq" || !has(v, "codeBytes"));
+    /// Neighbours belong to graphs.
+    HNSW_FIELDS: "self.kind == 'Hnsw' || (!has(self.neighbors) && !has(self.efConstruction))",
+        "`neighbors` and `efConstruction` belong to `kind: Hnsw`; leave them out",
+        Check::State(|v| text(v, "/kind") == "Hnsw" || count(v, &["neighbors", "efConstruction"]) == 0);
+    /// Visited lists belong to inverted lists.
+    PROBES_FIELD: "self.kind in ['IvfFlat', 'IvfPq', 'Factory'] || !has(self.probes)",
+        "`probes` belongs to `kind: IvfFlat`, `IvfPq` and `Factory`; leave it out",
+        Check::State(|v| ["IvfFlat", "IvfPq", "Factory"].contains(&text(v, "/kind")) || !has(v, "probes"));
+    /// Kept candidates belong to graphs.
+    EF_SEARCH_FIELD: "self.kind in ['Hnsw', 'Factory'] || !has(self.efSearch)",
+        "`efSearch` belongs to `kind: Hnsw` and `Factory`; leave it out",
+        Check::State(|v| ["Hnsw", "Factory"].contains(&text(v, "/kind")) || !has(v, "efSearch"));
     /// The default number is allowed.
     SERVING_TOP_K: "self.topK <= self.topKLimit",
         "`topK` is above `topKLimit`; raise the limit or lower `topK`",

@@ -39,33 +39,7 @@ pub const UNSUPPORTED: &[Field] = &[
     field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),
     field(INDEX, "spec.source.import.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.import.lexical.analyzer", "is not built yet; use English"),
-    value(
-        INDEX,
-        "spec.source.build.dense.index.kind",
-        &["IvfFlat", "IvfPq", "Hnsw", "Factory"],
-        "is not built yet; use Flat, ScalarQuantized or OneBit",
-    ),
     field(INDEX, "spec.source.build.dense.index.metric", "is not built yet; use InnerProduct"),
-    field(
-        INDEX,
-        "spec.source.build.dense.index.lists",
-        "belongs to IvfFlat and IvfPq, which are not built yet; leave it out",
-    ),
-    field(
-        INDEX,
-        "spec.source.build.dense.index.probes",
-        "belongs to IvfFlat and IvfPq, which are not built yet; leave it out",
-    ),
-    field(INDEX, "spec.source.build.dense.index.codeBytes", "belongs to IvfPq, which is not built yet; leave it out"),
-    field(INDEX, "spec.source.build.dense.index.neighbors", "belongs to Hnsw, which is not built yet; leave it out"),
-    field(
-        INDEX,
-        "spec.source.build.dense.index.efConstruction",
-        "belongs to Hnsw, which is not built yet; leave it out",
-    ),
-    field(INDEX, "spec.source.build.dense.index.efSearch", "belongs to Hnsw, which is not built yet; leave it out"),
-    field(INDEX, "spec.source.build.dense.index.factory", "belongs to Factory, which is not built yet; leave it out"),
-    value(INDEX, "spec.reranker.device", &["Cuda"], "is not served yet: pairs are read on the CPU; use Cpu"),
     field(INDEX, "spec.serving.autoscaling", "is not scaled yet; set serving.replicas"),
     // training
     value(JOB, "spec.searcher.adapter.kind", &["Full"], "is not trained yet; use Lora"),

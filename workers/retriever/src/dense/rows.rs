@@ -58,6 +58,11 @@ impl Rows {
         self.count == 0
     }
 
+    /// Whether they are f32 and not f16.
+    pub fn single(&self) -> bool {
+        matches!(self.values(), Values::Single(_))
+    }
+
     /// Elements of a row.
     pub fn dimensions(&self) -> usize {
         self.dimensions
