@@ -24,6 +24,8 @@ pub mod condition_type {
     pub const SUSPENDED: &str = "Suspended";
     /// A guard's bound is passed.
     pub const COLLAPSE_SUSPECTED: &str = "CollapseSuspected";
+    /// The evaluations on a job's schedule are finished.
+    pub const EVALUATED: &str = "Evaluated";
     /// Questions are being answered.
     pub const EVALUATING: &str = "Evaluating";
     /// The summary of `S3TrainingJob` and `EvalRun`.

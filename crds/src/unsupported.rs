@@ -30,7 +30,6 @@ const fn value(kind: Option<Kind>, path: &'static str, values: &'static [&'stati
 
 const INDEX: Option<Kind> = Some(Kind::RetrieverIndex);
 const JOB: Option<Kind> = Some(Kind::S3TrainingJob);
-const RUN: Option<Kind> = Some(Kind::EvalRun);
 
 /// Fields and values that no code honours yet.
 pub const UNSUPPORTED: &[Field] = &[
@@ -74,17 +73,8 @@ pub const UNSUPPORTED: &[Field] = &[
     value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
     field(JOB, "spec.reward.baseline.method", "is not computed as a baseline yet; use Rag"),
     field(JOB, "spec.rollout.staleness", "is not scheduled yet; use 0"),
-    field(JOB, "spec.stop", "is not watched yet; set steps"),
     value(JOB, "spec.compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
-    field(JOB, "spec.checkpoint.resumeFrom", "is not read yet; start from searcher.adapter.init"),
-    field(JOB, "spec.evaluation.runs", "are not scheduled yet; use evaluation.probe, or an EvalRun after the job"),
-    field(JOB, "spec.guards.entropy", "is not watched yet; leave it out"),
-    field(JOB, "spec.guards.formatRate", "is not watched yet; leave it out"),
-    field(JOB, "spec.guards.searchesPerQuestion", "is not watched yet; leave it out"),
-    field(JOB, "spec.guards.mismatchKl", "is not watched yet; leave it out"),
     field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
-    // evaluation
-    value(RUN, "spec.arms[].searcher.checkpoint", &["Latest"], "is not read yet; use Final"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.

@@ -224,9 +224,16 @@ impl World {
         }
         let users: &[Kind] = match kind {
             Kind::RetrieverIndex => &[Kind::S3TrainingJob, Kind::EvalRun],
-            Kind::S3TrainingJob => &[Kind::EvalRun],
+            Kind::S3TrainingJob => &[Kind::EvalRun, Kind::S3TrainingJob],
             Kind::EvalRun => &[],
         };
+        if kind == Kind::EvalRun {
+            // The job on whose schedule it is, and those whose template it is.
+            keys.extend(self.owners(meta));
+            let jobs = self.jobs.in_namespace(namespace);
+            let templated = |job: &DynamicObject| template_of(job) == Some(name);
+            keys.extend(jobs.iter().filter(|job| templated(job)).map(|job| named(Kind::S3TrainingJob, job)));
+        }
         for user in users {
             let all = self.resources(*user).in_namespace(namespace);
             keys.extend(all.iter().filter(|object| refers(object)).map(|object| named(*user, object)));
@@ -250,6 +257,11 @@ impl World {
     }
 }
 
+/// The `EvalRun` after which a job's schedule is made.
+pub fn template_of(job: &DynamicObject) -> Option<&str> {
+    job.data.pointer("/spec/evaluation/runs/templateRef/name").and_then(Value::as_str)
+}
+
 /// The resources that a resource refers to.
 pub fn references(object: &DynamicObject) -> Vec<(Kind, String)> {
     let spec = object.data.get("spec");
@@ -258,6 +270,9 @@ pub fn references(object: &DynamicObject) -> Vec<(Kind, String)> {
     let Some(spec) = spec else { return all };
     if let Some(index) = name(spec, "/retriever/indexRef/name") {
         all.push((Kind::RetrieverIndex, index));
+    }
+    if let Some(job) = name(spec, "/checkpoint/resumeFrom/jobRef/name") {
+        all.push((Kind::S3TrainingJob, job));
     }
     let list = |field: &str| spec.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
     for arm in list("arms") {

@@ -267,6 +267,25 @@ impl Writer {
         }
     }
 
+    /// Makes a resource of one of the three kinds, which must not exist.
+    pub async fn make(
+        &self,
+        key: &Key,
+        kind: Kind,
+        object: &DynamicObject,
+        owners: &[OwnerReference],
+    ) -> Result<(), Trouble> {
+        let place = (kind.name().to_owned(), object.namespace().unwrap_or_default(), object.name_any());
+        self.create(key, place, object, owners).await.map(drop)
+    }
+
+    /// Changes a resource of one of the three kinds, with preconditions.
+    pub async fn change(&self, key: &Key, kind: Kind, meta: &ObjectMeta, patch: Value) -> Result<(), Trouble> {
+        let place =
+            (kind.name().to_owned(), meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+        self.merge(key, place, meta, patch).await.map(drop)
+    }
+
     /// Makes an object that must not exist.
     async fn create(
         &self,

@@ -12,6 +12,7 @@ mod queue;
 mod restart;
 mod scale;
 mod scenario;
+mod schedule;
 mod server;
 mod setup;
 mod snapshot;

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod matrix;
 pub mod measure;
 pub mod pieces;
+pub mod pin;
 pub mod published;
 pub mod questions;
 pub mod report;

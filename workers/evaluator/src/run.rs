@@ -6,7 +6,7 @@ use crate::results::Results;
 use crate::statistics::detectable;
 use crate::summary::{Summary, summarise};
 use crate::units::{ArmResults, ArmRun, UNITS, Unit};
-use crate::{identity, pieces, questions, report};
+use crate::{identity, pieces, pin, questions, report};
 use s3_artifacts::{ArtifactError, Journal};
 use s3_config::EvaluatorConfig;
 use s3_rollout::{GeneratorPeer, Link};
@@ -44,9 +44,9 @@ pub fn run(run: &Run) -> Result<Outcome, Failure> {
 }
 
 fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
-    let config = &run.config;
+    let _lock = lock(&run.config.runtime.state_dir)?;
+    let config = &pin::pinned(&run.config)?;
     let state = &config.runtime.state_dir;
-    let _lock = lock(state)?;
     let order = arms::order(&config.arms)?;
     check_statistics(config)?;
     run.progress.phase("choose questions", 0);

@@ -9,27 +9,32 @@
 mod best;
 mod episodes;
 mod figures;
+mod milestones;
+mod rollback;
 mod update;
+mod watch;
 
 use crate::baseline::{BaselineStore, Chosen, choose};
-use crate::checkpoint::{Checkpoints, Position, digest, export_adapter};
+use crate::checkpoint::{Checkpoints, Position, digest, export_adapter, restore_other};
 use crate::identity::{Identity, Peers};
 use crate::run::Run;
 use best::Best;
 pub(crate) use episodes::again as round_again;
 use episodes::{Arena, Played, Round, results_digest};
+use milestones::Milestones;
 use s3_artifacts::{Journal, write_atomic};
-use s3_config::TrainerConfig;
+use s3_config::{GuardAction, TrainerConfig};
 use s3_model::{AdamW, Decoder, Workload};
 use s3_rollout::record::{StepEntry, step_journal};
 use s3_rollout::{RolloutError, Sampling};
 use s3_search::Question;
 use s3_search::eligible::sample;
-use s3_telemetry::{ExitClass, Failure, Outcome};
+use s3_telemetry::{ExitClass, Failure, Outcome, last_words};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 pub(crate) use update::{Again, Updater, needs_critic};
+pub use watch::Watch;
 
 /// `s3-trainer train`.
 pub fn command(run: &Run) -> Result<Outcome, Failure> {
@@ -98,12 +103,21 @@ impl Training<'_> {
         let mut optimizer = AdamW::new(&config.optimizer);
         let restored = checkpoints.restore(&mut decoder, &mut optimizer)?;
         let mut saved = restored.as_ref().map(|position| position.step);
-        let mut position = restored.unwrap_or_default();
+        let mut position = match (restored, &config.resume_from) {
+            (Some(position), _) => position,
+            (None, Some(from)) => restore_other(from, self.identity, &mut decoder, &mut optimizer)?,
+            (None, None) => Position::default(),
+        };
+        self.set_aside(&position)?;
+        last_words().guard(position.watch.says());
         if position.step > config.steps {
             let reason =
                 format!("the newest checkpoint is at step {}, steps is {}; raise steps", position.step, config.steps);
             return Err(Failure::input(reason));
         }
+        let milestones = Milestones::of(config, self.identity);
+        milestones.tell(position.step)?;
+        milestones.keep(&decoder, position.step)?;
         let result = self.steps(&mut decoder, &mut optimizer, store, &checkpoints, &mut position, &mut saved);
         if let Err(failure) = &result
             && failure.class == ExitClass::Interrupted
@@ -125,6 +139,9 @@ impl Training<'_> {
         let mut summary = position.summary.clone();
         if let Value::Object(summary) = &mut summary {
             summary.insert("steps".into(), json!(position.step));
+            if let Some(why) = self.stops(&position).filter(|_| position.step < config.steps) {
+                summary.insert("stoppedEarly".into(), json!(why));
+            }
             summary.insert("questions".into(), json!(self.chosen.train.len()));
             summary.insert("solvedAndLeftOut".into(), json!(self.chosen.solved));
             summary.insert("adapterSha256".into(), json!(adapter));
@@ -142,17 +159,19 @@ impl Training<'_> {
         saved: &mut Option<u32>,
     ) -> Result<(), Failure> {
         let config = self.config();
+        let milestones = Milestones::of(config, self.identity);
         if position.results.is_empty() {
             *position = Self::noted(position, optimizer, None);
             let mut journal = Journal::open(&step_journal(&self.folder, 0)).map_err(RolloutError::from)?;
             self.probe(decoder, store, &mut journal, 0, position)?;
         }
-        while position.step < config.steps {
+        while position.step < config.steps && self.stops(position).is_none() {
             checkpoints.check()?;
             let step = position.step + 1;
             let mut journal = Journal::open(&step_journal(&self.folder, step)).map_err(RolloutError::from)?;
             let questions = step_questions(&self.chosen.train, config, step);
-            let played = self.arena.round(decoder, store, &mut journal, &self.round(&questions, step))?;
+            let round = self.round(&questions, step, position.watch.rollbacks);
+            let played = self.arena.round(decoder, store, &mut journal, &round)?;
             let mut figures = figures::round_figures(&played);
             self.arena.run.progress.phase(format!("step {step}/{}: update", config.steps), 0);
             let started = std::time::Instant::now();
@@ -167,6 +186,27 @@ impl Training<'_> {
                 journal.append("figures", entry).map_err(RolloutError::from)?;
             }
             self.show(step, &figures);
+            let trip = next.watch.stepped(step, &figures, &config.guards);
+            let mut pause = None;
+            if let Some(trip) = trip {
+                tracing::warn!(step, action = ?trip.action, "{}", trip.message);
+                match trip.action {
+                    GuardAction::Warn => {}
+                    GuardAction::Pause => pause = Some(trip.message),
+                    GuardAction::Rollback => {
+                        if let Some(earlier) = self.roll_back(decoder, optimizer, checkpoints, &next, trip.since)? {
+                            (*position, *saved) = (earlier, None);
+                            last_words().guard(position.watch.says());
+                            continue;
+                        }
+                        pause = Some(format!(
+                            "{}; it was not cured by going back, or there is nothing to go back to",
+                            trip.message
+                        ));
+                    }
+                }
+            }
+            last_words().guard(next.watch.says());
             if config
                 .probe
                 .as_ref()
@@ -176,20 +216,32 @@ impl Training<'_> {
                 self.probe(decoder, store, &mut journal, step, &mut next)?;
             }
             *position = next;
-            if checkpoints.due(step, config.steps) {
+            let ends = pause.is_some() || self.stops(position).is_some();
+            if ends || checkpoints.due(step, config.steps) || milestones.due(step) {
                 let started = std::time::Instant::now();
                 checkpoints.save(decoder, optimizer, position)?;
                 *saved = Some(step);
                 let seconds = started.elapsed().as_secs_f64();
                 s3_telemetry::metrics().training_phase_seconds.with_label_values(&["checkpoint"]).observe(seconds);
+                milestones.keep(decoder, step)?;
+            }
+            if let Some(why) = pause {
+                return Err(Failure::paused(&why));
             }
             self.arena.run.check()?;
         }
         Ok(())
     }
 
-    fn round<'q>(&self, questions: &'q [Question], step: u32) -> Round<'q> {
+    /// Why training is done before its last step, if it is.
+    fn stops(&self, position: &Position) -> Option<String> {
+        position.watch.stops(self.config().stop.as_ref()?)
+    }
+
+    /// Episodes of a step; after each return to an earlier checkpoint they are other ones.
+    fn round<'q>(&self, questions: &'q [Question], step: u32, rollbacks: u32) -> Round<'q> {
         let config = self.config();
+        let again = u64::from(rollbacks).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         Round {
             prefix: "",
             name: format!("step {step}/{}", config.steps),
@@ -198,7 +250,7 @@ impl Training<'_> {
             sampling: Sampling {
                 temperature: config.rollout.temperature,
                 top_p: config.rollout.top_p,
-                seed: config.seed,
+                seed: config.seed ^ again,
                 step: u64::from(step),
             },
         }
@@ -226,6 +278,7 @@ impl Training<'_> {
         let kept: BTreeMap<&str, f64> = known.iter().filter_map(|name| Some((*name, *figures.get(*name)?))).collect();
         let key = if position.summary["probeFirst"].is_null() { "probeFirst" } else { "probeLast" };
         position.summary[key] = json!(kept);
+        position.watch.probed(figures["gain"]);
         tracing::info!(step, gain = figures["gain"], accuracy = figures["accuracy"], "held-out");
         if self.config().probe.as_ref().is_some_and(|probe| probe.export_best) {
             best::note(position, step, figures["gain"], decoder, &self.folder)?;
