@@ -12,6 +12,8 @@ pub mod condition_type {
     pub const RECALL_VERIFIED: &str = "RecallVerified";
     /// At least one server answers.
     pub const SERVING: &str = "Serving";
+    /// Servers follow the load.
+    pub const AUTOSCALED: &str = "Autoscaled";
     /// The summary of a `RetrieverIndex`.
     pub const READY: &str = "Ready";
     /// Baseline answers are complete.

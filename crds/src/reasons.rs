@@ -71,6 +71,12 @@ catalogue! {
     SERVING_SCALED_TO_ZERO: RetrieverIndex "Serving" "False" "ScaledToZero",
         "`serving.replicas` is 0.",
         "Raise `serving.replicas` to use the index.";
+    AUTOSCALED: RetrieverIndex "Autoscaled" "True" "Following",
+        "A HorizontalPodAutoscaler sets the number of servers.",
+        "Nothing; it goes on by itself. Whether it finds its metric is in its own conditions.";
+    AUTOSCALING_UNAVAILABLE: RetrieverIndex "Autoscaled" "False" "AutoscalingUnavailable",
+        "`serving.autoscaling` asks for a HorizontalPodAutoscaler, and none can be made here: `serving.replicas` counts.",
+        "Set the chart's `autoscaling.enabled`; the server has to serve autoscaling/v2 or v2beta2.";
     INDEX_READY: RetrieverIndex "Ready" "True" "Ready",
         "The index of the current spec is built and served.",
         "Nothing; it goes on by itself.";

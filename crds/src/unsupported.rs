@@ -65,7 +65,6 @@ pub const UNSUPPORTED: &[Field] = &[
     field(INDEX, "spec.source.build.dense.index.efSearch", "belongs to Hnsw, which is not built yet; leave it out"),
     field(INDEX, "spec.source.build.dense.index.factory", "belongs to Factory, which is not built yet; leave it out"),
     value(INDEX, "spec.reranker.device", &["Cuda"], "is not served yet: pairs are read on the CPU; use Cpu"),
-    field(INDEX, "spec.serving.autoscaling", "is not scaled yet; set serving.replicas"),
     // training
     value(JOB, "spec.searcher.adapter.kind", &["Full"], "is not trained yet; use Lora"),
     field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),
@@ -87,6 +86,7 @@ pub const CLUSTER_ONLY: &[Field] = &[
     field(None, "spec.activeDeadlineSeconds", "the run has no deadline"),
     field(None, "spec.ttlSecondsAfterFinished", "the run's folder stays until you remove it"),
     field(INDEX, "spec.serving.replicas", "one server runs"),
+    field(INDEX, "spec.serving.autoscaling", "one server runs"),
     field(JOB, "spec.serving", "nothing is served after the run; use `s3 ask`"),
     field(JOB, "spec.gpuSecondBudget", "GPU-seconds are not counted"),
     field(JOB, "spec.failurePolicy", "the supervisor restarts by its own policy"),

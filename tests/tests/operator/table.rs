@@ -97,6 +97,37 @@ const INDEX_STORIES: &[(&str, Story)] = &[
         let none = ("serving.replicas", json!(0));
         async move { index(s, &[none], "Serving", "ScaledToZero").await }.boxed_local()
     }),
+    ("without-autoscaler", |s| {
+        let scaling = ("serving.autoscaling", json!({"minReplicas": 2}));
+        async move { index(s, &[scaling], "Autoscaled", "AutoscalingUnavailable").await }.boxed_local()
+    }),
+    ("scaled", |s| {
+        let scaling = ("serving.autoscaling", json!({"minReplicas": 2, "maxReplicas": 3, "targetQueueDepth": 8}));
+        let shared = ("storage.accessMode", json!("ReadWriteMany"));
+        async move {
+            index(s, &[scaling, shared], "Autoscaled", "Following").await;
+            // the cluster's own controller raises it to the fewest, and nobody takes that back
+            let replicas = async || {
+                let deployment = s.api("apps/v1", "Deployment").get_opt("a-retriever").await.unwrap();
+                deployment.and_then(|deployment| deployment.data["spec"]["replicas"].as_u64())
+            };
+            s.until("two servers", async || replicas().await == Some(2)).await;
+            s.until_reason(Kind::RetrieverIndex, NAME, "Ready", "Ready").await;
+            settled(s).await;
+            assert_eq!(replicas().await, Some(2));
+            let scalers = s.api("autoscaling/v2beta2", "HorizontalPodAutoscaler");
+            let scaler = scalers.get("a-retriever").await.unwrap();
+            assert_eq!(scaler.data["spec"]["metrics"][0]["pods"]["target"]["averageValue"], "8");
+            // taken back, it goes, and `replicas` counts again
+            s.change(Kind::RetrieverIndex, NAME, json!({"spec": {"serving": {"autoscaling": null}}})).await;
+            s.until("one server and no autoscaler", async || {
+                replicas().await == Some(1) && scalers.get_opt("a-retriever").await.unwrap().is_none()
+            })
+            .await;
+            settled(s).await;
+        }
+        .boxed_local()
+    }),
     ("invalid", |s| {
         let corpus = ("source.build.corpus.uri", json!("file:///nowhere.jsonl"));
         async move { index(s, &[corpus], "Ready", "InvalidSpec").await }.boxed_local()
@@ -408,6 +439,7 @@ async fn every_reason_is_reached() {
         async move {
             let setup = Setup::new(&format!("story-{name}")).await;
             let collectors = collect(&setup, &seen);
+            setup.autoscaling.store(!name.ends_with("without-autoscaler"), std::sync::atomic::Ordering::SeqCst);
             setup.kueue.store(!name.ends_with("without-kueue"), std::sync::atomic::Ordering::SeqCst);
             setup.start().await;
             story(&setup).await;

@@ -9,6 +9,7 @@
 
 pub mod arms;
 pub mod ask;
+pub mod calls;
 pub mod compare;
 mod error;
 pub mod export;

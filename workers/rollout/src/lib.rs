@@ -20,7 +20,7 @@ mod served;
 pub use codec::ModelCodec;
 pub use error::RolloutError;
 pub use peers::{
-    AnswerOutcome, AnswerSource, ChatSampling, ChatSource, Completion, CompletionOutcome, GeneratorPeer, Link,
+    AnswerOutcome, AnswerSource, ChatSampling, ChatSource, Completion, CompletionOutcome, GeneratorPeer, Judged, Link,
     Retrieve, RetrieverPeer, Usage,
 };
 pub use play::{EpisodeRequest, Player, Sampling, Seat, question_key};
