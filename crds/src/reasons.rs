@@ -174,7 +174,7 @@ catalogue! {
         "A guarded value is beyond its bound; the message names it.",
         "Look at the learning curves and episodes of the report; lower the learning rate, or start from an earlier checkpoint.";
     SCHEDULE_TEMPLATE: S3TrainingJob "Evaluated" "False" "TemplateUnfit",
-        "The `EvalRun` that `evaluation.runs.templateRef` names does not exist, or no arm of it names this job's searcher.",
+        "The `EvalRun` that `evaluation.runs.templateRef` names does not exist or evaluates nothing of this job, or the name of an evaluation is taken.",
         "Create it, or put right what the message says; nothing that was trained is lost.";
     SCHEDULE_GOING: S3TrainingJob "Evaluated" "Unknown" "Scheduled",
         "Scheduled evaluations are still to come or under way; `status.evaluations` lists them.",

@@ -87,7 +87,8 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         queue::count(key, waited);
         return Ok(again);
     }
-    let wanted = !decision.finished && !spec.suspend;
+    let paused = decision.said.iter().any(|(said, _)| *said == reason::JOB_PAUSED);
+    let wanted = !decision.finished && !spec.suspend && !paused;
     let ready = [&view.supplies.index, &view.supplies.job, &view.supplies.secret].iter().all(|s| **s == Supply::Ready);
     queue::carry_out(shared, key, &scene, &queued, (wanted, ready), attempts.iter().flatten()).await?;
     if makes_pods(&decision.moves.iter().map(|(.., step)| step).collect::<Vec<_>>(), attempts.iter().flatten()) {

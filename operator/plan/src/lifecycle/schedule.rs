@@ -138,8 +138,10 @@ pub fn decide_schedule(view: &ScheduleView<'_>) -> ScheduleDecision {
             ScheduledEvaluation { step, name: name.clone(), sha256: Some(sha256.clone()), ..Default::default() };
         match view.runs.get(&name) {
             Some(run) if !run.ours => {
-                let what = format!("EvalRun {name} exists and is not of this job's schedule");
-                decision.said.push((reason::JOB_NAME_TAKEN, what));
+                missing = true;
+                unfit.get_or_insert(format!(
+                    "EvalRun/{name} exists and is not of this job's schedule; rename or delete it"
+                ));
             }
             Some(run) if run.going => {}
             Some(run) => {

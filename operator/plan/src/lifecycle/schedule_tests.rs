@@ -130,6 +130,6 @@ fn it_is_suspended_with_its_job_and_removed_with_what_it_evaluates() {
     let mut foreign = runs.clone();
     foreign.get_mut("a-full-step-2").unwrap().ours = false;
     let taken = decide(&job(|_| {}), &anew, Ok(&full), &foreign, false);
-    assert_eq!((taken.moves.len(), reasons(&taken)), (0, vec!["NameTaken", "Scheduled"]));
+    assert_eq!((taken.moves.len(), reasons(&taken)), (0, vec!["TemplateUnfit"]));
     assert!(decide(&job(|spec| spec["evaluation"] = json!({})), &anew, Ok(&full), &runs, false).said.is_empty());
 }
