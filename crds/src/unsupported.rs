@@ -71,7 +71,6 @@ pub const UNSUPPORTED: &[Field] = &[
     field(JOB, "spec.data.filters.difficultyBuffer", "is not kept yet; leave it out"),
     value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
     field(JOB, "spec.reward.baseline.method", "is not computed as a baseline yet; use Rag"),
-    field(JOB, "spec.rollout.staleness", "is not scheduled yet; use 0"),
     value(JOB, "spec.compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
     field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
 ];

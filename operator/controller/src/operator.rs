@@ -7,6 +7,8 @@ use crate::progress::{ProgressService, Reports};
 use crate::queue::Queue;
 use crate::reconcile::{StatusClock, reconcile};
 use crate::scene;
+use crate::sharing::Sharing;
+use crate::teller::Teller;
 use crate::world::{World, watch_all};
 use crate::write::{Trouble, Writer, brief};
 use futures_util::FutureExt as _;
@@ -47,7 +49,11 @@ pub struct Shared {
     /// When statuses were written.
     pub statuses: StatusClock,
     /// Publishes events.
-    pub recorder: Recorder,
+    pub teller: Teller,
+    /// What is to be looked at.
+    pub queue: Arc<Queue>,
+    /// Who shares which gateways.
+    pub sharing: Sharing,
     /// What surrounds objects, without namespace and claims.
     surroundings: Surroundings,
 }
@@ -119,15 +125,16 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), OperatorErr
     ready.store(true, Ordering::SeqCst);
     tracing::info!(holder, "caches are warm");
 
+    let reporter = Reporter { controller: "s3-operator".into(), instance: Some(holder.clone()) };
+    let recorder = Recorder::new(client.clone(), reporter);
     let shared = Arc::new(Shared {
         world: world.clone(),
         writer: Writer::new(client.clone(), fence.clone(), world.clone()),
         reports,
         statuses: StatusClock::default(),
-        recorder: Recorder::new(
-            client.clone(),
-            Reporter { controller: "s3-operator".into(), instance: Some(holder.clone()) },
-        ),
+        queue: queue.clone(),
+        sharing: Sharing::default(),
+        teller: Teller::start(recorder, fence.clone()),
         surroundings,
     });
     let duration = Duration::from_secs(options.lease_seconds.into());

@@ -185,6 +185,12 @@ impl World {
     /// The keys that a change of a child concerns: its owners, or for a pod those of its Job.
     fn owners(&self, meta: &ObjectMeta) -> Vec<Key> {
         let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let labels = meta.labels.as_ref();
+        let label = |name: &str| labels.and_then(|labels| labels.get(name)).map(String::as_str);
+        if label(COMPONENT_LABEL).is_some() && label(KIND_LABEL).is_none() {
+            // It belongs to several, and those that wait for it are told.
+            return vec![Key::gateways(namespace)];
+        }
         let of = |meta: &ObjectMeta| -> Vec<Key> {
             let owners = meta.owner_references.as_deref().unwrap_or_default().iter();
             owners
@@ -201,8 +207,6 @@ impl World {
             let jobs = meta.owner_references.iter().flatten().filter(|owner| owner.kind == "Job");
             keys.extend(jobs.filter_map(|job| self.batch.get(namespace, &job.name)).flat_map(|job| of(&job.metadata)));
         }
-        let labels = meta.labels.as_ref();
-        let label = |name: &str| labels.and_then(|labels| labels.get(name)).map(String::as_str);
         if keys.is_empty()
             && let Some(job) = label("job-name").and_then(|job| self.batch.get(namespace, job))
         {
@@ -214,32 +218,24 @@ impl World {
         {
             keys.push(Key::resource(kind, namespace, name));
         }
-        if matches!(label("app.kubernetes.io/component"), Some("gateway" | "model-server")) {
-            keys.push(Key::gateways(namespace));
-        }
         keys
     }
 
-    /// The keys that a change of a resource concerns: itself, and those that depend on it.
+    /// The keys that a change of a resource concerns beside its own: those that depend on it.
     fn dependents(&self, kind: Kind, meta: &ObjectMeta) -> Vec<Key> {
         let (namespace, name) =
             (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
-        let mut keys = vec![Key::resource(kind, namespace, name)];
+        let mut keys = Vec::new();
         let refers = |object: &DynamicObject| references(object).contains(&(kind, name.to_owned()));
         let named = |kind: Kind, object: &DynamicObject| {
             Key::resource(kind, namespace, object.metadata.name.as_deref().unwrap_or_default())
         };
         if kind != Kind::RetrieverIndex {
             keys.push(Key::gateways(namespace));
-            if let Some(object) = self.resources(kind).get(namespace, name) {
-                let used = references(&object).into_iter().filter(|(kind, _)| *kind == Kind::RetrieverIndex);
-                keys.extend(used.map(|(kind, name)| Key::resource(kind, namespace, &name)));
-            } else {
-                // It went: whatever it used may be free now.
-                let indices = self.indices.in_namespace(namespace);
-                let going = indices.iter().filter(|index| index.metadata.deletion_timestamp.is_some());
-                keys.extend(going.map(|index| named(Kind::RetrieverIndex, index)));
-            }
+            // An index that is to go may be free now.
+            let indices = self.indices.in_namespace(namespace);
+            let going = indices.iter().filter(|index| index.metadata.deletion_timestamp.is_some());
+            keys.extend(going.map(|index| named(Kind::RetrieverIndex, index)));
         }
         let users: &[Kind] = match kind {
             Kind::RetrieverIndex => &[Kind::S3TrainingJob, Kind::EvalRun],
@@ -323,7 +319,9 @@ pub fn watch_all(
             let (world, queue) = (world.clone(), queue.clone());
             tasks.spawn(follow(api, watcher::Config::default(), kind.name(), move |event| {
                 for meta in world.resources(kind).take(scope, event) {
-                    world.dependents(kind, &meta).into_iter().for_each(|key| queue.add(key));
+                    let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+                    queue.add(Key::resource(kind, namespace.unwrap_or_default(), name.unwrap_or_default()));
+                    world.dependents(kind, &meta).into_iter().for_each(|key| queue.gather(key));
                 }
             }));
         }
@@ -339,7 +337,7 @@ pub fn watch_all(
                 let name = <$type as Resource>::kind(&()).into_owned();
                 tasks.spawn(follow(api, $config, &name, move |event| {
                     for meta in world.$cache.take(scope, event) {
-                        world.owners(&meta).into_iter().for_each(|key| queue.add(key));
+                        world.owners(&meta).into_iter().for_each(|key| queue.gather(key));
                     }
                 }));
             })*};
@@ -429,7 +427,7 @@ async fn follow_workloads(client: Client, namespaces: Vec<String>, world: Arc<Wo
         watches.spawn(follow(api, watcher::Config::default(), "Workload", move |event| {
             let listed = matches!(event, watcher::Event::InitDone);
             for meta in world.workloads.take(scope, event) {
-                world.owners(&meta).into_iter().for_each(|key| queue.add(key));
+                world.owners(&meta).into_iter().for_each(|key| queue.gather(key));
             }
             if listed && world.knows_workloads() {
                 // What has waited for this looks again.

@@ -39,10 +39,10 @@ struct Plan {
 }
 
 /// A small generator of numbers: plans are the same everywhere.
-struct Numbers(u64);
+pub struct Numbers(pub u64);
 
 impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
     }
@@ -118,10 +118,6 @@ async fn carry_out(setup: &Setup, kind: Kind, plan: &Plan) -> bool {
         }
     }
     deleted
-}
-
-pub async fn undisturbed(kind: Kind) -> (Value, usize) {
-    calm(kind, With::Nothing).await
 }
 
 /// What a life has beside its own kind's.

@@ -6,7 +6,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How pods of a component's attempt behave.
 #[derive(Clone, Debug)]
@@ -59,9 +59,11 @@ impl Kubelet {
         let (shared, namespace) = (script.clone(), namespace.to_owned());
         let task = tokio::spawn(async move {
             loop {
+                let start = Instant::now();
                 // The API server may be away for a while.
                 let _ = turn(&client, &namespace, &shared).await;
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                // With hundreds of pods a turn is work: the cluster is not there for it alone.
+                tokio::time::sleep(Duration::from_millis(50).max(start.elapsed() * 4)).await;
             }
         });
         Self { script, task }
@@ -80,14 +82,14 @@ impl Kubelet {
 
 async fn turn(client: &Client, namespace: &str, script: &Mutex<Script>) -> Result<(), kube::Error> {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    for claim in claims.list(&ListParams::default()).await? {
+    for claim in claims.list(&ListParams::default().match_any()).await? {
         let pending = claim.status.as_ref().is_none_or(|status| status.phase.as_deref() != Some("Bound"));
         if pending && claim.metadata.deletion_timestamp.is_none() {
             provision(client, namespace, &claim).await?;
         }
     }
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    for pod in pods.list(&ListParams::default()).await? {
+    for pod in pods.list(&ListParams::default().match_any()).await? {
         let label = |name: &str| pod.labels().get(name).cloned();
         let component = label("searchagent.dev/component").unwrap_or_default();
         let attempt: u32 = label("searchagent.dev/attempt").and_then(|number| number.parse().ok()).unwrap_or(0);

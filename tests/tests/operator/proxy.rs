@@ -25,6 +25,8 @@ pub enum Fault {
     CrashBefore(u32),
     /// It reaches the server, the answer never comes back, and the operator is to be killed.
     CrashAfter(u32),
+    /// It reaches the server, the answer never comes back, and from then on nothing gets through.
+    AnswerLost(u32),
     /// Events of watches come so much later.
     StaleWatches(Duration),
     /// Nothing gets through.
@@ -40,6 +42,9 @@ struct Inner {
     fault: Mutex<Fault>,
     writes: Mutex<Vec<Call>>,
     verbs: Mutex<BTreeMap<(String, String), u32>>,
+    /// Whom the operator speaks as, if not as whoever runs the tests.
+    user: Mutex<Option<String>>,
+    refused: Mutex<Vec<String>>,
     crash: mpsc::UnboundedSender<()>,
     /// Changes when all watches are to break.
     cut: watch::Sender<u32>,
@@ -62,6 +67,8 @@ impl Proxy {
             fault: Mutex::default(),
             writes: Mutex::default(),
             verbs: Mutex::default(),
+            user: Mutex::default(),
+            refused: Mutex::default(),
             crash,
             cut: watch::channel(0).0,
         });
@@ -87,7 +94,7 @@ impl Proxy {
         self.inner.cut.send_modify(|count| *count += 1);
     }
 
-    /// Waits for a moment at which the operator is to be killed.
+    /// Waits for a moment at which the operator, or the server, is to be killed.
     pub async fn crashed(&self) {
         self.crashes.lock().await.recv().await.unwrap();
     }
@@ -95,6 +102,16 @@ impl Proxy {
     /// All writes of objects so far, leases, events and reviews aside.
     pub fn writes(&self) -> Vec<Call> {
         self.inner.writes.lock().unwrap().clone()
+    }
+
+    /// From now on everything is asked in the name of that user, with that user's rights.
+    pub fn impersonate(&self, user: &str) {
+        *self.inner.user.lock().unwrap() = Some(user.to_owned());
+    }
+
+    /// What the server refused for lack of rights.
+    pub fn refused(&self) -> Vec<String> {
+        self.inner.refused.lock().unwrap().clone()
     }
 
     /// How often each (verb, resource) was asked for.
@@ -144,7 +161,7 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     if let Some(called) = called {
         *inner.verbs.lock().unwrap().entry(called).or_default() += 1;
     }
-    let (mut before, mut after, mut delay) = (false, false, Duration::ZERO);
+    let (mut before, mut after, mut lost, mut delay) = (false, false, false, Duration::ZERO);
     {
         let mut fault = inner.fault.lock().unwrap();
         match &mut *fault {
@@ -158,10 +175,16 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
                 *left -= 1;
                 after = *left == 0;
             }
+            Fault::AnswerLost(left) if is_write => {
+                *left -= 1;
+                lost = *left == 0;
+            }
             _ => {}
         }
         if before || after {
             *fault = Fault::None;
+        } else if lost {
+            *fault = Fault::Outage;
         }
     }
     if before {
@@ -176,6 +199,12 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     parts.uri = format!("{}{path}", inner.upstream).parse().unwrap();
     parts.headers.remove("host");
+    let user = inner.user.lock().unwrap().clone();
+    if let Some(user) = &user {
+        parts.headers.insert("impersonate-user", user.parse().unwrap());
+        parts.headers.insert("impersonate-group", "system:authenticated".parse().unwrap());
+    }
+    let asked = format!("{} {}", parts.method, parts.uri.path());
     let Ok(answer) = inner.client.request(Request::from_parts(parts, body)).await else { return unavailable() };
     if after {
         // Everything was done, and nobody hears of it.
@@ -183,7 +212,21 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         inner.crash.send(()).unwrap();
         return std::future::pending().await;
     }
+    if lost {
+        let _ = answer.into_body().collect().await;
+        inner.crash.send(()).unwrap();
+        return unavailable();
+    }
     let (parts, body) = answer.into_parts();
+    if user.is_some() && parts.status == StatusCode::FORBIDDEN {
+        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let text = String::from_utf8_lossy(&body).into_owned();
+        // An object in a namespace that goes is refused by admission.
+        if !text.contains("because it is being terminated") {
+            inner.refused.lock().unwrap().push(format!("{asked}: {text}"));
+        }
+        return Response::from_parts(parts, Body::from(body));
+    }
     let body = Body::new(body);
     if !is_watch {
         return Response::from_parts(parts, body);

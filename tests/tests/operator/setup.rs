@@ -36,6 +36,8 @@ pub struct Setup {
     folder: tempfile::TempDir,
     /// Lets operators run at their own pace; else leases and resyncs are short, for tests that wait for them.
     pub own_pace: bool,
+    /// Of operators that do not run at their own pace.
+    pub lease_seconds: u16,
 }
 
 /// A running operator.
@@ -82,7 +84,18 @@ impl Setup {
         let proxy = Arc::new(Proxy::start(&api_url()).await);
         let folder = tempfile::tempdir().unwrap();
         let (kueue, autoscaling, operators) = (AtomicBool::new(true), AtomicBool::new(true), Mutex::default());
-        Self { client, namespace, kubelet, proxy, kueue, autoscaling, operators, folder, own_pace: false }
+        Self {
+            client,
+            namespace,
+            kubelet,
+            proxy,
+            kueue,
+            autoscaling,
+            operators,
+            folder,
+            own_pace: false,
+            lease_seconds: 3,
+        }
     }
 
     /// Starts an operator; returns its place.
@@ -107,7 +120,8 @@ impl Setup {
         let (admin, progress) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
         let program = std::env::var("S3_OPERATOR").expect("no S3_OPERATOR: run the tests with `make test-cluster`");
         let log = std::fs::File::options().create(true).append(true).open(self.log(place)).unwrap();
-        let short: &[&str] = if self.own_pace { &[] } else { &["--lease-seconds", "3", "--resync-seconds", "2"] };
+        let lease = self.lease_seconds.to_string();
+        let short: &[&str] = if self.own_pace { &[] } else { &["--lease-seconds", &lease, "--resync-seconds", "2"] };
         let child = Command::new(program)
             .args(["run", "--namespaces", &self.namespace, "--lease-namespace", &self.namespace])
             .args(["--admin-address", &admin, "--progress-address", &progress])

@@ -154,17 +154,43 @@ pub struct RolloutConfig {
     pub temperature: f64,
     /// Nucleus; 1 is off.
     pub top_p: f64,
-    /// Episodes decoded together; fixes batches in Bitwise mode.
+    /// Episodes under way at once, each with its keys and values.
     pub batch: usize,
     /// Episodes per backward pass; fixes reductions in Bitwise mode.
     pub micro_batch: usize,
     /// Episodes per optimiser step; 0 takes the whole round.
     pub mini_batch: usize,
+    /// Step t trains on episodes of the policy after t − 1 − this updates.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub staleness: u32,
+    /// Threads that decode; changes no result.
+    #[serde(skip_serializing_if = "is_one")]
+    pub workers: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's shape
+fn is_zero(staleness: &u32) -> bool {
+    *staleness == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's shape
+fn is_one(workers: &usize) -> bool {
+    *workers == 1
 }
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        Self { questions: 120, samples: 1, temperature: 1.0, top_p: 1.0, batch: 64, micro_batch: 4, mini_batch: 0 }
+        Self {
+            questions: 120,
+            samples: 1,
+            temperature: 1.0,
+            top_p: 1.0,
+            batch: 64,
+            micro_batch: 4,
+            mini_batch: 0,
+            staleness: 0,
+            workers: 1,
+        }
     }
 }
 

@@ -96,6 +96,12 @@ impl RetrieverPeer {
         Ok(Self { link: link.clone(), client, digest: info.index_digest, deepest })
     }
 
+    /// The same with calls that are given up when `link` is asked to stop.
+    #[must_use]
+    pub fn on(&self, link: &Link) -> Self {
+        Self { link: link.clone(), ..self.clone() }
+    }
+
     /// Digest of the served index.
     pub fn index_digest(&self) -> &str {
         &self.digest
@@ -295,6 +301,12 @@ impl GeneratorPeer {
             tenant: tenant.to_owned(),
             used: Arc::default(),
         })
+    }
+
+    /// The same with calls that are given up when `link` is asked to stop.
+    #[must_use]
+    pub fn on(&self, link: &Link) -> Self {
+        Self { link: link.clone(), ..self.clone() }
     }
 
     /// Digest of weights, adapter, template and decoding.

@@ -39,6 +39,43 @@ pub struct EpisodeRequest {
     pub initial: Vec<Passage>,
 }
 
+/// A codec that knows which tokens end a turn.
+pub trait TurnCodec: Codec {
+    /// Whether generation ends with this token.
+    fn ends(&self, token: u32) -> bool;
+    /// As what the search loop knows.
+    fn plain(&self) -> &dyn Codec;
+}
+
+impl TurnCodec for ModelCodec {
+    fn ends(&self, token: u32) -> bool {
+        Self::ends(self, token)
+    }
+
+    fn plain(&self) -> &dyn Codec {
+        self
+    }
+}
+
+/// Whether a turn is over: by a token that ends it, or by a stop string.
+pub(crate) fn ends_turn(codec: &dyn TurnCodec, tokens: &[u32], stop: &[String]) -> bool {
+    if tokens.last().is_some_and(|&token| codec.ends(token)) {
+        return true;
+    }
+    if stop.is_empty() {
+        return false;
+    }
+    // a stop string ends with the newest token, so most tokens need no look at the whole turn
+    let newest = codec.decode(&tokens[tokens.len().saturating_sub(1)..]);
+    if !stop.iter().any(|stop| stop.chars().next_back().is_some_and(|last| newest.contains(last))) {
+        return false;
+    }
+    let text = codec.decode(tokens);
+    // a line break that ends a sentence does not end a turn that has not begun
+    let text = text.trim_start();
+    stop.iter().any(|stop| text.contains(stop))
+}
+
 /// What identifies a question over datasets.
 pub fn question_key(question: &Question) -> String {
     format!("{}/{}", question.dataset, question.id)
@@ -209,7 +246,8 @@ impl Player<'_> {
             let row = &rows[requests[i].row];
             SampleKey { seed, step, question: &row.key, sample: row.seat.sample, turn: row.turn, token }
         };
-        let mut ended = |i: usize, tokens: &[u32]| self.shutdown.requested() || self.ends(tokens, &stops[i]);
+        let mut ended =
+            |i: usize, tokens: &[u32]| self.shutdown.requested() || ends_turn(self.codec, tokens, &stops[i]);
         let sampling = s3_model::Sampling { temperature: temperature as f32, top_p: top_p as f32 };
         let said = generate(self.decoder, cache, &requests, sampling, &key, &mut ended)?;
         if self.shutdown.requested() {
@@ -225,22 +263,6 @@ impl Player<'_> {
             row.turn += 1;
             Ok(row.seat.play.generated(&said.tokens, &said.logprobs, self.codec)?)
         })
-    }
-
-    /// Whether a turn is over: by a token that ends it, or by a stop string.
-    fn ends(&self, tokens: &[u32], stop: &[String]) -> bool {
-        if tokens.last().is_some_and(|&token| self.codec.ends(token)) {
-            return true;
-        }
-        // a stop string ends with the newest token, so most tokens need no look at the whole turn
-        let newest = self.codec.decode(&tokens[tokens.len().saturating_sub(1)..]);
-        if !stop.iter().any(|stop| stop.chars().next_back().is_some_and(|last| newest.contains(last))) {
-            return false;
-        }
-        let text = self.codec.decode(tokens);
-        // a line break that ends a sentence does not end a turn that has not begun
-        let text = text.trim_start();
-        stop.iter().any(|stop| text.contains(stop))
     }
 
     /// All searches that the named rows wait for, each distinct query once.

@@ -92,10 +92,11 @@ catalogue! {
     training_grad_norm: Gauge "s3_training_gradient_norm" [] "Global gradient norm before clipping.";
     training_entropy: Gauge "s3_training_entropy" [] "Mean entropy over action tokens, nats.";
     training_mismatch: Gauge "s3_training_mismatch_kl" [] "KL between rollout and training log-probabilities (k3 estimate), nats.";
+    training_staleness: Gauge "s3_training_staleness" [] "Optimiser steps between the policy that played the last step's episodes and the one that learned from them.";
     training_searches: Gauge "s3_training_searches_mean" [] "Executed searches per episode of the last step.";
     training_masked: Counter "s3_training_masked_episodes_total" ["reason"] "Episodes left out because of an infrastructure failure.";
     training_tokens: Counter "s3_training_tokens_total" ["kind"] "Tokens sampled (action) and trained on (context).";
-    training_phase_seconds: Histogram "s3_training_phase_seconds" ["phase"] "Duration of a step's phase (rollout, reward, update, checkpoint).";
+    training_phase_seconds: Histogram "s3_training_phase_seconds" ["phase"] "Duration of a step's phase (rollout, reward, wait, update, checkpoint; with staleness, rollout and reward run beside the others).";
     operator_reconciles: Counter "s3_operator_reconciles_total" ["kind", "result"] "Reconciles, by result (done, waiting, changed, refused, error).";
     operator_reconcile_seconds: Histogram "s3_operator_reconcile_seconds" ["kind"] "Duration of a reconcile.";
     operator_writes: Counter "s3_operator_writes_total" ["kind", "verb", "outcome"] "Writes to the API server, by outcome (ok, conflict, late in a namespace that goes, error).";

@@ -1,7 +1,7 @@
 //! Checkpoints: trained tensors, optimiser state and position, published atomically.
 
 use crate::identity::Identity;
-use crate::train::Watch;
+use crate::train::{Policies, Watch};
 use candle_core::Tensor;
 use s3_artifacts::{
     ArtifactError, CHECKPOINT_KIND as KIND, DigestWriter, Head, POLICY_FILE as POLICY, Published, checkpoints,
@@ -19,6 +19,12 @@ use std::path::{Path, PathBuf};
 const FORMAT: u32 = 1;
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+const EARLIER: &str = "earlier-";
+
+/// The file of an earlier policy, which rounds under way are played with.
+fn earlier(updates: u32, steps: u64) -> String {
+    format!("{EARLIER}{updates:06}-{steps}.safetensors")
+}
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -79,13 +85,19 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// Publishes a checkpoint and removes those beyond the number kept.
-    pub fn save(&self, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<PathBuf, Failure> {
+    pub fn save(
+        &self,
+        decoder: &Decoder,
+        optimizer: &AdamW,
+        position: &Position,
+        policies: &Policies,
+    ) -> Result<PathBuf, Failure> {
         self.check()?;
         let mine = self.head.as_ref().map(|head| format!("-{}", head.tag())).unwrap_or_default();
         let name = format!("step-{:06}{mine}", position.step);
         let target = self.config.dir.join(&name);
         let staging = self.config.dir.join(format!(".staging-{:06}{mine}", position.step));
-        Self::write(&staging, decoder, optimizer, position).inspect_err(|_| {
+        Self::write(&staging, decoder, optimizer, position, policies).inspect_err(|_| {
             // a half-written folder helps nobody; the error that counts is the first
             let _ = std::fs::remove_dir_all(&staging);
         })?;
@@ -125,7 +137,13 @@ impl<'a> Checkpoints<'a> {
         Ok(())
     }
 
-    fn write(staging: &Path, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<(), Failure> {
+    fn write(
+        staging: &Path,
+        decoder: &Decoder,
+        optimizer: &AdamW,
+        position: &Position,
+        policies: &Policies,
+    ) -> Result<(), Failure> {
         let io = |source| {
             RolloutError::from(ArtifactError::Io { action: "write checkpoint", path: staging.to_owned(), source })
         };
@@ -137,6 +155,9 @@ impl<'a> Checkpoints<'a> {
         // Whoever evaluates the newest checkpoint makes an adapter of it.
         decoder.save_adapter_config(staging).map_err(RolloutError::from)?;
         optimizer.save(&staging.join(OPTIMIZER)).map_err(RolloutError::from)?;
+        for (updates, steps, tensors) in policies.earlier(position.step) {
+            save_tensors(&staging.join(earlier(updates, steps)), &tensors).map_err(RolloutError::from)?;
+        }
         let state = serde_json::to_vec_pretty(position).map_err(Failure::internal)?;
         std::fs::write(staging.join(STATE), state).map_err(io)?;
         Ok(())
@@ -152,11 +173,17 @@ impl<'a> Checkpoints<'a> {
 
     /// Restores the newest whole checkpoint of this run; none when there is none yet. A checkpoint of another
     /// run is refused.
-    pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<Option<Position>, Failure> {
+    pub fn restore(
+        &self,
+        decoder: &mut Decoder,
+        optimizer: &mut AdamW,
+        policies: &mut Policies,
+    ) -> Result<Option<Position>, Failure> {
         let Some(checkpoint) = newest(&self.config.dir)? else { return Ok(None) };
         let folder = &checkpoint.folder;
         self.identity.check(&checkpoint.run, folder)?;
         checkpoint.restore(decoder, optimizer)?;
+        checkpoint.restore_policies(decoder, policies)?;
         checkpoint.position().map(Some)
     }
 
@@ -181,6 +208,7 @@ pub fn restore_other(
     identity: &Identity,
     decoder: &mut Decoder,
     optimizer: &mut AdamW,
+    policies: &mut Policies,
 ) -> Result<Position, Failure> {
     let found = if from.join("manifest.json").exists() { Some(Checkpoint::at(from)?) } else { newest(from)? };
     let checkpoint = found
@@ -194,6 +222,7 @@ pub fn restore_other(
         )));
     }
     checkpoint.restore(decoder, optimizer)?;
+    checkpoint.restore_policies(decoder, policies)?;
     let position = checkpoint.position()?;
     tracing::info!(folder = %checkpoint.folder.display(), step = position.step, "started from another training");
     Ok(position)
@@ -242,6 +271,16 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), step, run: manifest.identity["run"].clone() })
     }
 
+    /// Puts the earlier policies back that rounds under way are played with; `decoder` trains the same tensors.
+    pub fn restore_policies(&self, decoder: &Decoder, policies: &mut Policies) -> Result<(), Failure> {
+        for (updates, steps) in self.earlier()? {
+            let mut policy = decoder.clone();
+            self.lay_earlier(updates, steps, &mut policy)?;
+            policies.keep(updates, &policy, steps);
+        }
+        Ok(())
+    }
+
     /// Where the run stood.
     pub fn position(&self) -> Result<Position, Failure> {
         let folder = self.folder.display();
@@ -254,6 +293,26 @@ impl Checkpoint {
         self.lay_over(decoder)?;
         optimizer.load(&self.folder.join(OPTIMIZER), decoder).map_err(RolloutError::from)?;
         Ok(())
+    }
+
+    /// The earlier policies that it holds: updates and optimiser steps behind each, in order.
+    pub fn earlier(&self) -> Result<Vec<(u32, u64)>, Failure> {
+        let io = |e: std::io::Error| Failure::io(format!("{}: {e}", self.folder.display()));
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(io)? {
+            let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+            let numbers =
+                name.strip_prefix(EARLIER).and_then(|rest| rest.strip_suffix(".safetensors")?.split_once('-'));
+            found.extend(numbers.and_then(|(updates, steps)| updates.parse().ok().zip(steps.parse().ok())));
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Puts an earlier policy's tensors into a decoder that trains the same ones.
+    pub fn lay_earlier(&self, updates: u32, steps: u64, decoder: &mut Decoder) -> Result<(), Failure> {
+        let file = self.folder.join(earlier(updates, steps));
+        lay_over(load_tensors(&file).map_err(RolloutError::from)?, &file, decoder)
     }
 
     /// Puts the checkpoint's tensors into a decoder that trains the same tensors; a value head that the decoder

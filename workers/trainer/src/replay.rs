@@ -10,7 +10,7 @@ use crate::train::{Again, Updater, needs_critic, round_again};
 use s3_artifacts::digest_json;
 use s3_model::AdamW;
 use s3_rollout::record::{StepRecord, read_training};
-use s3_rollout::{RolloutError, question_key};
+use s3_rollout::{RolloutError, policy_of, question_key};
 use s3_search::reward::shaped;
 use s3_search::score::gen_acc;
 use s3_telemetry::{Failure, Outcome};
@@ -55,13 +55,23 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         decoder.attach_value_head().map_err(RolloutError::from)?;
     }
     let mut optimizer = AdamW::new(&config.optimizer);
+    let policy = policy_of(wanted.step, config.rollout.staleness);
+    let mut player = None;
     let start = match before(&config.checkpoint.dir, wanted.step)? {
         Some(checkpoint) => {
             checkpoint.restore(&mut decoder, &mut optimizer)?;
+            if let Some((updates, steps)) = checkpoint.earlier()?.into_iter().find(|(updates, _)| *updates == policy) {
+                let mut earlier = decoder.clone();
+                checkpoint.lay_earlier(updates, steps, &mut earlier)?;
+                player = Some(earlier);
+            }
             checkpoint.step
         }
         None => 0,
     };
+    if start == policy {
+        player = Some(decoder.clone());
+    }
     let updater = Updater { config, reference: reference.as_ref(), shutdown: &run.link.shutdown };
     run.progress.phase("apply steps again", u64::from(wanted.step - start - 1));
     for step in start + 1..wanted.step {
@@ -69,12 +79,18 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
             return Err(Failure::input(format!("the journal of step {step} is missing; the policy after it is lost")));
         };
         updater.update(&mut decoder, &mut optimizer, &round_again(record)?)?;
+        if step == policy {
+            player = Some(decoder.clone());
+        }
         run.progress.done(u64::from(step - start));
     }
 
     let played = round_again(record)?;
     let (episode, outcome) = (&played.episodes[at], &played.outcomes[at]);
-    let Again { logprobs, advantage, loss } = updater.again(&decoder, &played, at)?;
+    let Some(player) = player else {
+        return Err(Failure::input(format!("the policy after {policy} updates, which played the episode, is lost")));
+    };
+    let Again { logprobs, advantage, loss } = updater.again(&decoder, &player, &played, at)?;
     let differences: Vec<f64> =
         logprobs.iter().zip(&episode.logprobs).map(|(new, old)| f64::from((new - old).abs())).collect();
     let largest = (0..differences.len()).max_by(|a, b| differences[*a].total_cmp(&differences[*b]));
@@ -103,12 +119,13 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         text.push(format!("wrote        {}\n", turn.text.split_whitespace().collect::<Vec<_>>().join(" ")));
     }
     text.push(format!(
-        "answer       {} ({:?}; the baseline's: {:?})\npolicy       {}, {} steps applied again\n",
+        "answer       {} ({:?}; the baseline's: {:?})\npolicy       {}, {} steps applied again{}\n",
         outcome.searcher.answer.as_deref().unwrap_or("none"),
         outcome.searcher.verdict,
         outcome.baseline.verdict,
         if start == 0 { "as it began".to_owned() } else { format!("checkpoint of step {start}") },
         wanted.step - start - 1,
+        if policy + 1 == wanted.step { String::new() } else { format!("; played by that after {policy} updates") },
     ));
     if let Some(token) = largest {
         text.push(format!(

@@ -22,10 +22,11 @@ pub const FINALIZER: &str = "searchagent.dev/in-use";
 pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) -> Result<Again, Trouble> {
     let Some(scene) = Scene::read(shared, Kind::RetrieverIndex, namespace, name) else { return Ok(None) };
     let meta = &scene.object.metadata;
-    let users = users(shared, namespace, name);
     let mut finalizers = meta.finalizers.clone().unwrap_or_default();
     let held = finalizers.iter().any(|finalizer| finalizer == FINALIZER);
     let terminating = meta.deletion_timestamp.is_some();
+    // Nobody asks before it is to go.
+    let users = if terminating { users(shared, namespace, name) } else { Vec::new() };
     if terminating && users.is_empty() {
         if held {
             finalizers.retain(|finalizer| finalizer != FINALIZER);

@@ -292,9 +292,7 @@ fn fill(
 
 /// Deletes a finished job when its time is over, never one whose last checkpoint is not verified.
 async fn expire(shared: &Shared, key: &Key, scene: &Scene, status: &S3TrainingJobStatus) -> Result<Again, Trouble> {
-    let checkpointed = condition(&status.conditions, condition_type::CHECKPOINTED);
-    // Without any checkpoint there is nothing to lose.
-    if !checkpointed.is_none_or(|condition| condition.status == "True" || condition.reason == "NoCheckpoint") {
+    if !may_go(status) {
         return Ok(None);
     }
     // Its evaluations would go with it; the end of the last one looks here again.
@@ -302,4 +300,40 @@ async fn expire(shared: &Shared, key: &Key, scene: &Scene, status: &S3TrainingJo
         return Ok(None);
     }
     end::expire(shared, key, scene, status.completion_time.as_ref()).await
+}
+
+/// Whether nothing is lost with a finished job: its last checkpoint is verified, or it never had one.
+fn may_go(status: &S3TrainingJobStatus) -> bool {
+    match condition(&status.conditions, condition_type::CHECKPOINTED) {
+        Some(condition) if condition.status == "True" => true,
+        Some(condition) if condition.reason != reason::CHECKPOINT_NONE.name => false,
+        _ => status.last_checkpoint.is_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use s3_crds::{CheckpointStatus, set_condition};
+
+    #[test]
+    fn a_job_whose_checkpoint_is_not_verified_stays() {
+        let checkpoint = CheckpointStatus { uri: "pvc://a".into(), digest: "d".into(), step: 3 };
+        let mut status = S3TrainingJobStatus::default();
+        assert!(may_go(&status), "it failed before it said anything of checkpoints");
+        set_condition(&mut status.conditions, &reason::CHECKPOINT_NONE, "", None, &clock::now());
+        assert!(may_go(&status));
+        // What was seen once, and of which nothing tells any more whether it is whole.
+        status.last_checkpoint = Some(checkpoint);
+        assert!(!may_go(&status));
+        set_condition(&mut status.conditions, &reason::CHECKPOINT_VERIFIED, "", None, &clock::now());
+        assert!(may_go(&status));
+        for said in ["Unknown", "False"] {
+            status.conditions[0].status = said.into();
+            status.conditions[0].reason = "Verifying".into();
+            assert!(!may_go(&status), "{said}");
+        }
+        status.last_checkpoint = None;
+        assert!(!may_go(&status));
+    }
 }

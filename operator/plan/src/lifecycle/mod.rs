@@ -27,7 +27,7 @@ pub use schedule::{
 };
 pub use stage::{Failing, Move, Stage, Waiting, begins_anew, gpu_seconds, held_seconds, next_move, pause_after};
 pub use summary::{fill_index, fill_job, fill_run};
-pub use supply::{Supplies, Supply, holds, wants_gateway};
+pub use supply::{Supplies, Supply, holds, waits_for_gateway, wants_gateway};
 pub use why::{Why, why};
 
 use s3_crds::Reason;

@@ -10,6 +10,7 @@ mod best;
 mod episodes;
 mod figures;
 mod milestones;
+mod policies;
 mod rollback;
 mod update;
 mod watch;
@@ -22,18 +23,22 @@ use best::Best;
 pub(crate) use episodes::again as round_again;
 use episodes::{Arena, Played, Round, results_digest};
 use milestones::Milestones;
+pub(crate) use policies::Policies;
 use s3_artifacts::{Journal, write_atomic};
 use s3_config::{GuardAction, TrainerConfig};
 use s3_model::{AdamW, Decoder, Workload};
 use s3_rollout::record::{StepEntry, step_journal};
-use s3_rollout::{RolloutError, Sampling};
+use s3_rollout::{Ahead, Link, RolloutError, Sampling, policy_of};
 use s3_search::Question;
 use s3_search::eligible::sample;
 use s3_telemetry::{ExitClass, Failure, Outcome, last_words};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 pub(crate) use update::{Again, Updater, needs_critic};
+use watch::Trip;
 pub use watch::Watch;
 
 /// `s3-trainer train`.
@@ -50,15 +55,19 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     }
     let config = &run.config;
     plan_memory(config, &decoder)?;
-    let more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": config.rollout,
+    // how many threads play changes no result
+    let rollout = s3_config::RolloutConfig { workers: 1, ..config.rollout.clone() };
+    let more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": rollout,
         "probe": config.probe.as_ref().map(|probe| (probe.every, probe.limit))});
     let peers = Peers { index: retriever.index_digest(), generator: Some(generator.digest()) };
     let identity = Identity::of(run, "train", &decoder, peers, [&chosen.train, &chosen.probe], more)?;
     let folder = config.runtime.state_dir.join("training");
     claim(&folder, &identity)?;
-    let arena = Arena { run, codec: &codec, retriever: &retriever, generator: &generator };
+    let (retriever, generator) = (retriever.clone(), generator.clone());
+    let store = Mutex::new(store);
+    let arena = Arena { run, codec: &codec, retriever, generator, store: &store, link: run.link.clone() };
     let training = Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref() };
-    training.run(decoder, &mut store)
+    training.run(decoder)
 }
 
 /// Shows how much memory training takes when every episode fills its context, and refuses what cannot fit before
@@ -97,15 +106,16 @@ impl Training<'_> {
         &self.arena.run.config
     }
 
-    fn run(&self, mut decoder: Decoder, store: &mut BaselineStore<'_>) -> Result<Outcome, Failure> {
+    fn run(&self, mut decoder: Decoder) -> Result<Outcome, Failure> {
         let config = self.config();
         let checkpoints = Checkpoints::open(config, self.identity)?;
         let mut optimizer = AdamW::new(&config.optimizer);
-        let restored = checkpoints.restore(&mut decoder, &mut optimizer)?;
+        let mut policies = Policies::new(config.rollout.staleness);
+        let restored = checkpoints.restore(&mut decoder, &mut optimizer, &mut policies)?;
         let mut saved = restored.as_ref().map(|position| position.step);
         let mut position = match (restored, &config.resume_from) {
             (Some(position), _) => position,
-            (None, Some(from)) => restore_other(from, self.identity, &mut decoder, &mut optimizer)?,
+            (None, Some(from)) => restore_other(from, self.identity, &mut decoder, &mut optimizer, &mut policies)?,
             (None, None) => Position::default(),
         };
         self.set_aside(&position)?;
@@ -118,13 +128,13 @@ impl Training<'_> {
         let milestones = Milestones::of(config, self.identity);
         milestones.tell(position.step)?;
         milestones.keep(&decoder, position.step)?;
-        let result = self.steps(&mut decoder, &mut optimizer, store, &checkpoints, &mut position, &mut saved);
+        let result = self.steps(&mut decoder, &mut optimizer, &mut policies, &checkpoints, &mut position, &mut saved);
         if let Err(failure) = &result
             && failure.class == ExitClass::Interrupted
             && saved != Some(position.step)
             && optimizer.steps() == steps_at(&position)
         {
-            checkpoints.save(&decoder, &optimizer, &position)?;
+            checkpoints.save(&decoder, &optimizer, &position, &policies)?;
         }
         result?;
         checkpoints.check()?;
@@ -153,26 +163,64 @@ impl Training<'_> {
         &self,
         decoder: &mut Decoder,
         optimizer: &mut AdamW,
-        store: &mut BaselineStore<'_>,
+        policies: &mut Policies,
         checkpoints: &Checkpoints<'_>,
         position: &mut Position,
         saved: &mut Option<u32>,
     ) -> Result<(), Failure> {
+        loop {
+            let back = std::thread::scope(|scope| {
+                let ahead = Ahead::new(scope, self.config().rollout.staleness, self.config().steps);
+                self.steps_with(ahead, decoder, optimizer, policies, checkpoints, position, saved)
+            })?;
+            // No round is under way here, so nothing is played with what is gone back from.
+            let Some((from, trip)) = back else { return Ok(()) };
+            match self.roll_back(decoder, optimizer, policies, checkpoints, &from, trip.since)? {
+                Some(earlier) => (*position, *saved) = (earlier, None),
+                None => {
+                    *position = from;
+                    policies.keep(position.step, decoder, optimizer.steps());
+                    checkpoints.save(decoder, optimizer, position, policies)?;
+                    let cure = "it was not cured by going back, or there is nothing to go back to";
+                    return Err(Failure::paused(&format!("{}; {cure}", trip.message)));
+                }
+            }
+            last_words().guard(position.watch.says());
+        }
+    }
+
+    /// Makes steps until there are no more, or a guard asks to go back: then the position and what the guard says.
+    #[allow(clippy::too_many_arguments)] // what a step reads and changes
+    fn steps_with<'s, 'e>(
+        &'s self,
+        mut ahead: Ahead<'s, 'e, (Played, Journal<StepEntry>)>,
+        decoder: &mut Decoder,
+        optimizer: &mut AdamW,
+        policies: &mut Policies,
+        checkpoints: &Checkpoints<'_>,
+        position: &mut Position,
+        saved: &mut Option<u32>,
+    ) -> Result<Option<(Position, Trip)>, Failure> {
         let config = self.config();
         let milestones = Milestones::of(config, self.identity);
         if position.results.is_empty() {
             *position = Self::noted(position, optimizer, None);
             let mut journal = Journal::open(&step_journal(&self.folder, 0)).map_err(RolloutError::from)?;
-            self.probe(decoder, store, &mut journal, 0, position)?;
+            self.probe(decoder, &mut journal, 0, position)?;
         }
         while position.step < config.steps && self.stops(position).is_none() {
             checkpoints.check()?;
             let step = position.step + 1;
-            let mut journal = Journal::open(&step_journal(&self.folder, step)).map_err(RolloutError::from)?;
-            let questions = step_questions(&self.chosen.train, config, step);
-            let round = self.round(&questions, step, position.watch.rollbacks);
-            let played = self.arena.round(decoder, store, &mut journal, &round)?;
+            policies.keep(position.step, decoder, optimizer.steps());
+            self.start_due(&mut ahead, policies, position)?;
+            let waited = std::time::Instant::now();
+            self.arena.run.progress.phase(format!("step {step}/{}: episodes", config.steps), self.episodes());
+            let (played, mut journal) = ahead.take(step, |done| self.arena.run.progress.done(done))?;
             let mut figures = figures::round_figures(&played);
+            figures.insert("secondsWaited".into(), waited.elapsed().as_secs_f64());
+            let policy = policy_of(step, config.rollout.staleness);
+            figures.insert("staleness".into(), f64::from(step - 1 - policy));
+            figures.insert("stalenessOptimizerSteps".into(), policies.behind(policy, optimizer.steps())? as f64);
             self.arena.run.progress.phase(format!("step {step}/{}: update", config.steps), 0);
             let started = std::time::Instant::now();
             let updater = Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown };
@@ -194,15 +242,8 @@ impl Training<'_> {
                     GuardAction::Warn => {}
                     GuardAction::Pause => pause = Some(trip.message),
                     GuardAction::Rollback => {
-                        if let Some(earlier) = self.roll_back(decoder, optimizer, checkpoints, &next, trip.since)? {
-                            (*position, *saved) = (earlier, None);
-                            last_words().guard(position.watch.says());
-                            continue;
-                        }
-                        pause = Some(format!(
-                            "{}; it was not cured by going back, or there is nothing to go back to",
-                            trip.message
-                        ));
+                        last_words().guard(next.watch.says());
+                        return Ok(Some((next, trip)));
                     }
                 }
             }
@@ -213,13 +254,13 @@ impl Training<'_> {
                 .is_some_and(|probe| step == config.steps || step.is_multiple_of(probe.every.max(1)))
             {
                 // interrupted here, the journal brings a later run back to this very place
-                self.probe(decoder, store, &mut journal, step, &mut next)?;
+                self.probe(decoder, &mut journal, step, &mut next)?;
             }
             *position = next;
             let ends = pause.is_some() || self.stops(position).is_some();
             if ends || checkpoints.due(step, config.steps) || milestones.due(step) {
                 let started = std::time::Instant::now();
-                checkpoints.save(decoder, optimizer, position)?;
+                checkpoints.save(decoder, optimizer, position, policies)?;
                 *saved = Some(step);
                 let seconds = started.elapsed().as_secs_f64();
                 s3_telemetry::metrics().training_phase_seconds.with_label_values(&["checkpoint"]).observe(seconds);
@@ -230,7 +271,7 @@ impl Training<'_> {
             }
             self.arena.run.check()?;
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Why training is done before its last step, if it is.
@@ -238,29 +279,52 @@ impl Training<'_> {
         position.watch.stops(self.config().stop.as_ref()?)
     }
 
-    /// Episodes of a step; after each return to an earlier checkpoint they are other ones.
-    fn round<'q>(&self, questions: &'q [Question], step: u32, rollbacks: u32) -> Round<'q> {
+    /// Episodes of a step.
+    fn episodes(&self) -> u64 {
+        let rollout = &self.config().rollout;
+        (rollout.questions.min(self.chosen.train.len()) * rollout.samples) as u64
+    }
+
+    /// Starts the rounds whose policy is there, each with its own copy of it (which shares what is not trained).
+    fn start_due<'s>(
+        &'s self,
+        ahead: &mut Ahead<'s, '_, (Played, Journal<StepEntry>)>,
+        policies: &Policies,
+        position: &Position,
+    ) -> Result<(), RolloutError> {
         let config = self.config();
-        let again = u64::from(rollbacks).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        Round {
-            prefix: "",
-            name: format!("step {step}/{}", config.steps),
-            questions,
-            samples: config.rollout.samples as u32,
-            sampling: Sampling {
-                temperature: config.rollout.temperature,
-                top_p: config.rollout.top_p,
-                seed: config.seed ^ again,
-                step: u64::from(step),
-            },
+        // After each return to an earlier checkpoint its episodes are other ones.
+        let again = u64::from(position.watch.rollbacks).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        for step in ahead.due(position.step) {
+            let decoder = policies.of(policy_of(step, config.rollout.staleness))?.clone();
+            let link = Link { handle: self.arena.link.handle.clone(), shutdown: self.arena.link.shutdown.part() };
+            let arena = self.arena.on(link.clone());
+            ahead.start(step, link.shutdown, move |_, done| {
+                let mut journal = Journal::open(&step_journal(&self.folder, step))?;
+                let questions = step_questions(&self.chosen.train, config, step);
+                let round = Round {
+                    prefix: "",
+                    questions: &questions,
+                    samples: config.rollout.samples as u32,
+                    sampling: Sampling {
+                        temperature: config.rollout.temperature,
+                        top_p: config.rollout.top_p,
+                        seed: config.seed ^ again,
+                        step: u64::from(step),
+                    },
+                };
+                let played =
+                    arena.round(&decoder, &mut journal, &round, &|over| done.store(over, Ordering::Relaxed))?;
+                Ok((played, journal))
+            })?;
         }
+        Ok(())
     }
 
     /// Greedy evaluation on the held-out questions.
     fn probe(
         &self,
         decoder: &Decoder,
-        store: &mut BaselineStore<'_>,
         journal: &mut Journal<StepEntry>,
         step: u32,
         position: &mut Position,
@@ -270,8 +334,10 @@ impl Training<'_> {
         }
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: self.config().seed, step: u64::from(step) };
         let name = format!("step {step}/{}: held-out", self.config().steps);
-        let round = Round { prefix: "probe/", name, questions: &self.chosen.probe, samples: 1, sampling };
-        let played: Played = self.arena.round(decoder, store, journal, &round)?;
+        let round = Round { prefix: "probe/", questions: &self.chosen.probe, samples: 1, sampling };
+        let progress = &self.arena.run.progress;
+        progress.phase(name, round.len());
+        let played: Played = self.arena.round(decoder, journal, &round, &|over| progress.done(over))?;
         let figures = figures::round_figures(&played);
         position.extend(&results_digest(&played)?);
         let known = ["gain", "accuracy", "baselineAccuracy", "searches", "selected"];

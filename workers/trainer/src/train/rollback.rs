@@ -4,9 +4,9 @@
 //! starts again comes past the same steps, from their journals, to the same decision; then the checkpoint that is gone
 //! back to is published anew with the count of returns; only then the journals of the steps after it are set aside.
 
-use super::Training;
 use super::milestones::Milestones;
 use super::watch::ROLLBACKS;
+use super::{Policies, Training};
 use crate::checkpoint::{Checkpoints, Position, before_where};
 use s3_artifacts::write_atomic;
 use s3_model::{AdamW, Decoder};
@@ -22,6 +22,7 @@ impl Training<'_> {
         &self,
         decoder: &mut Decoder,
         optimizer: &mut AdamW,
+        policies: &mut Policies,
         checkpoints: &Checkpoints<'_>,
         from: &Position,
         since: u32,
@@ -34,6 +35,8 @@ impl Training<'_> {
         let wanted = |step: u32| checkpoints.due(step, config.steps) || milestones.due(step);
         let Some(checkpoint) = before_where(&config.checkpoint.dir, since, wanted)? else { return Ok(None) };
         checkpoint.restore(decoder, optimizer)?;
+        *policies = Policies::new(config.rollout.staleness);
+        checkpoint.restore_policies(decoder, policies)?;
         let mut position = checkpoint.position()?;
         position.watch.rollbacks = from.watch.rollbacks + 1;
         // It is told until the value is healthy again.
@@ -41,7 +44,7 @@ impl Training<'_> {
         position.watch.beyond.clear();
         checkpoints.take_back(position.step)?;
         milestones.take_back(position.step)?;
-        checkpoints.save(decoder, optimizer, &position)?;
+        checkpoints.save(decoder, optimizer, &position, policies)?;
         self.set_aside(&position)?;
         tracing::warn!(from = from.step, to = position.step, returns = position.watch.rollbacks, "went back");
         Ok(Some(position))

@@ -26,7 +26,7 @@ pub struct Updater<'a> {
 
 /// What an update makes of one episode, with the policy before its first optimiser step.
 pub struct Again {
-    /// The trainer's own, per action token.
+    /// Of the policy that played it, as training computes them, per action token.
     pub logprobs: Vec<f32>,
     /// Per action token; empty when the episode is masked or was filtered out.
     pub advantage: Vec<f32>,
@@ -145,11 +145,18 @@ impl Updater<'_> {
         ]))
     }
 
-    /// What [`Self::update`] would make of one episode at its beginning; learns nothing.
-    pub fn again(&self, decoder: &Decoder, played: &Played, episode: usize) -> Result<Again, RolloutError> {
+    /// What [`Self::update`] would make of one episode at its beginning; learns nothing. `player` is the policy that
+    /// played it.
+    pub fn again(
+        &self,
+        decoder: &Decoder,
+        player: &Decoder,
+        played: &Played,
+        episode: usize,
+    ) -> Result<Again, RolloutError> {
         let record = &played.episodes[episode];
         let sequence = TrainSequence { tokens: record.tokens.clone(), positions: record.action_positions() };
-        let logprobs = decoder.score(&[sequence], self.temperature())?.logprob;
+        let logprobs = player.score(&[sequence], self.temperature())?.logprob;
         let (samples, _) = self.prepared(decoder, played)?;
         let Some(at) = samples.iter().position(|sample| sample.episode == episode) else {
             return Ok(Again { logprobs, advantage: Vec::new(), loss: None });
