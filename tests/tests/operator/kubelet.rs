@@ -131,7 +131,7 @@ async fn turn(client: &Client, namespace: &str, script: &Mutex<Script>) -> Resul
                 let digest = format!("digest-of-{component}");
                 ended(0, "Completed", &json!({"digest": digest, "summary": {}, "milestones": milestones}).to_string())
             }
-            ("Running", Play::Guarded { said, action }) => {
+            ("Running", Play::Guarded { said }) => {
                 let checkpoint = json!({"step": 1, "digest": "c", "path": "/work/first-job-data/c"});
                 let message = json!({"class": "Paused", "message": "paused", "guard": said, "checkpoint": checkpoint});
                 ended(78, "Error", &message.to_string())
