@@ -167,6 +167,8 @@ SERVING = [
           (quantile(0.99, "s3_retriever_request_seconds", "api, method"), "{{api}} {{method}} 99 %")),
     panel("Search: queries", "By method and cache outcome.", "ops",
           (rate("s3_retriever_queries_total", "method, cache"), "{{method}} {{cache}}"), stack=True),
+    panel("Search: waiting", "Queries that wait for the engine; `serving.autoscaling` follows it.", "short",
+          (gauge("s3_retriever_waiting_queries"), "{{pod}}")),
     panel("Search: refused", "Before any work: limits, deadlines.", "ops",
           (rate("s3_retriever_refused_total"), "refused")),
     panel("Gateway: outcomes", "By provider.", "ops",

@@ -219,6 +219,10 @@ rules! {
     SOME_STOP: "has(self.targetGbr) || has(self.patience)",
         "set `targetGbr`, `patience` or both",
         Check::State(|v| count(v, &["targetGbr", "patience"]) > 0);
+    /// A stop rule looks at a probe.
+    STOP_NEEDS_PROBE: "!has(self.stop) || has(self.evaluation.probe)",
+        "`stop` looks at the gain on held-out questions; set `evaluation.probe`",
+        Check::State(|v| !has(v, "stop") || v.pointer("/evaluation/probe").is_some_and(|probe| !probe.is_null()));
     /// A guard has a bound.
     GUARD_BOUND: "has(self.min) || has(self.max)",
         "set `min`, `max` or both",
@@ -245,6 +249,13 @@ rules! {
     SEED_IMMUTABLE: "self.seed == oldSelf.seed",
         "`seed` is immutable; make a new object for another seed",
         Check::Transition(|v, old| same(v, old, "/seed"));
+    /// A schedule is short enough to be told in the status.
+    RUNS_BOUND: "!has(self.evaluation.runs) || self.steps / self.evaluation.runs.every <= 100",
+        "`evaluation.runs` would make more than 100 evaluations; raise `every`",
+        Check::State(|v| {
+            let every = int(v, "/evaluation/runs/every");
+            every == 0 || int(v, "/steps") / every <= 100
+        });
     /// Done steps stay done.
     STEPS_GROW: "self.steps >= oldSelf.steps",
         "`steps` may grow but not shrink; set `suspend: true` to stop, or `stop` to end early",
@@ -339,6 +350,14 @@ rules! {
     ONE_SEARCHER: "has(self.jobRef) != has(self.model)",
         "set exactly one of `jobRef` and `model`",
         Check::State(|v| count(v, &["jobRef", "model"]) == 1);
+    /// A step belongs to the choice of one.
+    STEP_CHOICE: "(self.checkpoint == 'Step') == has(self.step)",
+        "`step` is set exactly when `checkpoint` is `Step`",
+        Check::State(|v| (text(v, "/checkpoint") == "Step") == has(v, "step"));
+    /// Only a step is pinned by its digest.
+    PIN_NEEDS_STEP: "!has(self.sha256) || has(self.step)",
+        "`sha256` pins the adapter of `step`; set both, or leave it out",
+        Check::State(|v| !has(v, "sha256") || has(v, "step"));
     /// An adapter lies over a model.
     ADAPTER_NEEDS_MODEL: "!has(self.adapter) || has(self.model)",
         "`adapter` lies over `model`; a job's searcher brings its own",

@@ -30,7 +30,6 @@ const fn value(kind: Option<Kind>, path: &'static str, values: &'static [&'stati
 
 const INDEX: Option<Kind> = Some(Kind::RetrieverIndex);
 const JOB: Option<Kind> = Some(Kind::S3TrainingJob);
-const RUN: Option<Kind> = Some(Kind::EvalRun);
 
 /// Fields and values that no code honours yet.
 pub const UNSUPPORTED: &[Field] = &[
@@ -40,24 +39,14 @@ pub const UNSUPPORTED: &[Field] = &[
     field(INDEX, "spec.source.import.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.import.lexical.analyzer", "is not built yet; use English"),
     field(INDEX, "spec.source.build.dense.index.metric", "is not built yet; use InnerProduct"),
-    field(INDEX, "spec.serving.autoscaling", "is not scaled yet; set serving.replicas"),
     // training
     value(JOB, "spec.searcher.adapter.kind", &["Full"], "is not trained yet; use Lora"),
     field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),
     field(JOB, "spec.data.filters.difficultyBuffer", "is not kept yet; leave it out"),
     value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
     field(JOB, "spec.reward.baseline.method", "is not computed as a baseline yet; use Rag"),
-    field(JOB, "spec.stop", "is not watched yet; set steps"),
     value(JOB, "spec.compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
-    field(JOB, "spec.checkpoint.resumeFrom", "is not read yet; start from searcher.adapter.init"),
-    field(JOB, "spec.evaluation.runs", "are not scheduled yet; use evaluation.probe, or an EvalRun after the job"),
-    field(JOB, "spec.guards.entropy", "is not watched yet; leave it out"),
-    field(JOB, "spec.guards.formatRate", "is not watched yet; leave it out"),
-    field(JOB, "spec.guards.searchesPerQuestion", "is not watched yet; leave it out"),
-    field(JOB, "spec.guards.mismatchKl", "is not watched yet; leave it out"),
     field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
-    // evaluation
-    value(RUN, "spec.arms[].searcher.checkpoint", &["Latest"], "is not read yet; use Final"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.
@@ -70,6 +59,7 @@ pub const CLUSTER_ONLY: &[Field] = &[
     field(None, "spec.activeDeadlineSeconds", "the run has no deadline"),
     field(None, "spec.ttlSecondsAfterFinished", "the run's folder stays until you remove it"),
     field(INDEX, "spec.serving.replicas", "one server runs"),
+    field(INDEX, "spec.serving.autoscaling", "one server runs"),
     field(JOB, "spec.serving", "nothing is served after the run; use `s3 ask`"),
     field(JOB, "spec.gpuSecondBudget", "GPU-seconds are not counted"),
     field(JOB, "spec.failurePolicy", "the supervisor restarts by its own policy"),

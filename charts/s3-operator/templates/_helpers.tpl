@@ -72,6 +72,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [searchagent.dev]
   resources: [s3trainingjobs, evalruns]
   verbs: [delete]
+# the evaluations on a job's schedule, suspended with their job
+- apiGroups: [searchagent.dev]
+  resources: [evalruns]
+  verbs: [create, patch]
 - apiGroups: [searchagent.dev]
   resources: [retrieverindices/status, s3trainingjobs/status, evalruns/status]
   verbs: [patch]
@@ -104,6 +108,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+{{- if .Values.autoscaling.enabled }}
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 {{- if .Values.kueue.enabled }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]

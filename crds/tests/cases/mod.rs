@@ -137,7 +137,16 @@ pub fn broken() -> Vec<(Value, &'static str)> {
         (job("/spec/rollout", json!({"microBatch": 7})), "`microBatch` must divide"),
         (job("/spec/data/part", json!("2/2")), "the part's number starts at 0"),
         (job("/spec/checkpoint", json!({"resumeFrom": {}})), "set exactly one of `jobRef` and `source`"),
+        (
+            with(
+                job("/spec/evaluation", json!({"runs": {"every": 1, "templateRef": {"name": "t"}}})),
+                "/spec/steps",
+                json!(101),
+            ),
+            "`evaluation.runs` would make more than 100",
+        ),
         (job("/spec/stop", json!({})), "set `targetGbr`, `patience` or both"),
+        (job("/spec/stop", json!({"patience": 3})), "`stop` looks at the gain on held-out questions"),
         (job("/spec/guards", json!({"entropy": {"action": "Pause"}})), "set `min`, `max` or both"),
         (run("/spec/retriever", Value::Null), "an arm that searches has no index"),
         (run("/spec/arms/2/budgetFrom", json!("same")), "`budgetFrom` must name another arm"),
@@ -172,6 +181,8 @@ pub fn broken() -> Vec<(Value, &'static str)> {
             run("/spec/arms/1/retriever", json!({"indexRef": {"name": "a"}, "control": "Oracle"})),
             "set exactly one of `indexRef` and `control`",
         ),
+        (run("/spec/arms/3/searcher/step", json!(3)), "`step` is set exactly when"),
+        (run("/spec/arms/3/searcher/sha256", json!("a".repeat(64))), "`sha256` pins the adapter"),
         (run("/spec/arms/3/searcher/model", json!({"uri": "file:///m"})), "set exactly one of `jobRef` and `model`"),
         (run("/spec/arms/3/searcher/adapter", json!({"uri": "file:///m"})), "`adapter` lies over `model`"),
     ]

@@ -65,6 +65,7 @@ impl Shared {
         Surroundings {
             namespace: namespace.to_owned(),
             claims: scene::claims_of(self, namespace, claims),
+            autoscaling: self.world.scaling_version().map(str::to_owned),
             ..self.surroundings.clone()
         }
     }
@@ -105,7 +106,7 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), OperatorErr
     let client = Client::try_from(config)?;
 
     let scopes = options.namespaces.len().max(1);
-    let (world, queue) = (Arc::new(World::new(scopes, options.kueue)), Arc::new(Queue::default()));
+    let (world, queue) = (Arc::new(World::new(scopes, options.kueue, options.autoscaling)), Arc::new(Queue::default()));
     let (reports, fence) = (Arc::new(Reports::default()), Fence::default());
     let holder = options.holder();
     let ready = Arc::new(AtomicBool::new(false));

@@ -52,7 +52,8 @@ impl Sharing {
     /// The jobs and evaluations of a namespace that want gateways now, by `Kind/name`.
     pub fn users(&self, shared: &Shared, namespace: &str) -> BTreeMap<String, User> {
         // One worker at a time looks at a namespace: nobody else misses what is taken out meanwhile.
-        let mut before = self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(namespace).unwrap_or_default();
+        let mut before =
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(namespace).unwrap_or_default();
         let (mut after, mut users) = (ByName::new(), BTreeMap::new());
         for kind in [Kind::S3TrainingJob, Kind::EvalRun] {
             for object in shared.world.resources(kind).in_namespace(namespace) {

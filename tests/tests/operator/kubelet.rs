@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 pub enum Play {
     /// They end well.
     Done { digest: String, summary: Value },
+    /// They end well, and have kept searchers of these steps.
+    Trained { milestones: Value },
+    /// A guard has spoken, and paused them.
+    Guarded { said: &'static str },
     /// They end with a code; the reason is the container's.
     Fail { code: i32, reason: &'static str, message: &'static str },
     /// They run until told otherwise.
@@ -123,6 +127,15 @@ async fn turn(client: &Client, namespace: &str, script: &Mutex<Script>) -> Resul
                 let message = json!({"digest": digest, "summary": summary}).to_string();
                 ended(0, "Completed", &message)
             }
+            ("Running", Play::Trained { milestones }) => {
+                let digest = format!("digest-of-{component}");
+                ended(0, "Completed", &json!({"digest": digest, "summary": {}, "milestones": milestones}).to_string())
+            }
+            ("Running", Play::Guarded { said }) => {
+                let checkpoint = json!({"step": 1, "digest": "c", "path": "/work/first-job-data/c"});
+                let message = json!({"class": "Paused", "message": "paused", "guard": said, "checkpoint": checkpoint});
+                ended(78, "Error", &message.to_string())
+            }
             ("Running", Play::Fail { code, reason, message }) => {
                 ended(*code, reason, &json!({"message": message}).to_string())
             }
@@ -157,7 +170,8 @@ fn ended(code: i32, reason: &str, message: &str) -> Value {
 
 /// A volume for a claim, bound by the cluster's own controller.
 async fn provision(client: &Client, namespace: &str, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
-    let name = format!("{namespace}-{}", claim.name_any());
+    // A claim that comes again under its name gets another volume, as from a real provisioner.
+    let name = format!("{namespace}-{}-{}", claim.name_any(), &claim.uid().unwrap_or_default()[..8]);
     let spec = claim.spec.clone().unwrap_or_default();
     let volume = json!({
         "metadata": {"name": name},

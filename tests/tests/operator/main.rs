@@ -13,6 +13,7 @@ mod restart;
 mod rights;
 mod scale;
 mod scenario;
+mod schedule;
 mod server;
 mod setup;
 mod snapshot;

@@ -9,8 +9,8 @@ use crate::kueue::{self, Queue};
 use crate::proxy::Fault;
 use crate::scenario::{self, NAME};
 use crate::setup::{Setup, resource};
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::Api;
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use s3_crds::Kind;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -22,7 +22,8 @@ type Right = (String, String);
 /// The rules of the chart's roles: those of the cluster, and those of the leader in its namespace.
 fn rules() -> [Vec<Value>; 2] {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/s3-operator");
-    let arguments = ["template", "s3-operator", chart, "--set", "kueue.enabled=true", "--show-only", "templates/rbac.yaml"];
+    let arguments =
+        ["template", "s3-operator", chart, "--set", "kueue.enabled=true", "--show-only", "templates/rbac.yaml"];
     let rendered = std::process::Command::new("helm").args(arguments).output().expect("helm is in the kit's folder");
     assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
     let text = String::from_utf8(rendered.stdout).unwrap();
@@ -99,8 +100,12 @@ impl Used {
 fn foreign(kind: &str, name: &str) -> DynamicObject {
     let version = if kind == "Job" { "batch/v1" } else { "v1" };
     let spec = match kind {
-        "Job" => json!({"suspend": true, "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "a"}]}}}),
-        "PersistentVolumeClaim" => json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}),
+        "Job" => {
+            json!({"suspend": true, "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "a"}]}}})
+        }
+        "PersistentVolumeClaim" => {
+            json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}})
+        }
         _ => Value::Null,
     };
     let object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec});
@@ -136,12 +141,13 @@ async fn a_life(used: &mut Used, rules: &[Vec<Value>; 2]) {
     setup.apply(Kind::EvalRun, &run).await;
     setup.until_reason(Kind::EvalRun, NAME, "Evaluating", "Answering").await;
     kueue::preempt(&setup, "a-job-queue").await;
-    setup.until("it runs again", async || {
-        let job = setup.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
-        let training = crate::setup::reason_of(&job.data, "Training");
-        job.data["status"]["attempts"] == 2 && training.as_deref() == Some("Stepping")
-    })
-    .await;
+    setup
+        .until("it runs again", async || {
+            let job = setup.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
+            let training = crate::setup::reason_of(&job.data, "Training");
+            job.data["status"]["attempts"] == 2 && training.as_deref() == Some("Stepping")
+        })
+        .await;
     for component in ["a-train", "a-eval"] {
         setup.kubelet.play(component, done(component));
     }
@@ -149,14 +155,19 @@ async fn a_life(used: &mut Used, rules: &[Vec<Value>; 2]) {
         setup.until("its time is over", async || setup.resources(kind).get_opt(NAME).await.unwrap().is_none()).await;
     }
     setup.change(Kind::RetrieverIndex, NAME, json!({"spec": {"source": {"build": {"lexical": {"k1": 1.5}}}}})).await;
-    setup.until("it is built anew", async || {
-        let index = setup.resources(Kind::RetrieverIndex).get(NAME).await.unwrap();
-        index.data["status"]["observedGeneration"] == json!(index.metadata.generation)
-    })
-    .await;
+    setup
+        .until("it is built anew", async || {
+            let index = setup.resources(Kind::RetrieverIndex).get(NAME).await.unwrap();
+            index.data["status"]["observedGeneration"] == json!(index.metadata.generation)
+        })
+        .await;
     setup.until_reason(Kind::RetrieverIndex, NAME, "Ready", "Ready").await;
     setup.delete(Kind::RetrieverIndex, NAME).await;
-    setup.until("the index is gone", async || setup.resources(Kind::RetrieverIndex).get_opt(NAME).await.unwrap().is_none()).await;
+    setup
+        .until("the index is gone", async || {
+            setup.resources(Kind::RetrieverIndex).get_opt(NAME).await.unwrap().is_none()
+        })
+        .await;
     used.end(setup).await;
 }
 

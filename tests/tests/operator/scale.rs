@@ -151,7 +151,9 @@ async fn looked_after(jobs: usize, pause: Duration) -> f64 {
     // Everything has been said, too.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let (memory, cpu) = setup.usage(0).await;
-    println!("\n| jobs, a pod each | created after s | all pods after s | resource to Job p50, p99 s | Job to pod p50, p99 s | resource to pod p50, p99 s | operator CPU s | resident MiB |");
+    println!(
+        "\n| jobs, a pod each | created after s | all pods after s | resource to Job p50, p99 s | Job to pod p50, p99 s | resource to pod p50, p99 s | operator CPU s | resident MiB |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     let pair = |waits: &[f64]| format!("{:.2}, {:.2}", quantile(waits, 0.5), quantile(waits, 0.99));
     println!(
@@ -163,10 +165,16 @@ async fn looked_after(jobs: usize, pause: Duration) -> f64 {
         pair(&all),
         cpu - before,
     );
-    let mut calls: Vec<(f64, String)> = setup.proxy.verbs().into_iter().map(|(call, count)| {
-        let count = count - asked.get(&call).copied().unwrap_or(0);
-        (f64::from(count) / jobs as f64, format!("{} {}", call.0, call.1))
-    }).filter(|(count, _)| *count >= 0.01).collect();
+    let mut calls: Vec<(f64, String)> = setup
+        .proxy
+        .verbs()
+        .into_iter()
+        .map(|(call, count)| {
+            let count = count - asked.get(&call).copied().unwrap_or(0);
+            (f64::from(count) / jobs as f64, format!("{} {}", call.0, call.1))
+        })
+        .filter(|(count, _)| *count >= 0.01)
+        .collect();
     calls.sort_by(|a, b| b.0.total_cmp(&a.0));
     let calls: Vec<String> = calls.into_iter().map(|(count, call)| format!("{call} {count:.2}")).collect();
     println!("calls a job: {}", calls.join(", "));

@@ -30,6 +30,8 @@ pub struct Setup {
     pub proxy: Arc<Proxy>,
     /// Whether operators that are started may use Kueue.
     pub kueue: AtomicBool,
+    /// Whether operators that are started may make autoscalers.
+    pub autoscaling: AtomicBool,
     operators: Mutex<Vec<Option<Operator>>>,
     folder: tempfile::TempDir,
     /// Lets operators run at their own pace; else leases and resyncs are short, for tests that wait for them.
@@ -81,8 +83,19 @@ impl Setup {
         let kubelet = Kubelet::start(client.clone(), &namespace);
         let proxy = Arc::new(Proxy::start(&api_url()).await);
         let folder = tempfile::tempdir().unwrap();
-        let (kueue, operators) = (AtomicBool::new(true), Mutex::default());
-        Self { client, namespace, kubelet, proxy, kueue, operators, folder, own_pace: false, lease_seconds: 3 }
+        let (kueue, autoscaling, operators) = (AtomicBool::new(true), AtomicBool::new(true), Mutex::default());
+        Self {
+            client,
+            namespace,
+            kubelet,
+            proxy,
+            kueue,
+            autoscaling,
+            operators,
+            folder,
+            own_pace: false,
+            lease_seconds: 3,
+        }
     }
 
     /// Starts an operator; returns its place.
@@ -115,6 +128,7 @@ impl Setup {
             .args(["--progress-url", &format!("http://{progress}")])
             .args(short)
             .args(["--kueue", if self.kueue.load(Ordering::SeqCst) { "true" } else { "false" }])
+            .args(["--autoscaling", if self.autoscaling.load(Ordering::SeqCst) { "true" } else { "false" }])
             .env("S3_IMAGES", images.join(","))
             .env("KUBECONFIG", &kubeconfig)
             .stdout(Stdio::null())

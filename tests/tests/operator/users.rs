@@ -56,7 +56,8 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let kind = || prop_oneof![2 => Just(Kind::RetrieverIndex), 4 => Just(Kind::S3TrainingJob), 2 => Just(Kind::EvalRun)];
+    let kind =
+        || prop_oneof![2 => Just(Kind::RetrieverIndex), 4 => Just(Kind::S3TrainingJob), 2 => Just(Kind::EvalRun)];
     let user = || prop_oneof![Just(Kind::S3TrainingJob), Just(Kind::EvalRun)];
     prop_oneof![
         5 => (kind(), any::<bool>()).prop_map(|(kind, other)| Op::Create(kind, other)),
@@ -143,7 +144,8 @@ fn in_vain<T>(result: Result<T, kube::Error>) {
 }
 
 async fn secret(setup: &Setup, value: &str) {
-    let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": {"key": value}});
+    let object =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": {"key": value}});
     let params = PatchParams::apply("user").force();
     setup.api("v1", "Secret").patch(SECRET, &params, &Patch::Apply(&object)).await.unwrap();
 }

@@ -215,6 +215,89 @@ fn default_keep() -> u32 {
     3
 }
 
+/// Which steps' searchers are kept for evaluations of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MilestonesConfig {
+    /// Every so many steps.
+    pub every: u32,
+    /// Folder of the adapters, one below it per step; see [`milestone_folder`].
+    pub dir: PathBuf,
+}
+
+/// Name of the folder of a step's adapter below [`MilestonesConfig::dir`].
+pub fn milestone_folder(step: u32) -> String {
+    format!("step-{step:06}")
+}
+
+/// Ends a training before its last step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct StopConfig {
+    /// Gain on the held-out questions at which training is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_gain: Option<f64>,
+    /// Probes without a higher gain after which training is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
+}
+
+/// What a guard looks at, step by step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum GuardMetric {
+    /// Mean entropy of action tokens, nats.
+    Entropy,
+    /// Share of turns that could be read.
+    FormatRate,
+    /// Executed searches per question.
+    SearchesPerQuestion,
+    /// Divergence between the policy as sampled and as trained.
+    MismatchKl,
+}
+
+impl GuardMetric {
+    /// For people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Entropy => "entropy",
+            Self::FormatRate => "format rate",
+            Self::SearchesPerQuestion => "searches per question",
+            Self::MismatchKl => "mismatch KL",
+        }
+    }
+}
+
+/// What a guard does, from mild to grave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum GuardAction {
+    /// It says so.
+    #[default]
+    Warn,
+    /// It returns to the newest checkpoint before its bound was passed, and samples otherwise from there.
+    Rollback,
+    /// It saves and ends the process.
+    Pause,
+}
+
+/// Bounds on one measured value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GuardConfig {
+    /// What is looked at.
+    pub metric: GuardMetric,
+    /// Smallest healthy value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// Largest healthy value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+    /// Steps in a row beyond it before anything is done.
+    pub steps: u32,
+    /// What is done.
+    #[serde(default)]
+    pub action: GuardAction,
+}
+
 /// Greedy evaluation on held-out training questions during training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -325,6 +408,18 @@ pub struct TrainerConfig {
     pub steps: u32,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
+    /// Searchers that are kept for evaluations of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub milestones: Option<MilestonesConfig>,
+    /// When it ends before its last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<StopConfig>,
+    /// What counts as a collapsing policy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guards: Vec<GuardConfig>,
+    /// Folder of another training's checkpoints, or one checkpoint, whose newest this one starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_from: Option<PathBuf>,
     /// Held-out evaluation during training.
     #[serde(default)]
     pub probe: Option<ProbeConfig>,

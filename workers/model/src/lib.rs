@@ -42,7 +42,7 @@ pub use error::{ModelError, Result};
 pub use generate::{GenerateRequest, Generated, Sampling, generate};
 pub use gguf::Gguf;
 pub use gradients::Gradients;
-pub use lora::{load_tensors, save_tensors};
+pub use lora::{adapter_of_trained, load_tensors, save_tensors};
 pub use memory::{MemoryPlan, Workload};
 pub use optimizer::AdamW;
 pub use sample::{SampleKey, Sampled, argmax, log_softmax_at, sample};

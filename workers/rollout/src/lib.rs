@@ -26,7 +26,7 @@ pub use ahead::{Ahead, policy_of};
 pub use codec::ModelCodec;
 pub use error::RolloutError;
 pub use peers::{
-    AnswerOutcome, AnswerSource, ChatSampling, ChatSource, Completion, CompletionOutcome, GeneratorPeer, Link,
+    AnswerOutcome, AnswerSource, ChatSampling, ChatSource, Completion, CompletionOutcome, GeneratorPeer, Judged, Link,
     Retrieve, RetrieverPeer, Usage,
 };
 pub use play::{EpisodeRequest, Player, Sampling, Seat, TurnCodec, question_key};

@@ -21,6 +21,8 @@ pub enum ExitClass {
     Interrupted,
     /// 77: another try of the same job has taken over; nothing of this process counts any more.
     Fenced,
+    /// 78: a guard's bound is passed; everything is saved, and a person decides whether it goes on.
+    Paused,
 }
 
 impl ExitClass {
@@ -34,12 +36,14 @@ impl ExitClass {
             Self::Io => 74,
             Self::Interrupted => 75,
             Self::Fenced => 77,
+            Self::Paused => 78,
         }
     }
 
     /// The class of a code, when it is one of ours.
     pub fn from_code(code: i32) -> Option<Self> {
-        [Self::Input, Self::NotANumber, Self::Unavailable, Self::Internal, Self::Io, Self::Interrupted, Self::Fenced]
+        use ExitClass::{Fenced, Input, Internal, Interrupted, Io, NotANumber, Paused, Unavailable};
+        [Input, NotANumber, Unavailable, Internal, Io, Interrupted, Fenced, Paused]
             .into_iter()
             .find(|class| i32::from(class.code()) == code)
     }
@@ -88,6 +92,11 @@ impl Failure {
     /// See [`ExitClass::Fenced`].
     pub fn fenced(error: impl std::fmt::Display) -> Self {
         Self::new(ExitClass::Fenced, error)
+    }
+
+    /// See [`ExitClass::Paused`].
+    pub fn paused(why: &str) -> Self {
+        Self::new(ExitClass::Paused, format!("paused by a guard: {why}; everything is saved: start again to go on"))
     }
 
     /// See [`ExitClass::Interrupted`].

@@ -90,7 +90,13 @@ impl<'a> BaselineStore<'a> {
             Some(answer) => {
                 let limit = self.config.generator.max_answer_tokens as usize;
                 let verdict = gen_acc(answer, &question.answers, limit, stored.judge);
-                Scored { answer: Some(answer.clone()), judge: stored.judge, verdict, failure: None }
+                Scored {
+                    answer: Some(answer.clone()),
+                    judge: stored.judge,
+                    judge_reason: String::new(),
+                    verdict,
+                    failure: None,
+                }
             }
             None => Scored::missing(stored.refused.clone().unwrap_or_default(), false),
         })

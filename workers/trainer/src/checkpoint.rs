@@ -1,9 +1,12 @@
 //! Checkpoints: trained tensors, optimiser state and position, published atomically.
 
 use crate::identity::Identity;
-use crate::train::Policies;
+use crate::train::{Policies, Watch};
 use candle_core::Tensor;
-use s3_artifacts::{ArtifactError, DigestWriter, Head, Published, load_manifest, publish_folder, read_head};
+use s3_artifacts::{
+    ArtifactError, CHECKPOINT_KIND as KIND, DigestWriter, Head, POLICY_FILE as POLICY, Published, checkpoints,
+    load_manifest, publish_folder,
+};
 use s3_config::{CheckpointConfig, DTypeKind, TrainerConfig};
 use s3_model::{AdamW, Decoder, load_tensors, save_tensors};
 use s3_rollout::RolloutError;
@@ -13,9 +16,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const KIND: &str = "checkpoint";
 const FORMAT: u32 = 1;
-const POLICY: &str = "policy.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const EARLIER: &str = "earlier-";
@@ -35,6 +36,9 @@ pub struct Position {
     pub results: String,
     /// Figures kept for the summary.
     pub summary: serde_json::Value,
+    /// What guards and stop rules remember.
+    #[serde(default)]
+    pub watch: Watch,
 }
 
 impl Position {
@@ -148,6 +152,8 @@ impl<'a> Checkpoints<'a> {
         }
         std::fs::create_dir_all(staging).map_err(io)?;
         save_tensors(&staging.join(POLICY), &decoder.trained_tensors()).map_err(RolloutError::from)?;
+        // Whoever evaluates the newest checkpoint makes an adapter of it.
+        decoder.save_adapter_config(staging).map_err(RolloutError::from)?;
         optimizer.save(&staging.join(OPTIMIZER)).map_err(RolloutError::from)?;
         for (updates, steps, tensors) in policies.earlier(position.step) {
             save_tensors(&staging.join(earlier(updates, steps)), &tensors).map_err(RolloutError::from)?;
@@ -158,8 +164,8 @@ impl<'a> Checkpoints<'a> {
     }
 
     fn prune(&self) -> Result<(), Failure> {
-        for step in steps(&self.config.dir)?.into_iter().skip(self.config.keep.max(1) as usize) {
-            let folder = folder(&self.config.dir, step);
+        let all = checkpoints(&self.config.dir).map_err(RolloutError::from)?;
+        for (_, folder) in all.into_iter().skip(self.config.keep.max(1) as usize) {
             std::fs::remove_dir_all(&folder).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
         }
         Ok(())
@@ -177,14 +183,49 @@ impl<'a> Checkpoints<'a> {
         let folder = &checkpoint.folder;
         self.identity.check(&checkpoint.run, folder)?;
         checkpoint.restore(decoder, optimizer)?;
-        for (updates, steps) in checkpoint.earlier()? {
-            let mut policy = decoder.clone();
-            checkpoint.lay_earlier(updates, steps, &mut policy)?;
-            policies.keep(updates, &policy, steps);
-        }
-        let state = std::fs::read(folder.join(STATE)).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
-        serde_json::from_slice(&state).map(Some).map_err(|e| Failure::input(format!("{}: {e}", folder.display())))
+        checkpoint.restore_policies(decoder, policies)?;
+        checkpoint.position().map(Some)
     }
+
+    /// Takes back every checkpoint of more steps: the training goes back.
+    pub fn take_back(&self, step: u32) -> Result<(), Failure> {
+        if let Some(head) = &self.head {
+            head.publish(|list| list.retain(|published| published.step <= step)).map_err(RolloutError::from)?;
+            return self.sweep(head);
+        }
+        for (_, folder) in
+            checkpoints(&self.config.dir).map_err(RolloutError::from)?.iter().filter(|(of, _)| *of > step)
+        {
+            std::fs::remove_dir_all(folder).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
+        }
+        Ok(())
+    }
+}
+
+/// Restores what another training has left: the newest checkpoint of its folder, or the one that the folder is.
+pub fn restore_other(
+    from: &Path,
+    identity: &Identity,
+    decoder: &mut Decoder,
+    optimizer: &mut AdamW,
+    policies: &mut Policies,
+) -> Result<Position, Failure> {
+    let found = if from.join("manifest.json").exists() { Some(Checkpoint::at(from)?) } else { newest(from)? };
+    let checkpoint = found
+        .ok_or_else(|| Failure::unavailable(format!("{}: there is no checkpoint to start from", from.display())))?;
+    // Its rewards, questions and schedule may be others; the model and what is trained of it may not.
+    let same = |key: &str| checkpoint.run.get(key) == identity.0.get(key);
+    if let Some(key) = ["model", "lora", "dtype"].into_iter().find(|key| !same(key)) {
+        return Err(Failure::input(format!(
+            "{}: the checkpoint is of another {key}; start from one of the same searcher",
+            checkpoint.folder.display()
+        )));
+    }
+    checkpoint.restore(decoder, optimizer)?;
+    checkpoint.restore_policies(decoder, policies)?;
+    let position = checkpoint.position()?;
+    tracing::info!(folder = %checkpoint.folder.display(), step = position.step, "started from another training");
+    Ok(position)
 }
 
 /// A published checkpoint whose files are whole.
@@ -203,12 +244,13 @@ pub fn newest(dir: &Path) -> Result<Option<Checkpoint>, Failure> {
 
 /// The newest whole checkpoint of fewer steps.
 pub fn before(dir: &Path, limit: u32) -> Result<Option<Checkpoint>, Failure> {
-    let head = read_head(dir).map_err(RolloutError::from)?;
-    let candidates: Vec<(u32, PathBuf)> = match head {
-        Some(head) => head.published.into_iter().map(|p| (p.step, dir.join(p.name))).collect(),
-        None => steps(dir)?.into_iter().map(|step| (step, folder(dir, step))).collect(),
-    };
-    for (step, folder) in candidates.into_iter().filter(|(step, _)| *step < limit) {
+    before_where(dir, limit, |_| true)
+}
+
+/// The newest whole checkpoint of fewer steps whose step is wanted.
+pub fn before_where(dir: &Path, limit: u32, wanted: impl Fn(u32) -> bool) -> Result<Option<Checkpoint>, Failure> {
+    let candidates = checkpoints(dir).map_err(RolloutError::from)?;
+    for (step, folder) in candidates.into_iter().filter(|(step, _)| *step < limit && wanted(*step)) {
         match load_manifest(&folder, KIND) {
             Ok(manifest) => return Ok(Some(Checkpoint { folder, step, run: manifest.identity["run"].clone() })),
             Err(error) => tracing::warn!(%error, step, "checkpoint is damaged and passed over"),
@@ -223,6 +265,29 @@ fn epoch_of(tag: &str) -> Option<u32> {
 }
 
 impl Checkpoint {
+    fn at(folder: &Path) -> Result<Self, Failure> {
+        let manifest = load_manifest(folder, KIND).map_err(RolloutError::from)?;
+        let step = manifest.identity["step"].as_u64().and_then(|step| u32::try_from(step).ok()).unwrap_or_default();
+        Ok(Self { folder: folder.to_owned(), step, run: manifest.identity["run"].clone() })
+    }
+
+    /// Puts the earlier policies back that rounds under way are played with; `decoder` trains the same tensors.
+    pub fn restore_policies(&self, decoder: &Decoder, policies: &mut Policies) -> Result<(), Failure> {
+        for (updates, steps) in self.earlier()? {
+            let mut policy = decoder.clone();
+            self.lay_earlier(updates, steps, &mut policy)?;
+            policies.keep(updates, &policy, steps);
+        }
+        Ok(())
+    }
+
+    /// Where the run stood.
+    pub fn position(&self) -> Result<Position, Failure> {
+        let folder = self.folder.display();
+        let state = std::fs::read(self.folder.join(STATE)).map_err(|e| Failure::io(format!("{folder}: {e}")))?;
+        serde_json::from_slice(&state).map_err(|e| Failure::input(format!("{folder}: {e}")))
+    }
+
     /// Puts tensors and optimiser state back.
     pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<(), Failure> {
         self.lay_over(decoder)?;
@@ -274,26 +339,6 @@ pub fn lay_over(mut tensors: BTreeMap<String, Tensor>, file: &Path, decoder: &mu
     Ok(())
 }
 
-/// Steps with a published checkpoint, newest first.
-fn steps(dir: &Path) -> Result<Vec<u32>, Failure> {
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Failure::io(format!("{}: {error}", dir.display()))),
-    };
-    let mut steps = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(|e| Failure::io(format!("{}: {e}", dir.display())))?.file_name();
-        steps.extend(name.to_string_lossy().strip_prefix("step-").and_then(|digits| digits.parse::<u32>().ok()));
-    }
-    steps.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(steps)
-}
-
-fn folder(dir: &Path, step: u32) -> PathBuf {
-    dir.join(format!("step-{step:06}"))
-}
-
 /// Digest of what a run made: trained tensors, optimiser state and all results, in this order.
 pub fn digest(decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<String, Failure> {
     let mut writer = DigestWriter::default();
@@ -320,16 +365,31 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>, s3_model::ModelError> {
     Ok(out)
 }
 
-/// Writes the adapter in PEFT's layout as a published folder; returns the sha256 of its tensors' file.
+/// Kind of a published adapter.
+pub const ADAPTER: &str = "adapter";
+
+/// Writes the adapter in PEFT's layout as the job's export; returns the sha256 of its tensors' file.
 pub fn export_adapter(
     decoder: &Decoder,
     identity: &Identity,
     step: u32,
     config: &TrainerConfig,
 ) -> Result<String, Failure> {
-    let target = &config.export;
+    export_to(decoder, identity, step, config, &config.export)
+}
+
+/// Writes the adapter in PEFT's layout as a published folder; returns the sha256 of its tensors' file.
+pub fn export_to(
+    decoder: &Decoder,
+    identity: &Identity,
+    step: u32,
+    config: &TrainerConfig,
+    target: &Path,
+) -> Result<String, Failure> {
     let mut staging = target.as_os_str().to_owned();
-    staging.push(".staging");
+    // Several tries may be alive.
+    let epoch = config.runtime.attempt.as_ref().map(|attempt| format!("-{}", attempt.epoch)).unwrap_or_default();
+    staging.push(format!(".staging{epoch}"));
     let staging = PathBuf::from(staging);
     if staging.exists() {
         std::fs::remove_dir_all(&staging).map_err(|e| Failure::io(format!("{}: {e}", staging.display())))?;
@@ -337,6 +397,6 @@ pub fn export_adapter(
     decoder.save_adapter(&staging, config.export_dtype == DTypeKind::Bf16).map_err(RolloutError::from)?;
     let identity = json!({ "run": identity.digest()?, "step": step });
     let manifest =
-        publish_folder(&staging, target, "adapter", FORMAT, identity, json!({})).map_err(RolloutError::from)?;
+        publish_folder(&staging, target, ADAPTER, FORMAT, identity, json!({})).map_err(RolloutError::from)?;
     Ok(manifest.files.get("adapter_model.safetensors").cloned().unwrap_or_default())
 }

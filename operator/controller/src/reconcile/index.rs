@@ -90,6 +90,10 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     }
     .await;
     let mut said = decision.said;
+    match autoscaled(shared, &plan.placements.of(server)) {
+        Some(scaled) => said.push(scaled),
+        None => now_status.conditions.retain(|condition| condition.type_ != condition_type::AUTOSCALED),
+    }
     match acted {
         Ok(()) => {}
         Err(Trouble::NameTaken(what)) => said.push((reason::INDEX_NAME_TAKEN, what)),
@@ -119,6 +123,21 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     }
     let again = status::write(shared, key, scene.kind, &scene.object, &now_status).await?;
     Ok(sooner(again, next_look(&scene, decision.again)))
+}
+
+/// What to say of servers that are to follow the load.
+fn autoscaled(shared: &Shared, placement: &s3_plan::Placement) -> Option<Said> {
+    placement.autoscaling.as_ref()?;
+    Some(match (shared.world.scaling_version(), shared.world.scaling) {
+        (Some(_), _) => (reason::AUTOSCALED, String::new()),
+        (None, false) => {
+            (reason::AUTOSCALING_UNAVAILABLE, "the operator runs without --autoscaling; serving.replicas counts".into())
+        }
+        (None, true) => {
+            let why = "the server serves neither autoscaling/v2 nor autoscaling/v2beta2; serving.replicas counts";
+            (reason::AUTOSCALING_UNAVAILABLE, why.into())
+        }
+    })
 }
 
 /// The plan, or why there is none.

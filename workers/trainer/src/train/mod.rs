@@ -9,31 +9,37 @@
 mod best;
 mod episodes;
 mod figures;
+mod milestones;
 mod policies;
+mod rollback;
 mod update;
+mod watch;
 
 use crate::baseline::{BaselineStore, Chosen, choose};
-use crate::checkpoint::{Checkpoints, Position, digest, export_adapter};
+use crate::checkpoint::{Checkpoints, Position, digest, export_adapter, restore_other};
 use crate::identity::{Identity, Peers};
 use crate::run::Run;
 use best::Best;
 pub(crate) use episodes::again as round_again;
 use episodes::{Arena, Played, Round, results_digest};
+use milestones::Milestones;
 pub(crate) use policies::Policies;
 use s3_artifacts::{Journal, write_atomic};
-use s3_config::TrainerConfig;
+use s3_config::{GuardAction, TrainerConfig};
 use s3_model::{AdamW, Decoder, Workload};
 use s3_rollout::record::{StepEntry, step_journal};
 use s3_rollout::{Ahead, Link, RolloutError, Sampling, policy_of};
 use s3_search::Question;
 use s3_search::eligible::sample;
-use s3_telemetry::{ExitClass, Failure, Outcome};
+use s3_telemetry::{ExitClass, Failure, Outcome, last_words};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 pub(crate) use update::{Again, Updater, needs_critic};
+use watch::Trip;
+pub use watch::Watch;
 
 /// `s3-trainer train`.
 pub fn command(run: &Run) -> Result<Outcome, Failure> {
@@ -107,12 +113,21 @@ impl Training<'_> {
         let mut policies = Policies::new(config.rollout.staleness);
         let restored = checkpoints.restore(&mut decoder, &mut optimizer, &mut policies)?;
         let mut saved = restored.as_ref().map(|position| position.step);
-        let mut position = restored.unwrap_or_default();
+        let mut position = match (restored, &config.resume_from) {
+            (Some(position), _) => position,
+            (None, Some(from)) => restore_other(from, self.identity, &mut decoder, &mut optimizer, &mut policies)?,
+            (None, None) => Position::default(),
+        };
+        self.set_aside(&position)?;
+        last_words().guard(position.watch.says());
         if position.step > config.steps {
             let reason =
                 format!("the newest checkpoint is at step {}, steps is {}; raise steps", position.step, config.steps);
             return Err(Failure::input(reason));
         }
+        let milestones = Milestones::of(config, self.identity);
+        milestones.tell(position.step)?;
+        milestones.keep(&decoder, position.step)?;
         let result = self.steps(&mut decoder, &mut optimizer, &mut policies, &checkpoints, &mut position, &mut saved);
         if let Err(failure) = &result
             && failure.class == ExitClass::Interrupted
@@ -134,6 +149,9 @@ impl Training<'_> {
         let mut summary = position.summary.clone();
         if let Value::Object(summary) = &mut summary {
             summary.insert("steps".into(), json!(position.step));
+            if let Some(why) = self.stops(&position).filter(|_| position.step < config.steps) {
+                summary.insert("stoppedEarly".into(), json!(why));
+            }
             summary.insert("questions".into(), json!(self.chosen.train.len()));
             summary.insert("solvedAndLeftOut".into(), json!(self.chosen.solved));
             summary.insert("adapterSha256".into(), json!(adapter));
@@ -150,12 +168,28 @@ impl Training<'_> {
         position: &mut Position,
         saved: &mut Option<u32>,
     ) -> Result<(), Failure> {
-        std::thread::scope(|scope| {
-            let ahead = Ahead::new(scope, self.config().rollout.staleness, self.config().steps);
-            self.steps_with(ahead, decoder, optimizer, policies, checkpoints, position, saved)
-        })
+        loop {
+            let back = std::thread::scope(|scope| {
+                let ahead = Ahead::new(scope, self.config().rollout.staleness, self.config().steps);
+                self.steps_with(ahead, decoder, optimizer, policies, checkpoints, position, saved)
+            })?;
+            // No round is under way here, so nothing is played with what is gone back from.
+            let Some((from, trip)) = back else { return Ok(()) };
+            match self.roll_back(decoder, optimizer, policies, checkpoints, &from, trip.since)? {
+                Some(earlier) => (*position, *saved) = (earlier, None),
+                None => {
+                    *position = from;
+                    policies.keep(position.step, decoder, optimizer.steps());
+                    checkpoints.save(decoder, optimizer, position, policies)?;
+                    let cure = "it was not cured by going back, or there is nothing to go back to";
+                    return Err(Failure::paused(&format!("{}; {cure}", trip.message)));
+                }
+            }
+            last_words().guard(position.watch.says());
+        }
     }
 
+    /// Makes steps until there are no more, or a guard asks to go back: then the position and what the guard says.
     #[allow(clippy::too_many_arguments)] // what a step reads and changes
     fn steps_with<'s, 'e>(
         &'s self,
@@ -166,18 +200,19 @@ impl Training<'_> {
         checkpoints: &Checkpoints<'_>,
         position: &mut Position,
         saved: &mut Option<u32>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<(Position, Trip)>, Failure> {
         let config = self.config();
+        let milestones = Milestones::of(config, self.identity);
         if position.results.is_empty() {
             *position = Self::noted(position, optimizer, None);
             let mut journal = Journal::open(&step_journal(&self.folder, 0)).map_err(RolloutError::from)?;
             self.probe(decoder, &mut journal, 0, position)?;
         }
-        while position.step < config.steps {
+        while position.step < config.steps && self.stops(position).is_none() {
             checkpoints.check()?;
             let step = position.step + 1;
             policies.keep(position.step, decoder, optimizer.steps());
-            self.start_due(&mut ahead, policies, position.step)?;
+            self.start_due(&mut ahead, policies, position)?;
             let waited = std::time::Instant::now();
             self.arena.run.progress.phase(format!("step {step}/{}: episodes", config.steps), self.episodes());
             let (played, mut journal) = ahead.take(step, |done| self.arena.run.progress.done(done))?;
@@ -199,6 +234,20 @@ impl Training<'_> {
                 journal.append("figures", entry).map_err(RolloutError::from)?;
             }
             self.show(step, &figures);
+            let trip = next.watch.stepped(step, &figures, &config.guards);
+            let mut pause = None;
+            if let Some(trip) = trip {
+                tracing::warn!(step, action = ?trip.action, "{}", trip.message);
+                match trip.action {
+                    GuardAction::Warn => {}
+                    GuardAction::Pause => pause = Some(trip.message),
+                    GuardAction::Rollback => {
+                        last_words().guard(next.watch.says());
+                        return Ok(Some((next, trip)));
+                    }
+                }
+            }
+            last_words().guard(next.watch.says());
             if config
                 .probe
                 .as_ref()
@@ -208,16 +257,26 @@ impl Training<'_> {
                 self.probe(decoder, &mut journal, step, &mut next)?;
             }
             *position = next;
-            if checkpoints.due(step, config.steps) {
+            let ends = pause.is_some() || self.stops(position).is_some();
+            if ends || checkpoints.due(step, config.steps) || milestones.due(step) {
                 let started = std::time::Instant::now();
                 checkpoints.save(decoder, optimizer, position, policies)?;
                 *saved = Some(step);
                 let seconds = started.elapsed().as_secs_f64();
                 s3_telemetry::metrics().training_phase_seconds.with_label_values(&["checkpoint"]).observe(seconds);
+                milestones.keep(decoder, step)?;
+            }
+            if let Some(why) = pause {
+                return Err(Failure::paused(&why));
             }
             self.arena.run.check()?;
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Why training is done before its last step, if it is.
+    fn stops(&self, position: &Position) -> Option<String> {
+        position.watch.stops(self.config().stop.as_ref()?)
     }
 
     /// Episodes of a step.
@@ -231,10 +290,12 @@ impl Training<'_> {
         &'s self,
         ahead: &mut Ahead<'s, '_, (Played, Journal<StepEntry>)>,
         policies: &Policies,
-        done: u32,
+        position: &Position,
     ) -> Result<(), RolloutError> {
         let config = self.config();
-        for step in ahead.due(done) {
+        // After each return to an earlier checkpoint its episodes are other ones.
+        let again = u64::from(position.watch.rollbacks).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        for step in ahead.due(position.step) {
             let decoder = policies.of(policy_of(step, config.rollout.staleness))?.clone();
             let link = Link { handle: self.arena.link.handle.clone(), shutdown: self.arena.link.shutdown.part() };
             let arena = self.arena.on(link.clone());
@@ -248,7 +309,7 @@ impl Training<'_> {
                     sampling: Sampling {
                         temperature: config.rollout.temperature,
                         top_p: config.rollout.top_p,
-                        seed: config.seed,
+                        seed: config.seed ^ again,
                         step: u64::from(step),
                     },
                 };
@@ -283,6 +344,7 @@ impl Training<'_> {
         let kept: BTreeMap<&str, f64> = known.iter().filter_map(|name| Some((*name, *figures.get(*name)?))).collect();
         let key = if position.summary["probeFirst"].is_null() { "probeFirst" } else { "probeLast" };
         position.summary[key] = json!(kept);
+        position.watch.probed(figures["gain"]);
         tracing::info!(step, gain = figures["gain"], accuracy = figures["accuracy"], "held-out");
         if self.config().probe.as_ref().is_some_and(|probe| probe.export_best) {
             best::note(position, step, figures["gain"], decoder, &self.folder)?;
