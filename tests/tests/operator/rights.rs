@@ -22,8 +22,8 @@ type Right = (String, String);
 /// The rules of the chart's roles: those of the cluster, and those of the leader in its namespace.
 fn rules() -> [Vec<Value>; 2] {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/s3-operator");
-    let arguments =
-        ["template", "s3-operator", chart, "--set", "kueue.enabled=true", "--show-only", "templates/rbac.yaml"];
+    let enabled = "kueue.enabled=true,autoscaling.enabled=true";
+    let arguments = ["template", "s3-operator", chart, "--set", enabled, "--show-only", "templates/rbac.yaml"];
     let rendered = std::process::Command::new("helm").args(arguments).output().expect("helm is in the kit's folder");
     assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
     let text = String::from_utf8(rendered.stdout).unwrap();
@@ -171,6 +171,34 @@ async fn a_life(used: &mut Used, rules: &[Vec<Value>; 2]) {
     used.end(setup).await;
 }
 
+/// Evaluations on a schedule, suspended with their job and made again when it begins anew; servers that follow the load,
+/// and no longer.
+async fn a_schedule(used: &mut Used, rules: &[Vec<Value>; 2]) {
+    let setup = begin(used, "schedule", rules).await;
+    setup.kubelet.play("a-train", Play::Trained { milestones: scenario::milestones(&[1]) });
+    setup.kubelet.play("a-full-step-1-eval", Play::Run);
+    setup.apply(Kind::EvalRun, &scenario::template()).await;
+    scenario::begin_with(&setup, Kind::S3TrainingJob, |job| {
+        job["spec"]["evaluation"] = scenario::every(1);
+        job["spec"]["steps"] = json!(1);
+    })
+    .await;
+    setup.until_reason(Kind::EvalRun, "a-full-step-1", "Evaluating", "Answering").await;
+    // a job that is over suspends nothing; one that gets more steps is not over
+    setup.kubelet.play_attempt("a-train", 2, Play::Run);
+    setup.change(Kind::S3TrainingJob, NAME, json!({"spec": {"steps": 2}})).await;
+    setup.until_reason(Kind::S3TrainingJob, NAME, "Training", "Stepping").await;
+    setup.change(Kind::S3TrainingJob, NAME, json!({"spec": {"suspend": true}})).await;
+    setup.until_reason(Kind::EvalRun, "a-full-step-1", "Suspended", "Suspended").await;
+    let scaling = json!({"minReplicas": 1, "maxReplicas": 1});
+    setup.change(Kind::RetrieverIndex, NAME, json!({"spec": {"serving": {"autoscaling": scaling}}})).await;
+    let scalers = setup.api("autoscaling/v2beta2", "HorizontalPodAutoscaler");
+    setup.until("an autoscaler", async || scalers.get_opt("a-retriever").await.unwrap().is_some()).await;
+    setup.change(Kind::RetrieverIndex, NAME, json!({"spec": {"serving": {"autoscaling": null}}})).await;
+    setup.until("none", async || scalers.get_opt("a-retriever").await.unwrap().is_none()).await;
+    used.end(setup).await;
+}
+
 /// Names that are taken, of each kind that is made once.
 async fn taken(used: &mut Used, rules: &[Vec<Value>; 2], kind: &str, name: &str) {
     let setup = begin(used, "taken", rules).await;
@@ -213,6 +241,7 @@ async fn what_the_chart_grants_is_what_is_used() {
     let granted = rights(&rules);
     let mut used = Used::default();
     a_life(&mut used, &rules).await;
+    a_schedule(&mut used, &rules).await;
     taken(&mut used, &rules, "ConfigMap", "a-index-a1").await;
     taken(&mut used, &rules, "Job", "a-index-a1-r0").await;
     taken(&mut used, &rules, "PersistentVolumeClaim", "a-index-data").await;
