@@ -34,7 +34,7 @@ async fn pod_of(setup: &Setup, component: &str, attempt: u32) -> String {
     pods.items[0].name_any()
 }
 
-async fn report(setup: &Setup, token: &str, report: ProgressReport) -> Result<ProgressReply, Status> {
+pub async fn report(setup: &Setup, token: &str, report: ProgressReport) -> Result<ProgressReply, Status> {
     let channel = Endpoint::from_shared(setup.progress(0).await).unwrap().connect().await.unwrap();
     let mut client = ProgressClient::new(channel);
     let mut request = Request::new(report);

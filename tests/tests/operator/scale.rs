@@ -81,6 +81,25 @@ async fn many_jobs_are_reconciled() {
     setup.done().await;
 }
 
+/// CPU time (seconds) of the cluster's own servers so far, by name; of those that the test's own control plane runs.
+fn servers() -> BTreeMap<String, f64> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../.s3/cluster/");
+    let folder = format!("{folder}{}", std::env::var("S3_CLUSTER").unwrap_or_default());
+    let mut all = BTreeMap::new();
+    for file in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = file.file_name().into_string().unwrap_or_default();
+        let (Some(name), Ok(text)) = (name.strip_suffix(".pid"), std::fs::read_to_string(file.path())) else {
+            continue;
+        };
+        let pid = text.split_whitespace().next().unwrap_or_default();
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+        all.insert(name.to_owned(), ticks / 100.0);
+    }
+    all
+}
+
 /// When the first object of each job was seen.
 type Seen = Arc<Mutex<HashMap<String, Instant>>>;
 
@@ -128,7 +147,7 @@ async fn looked_after(jobs: usize, pause: Duration) -> f64 {
     create(&api, 0..1, &at).await;
     setup.until_reason(Kind::S3TrainingJob, "job-0", "BaselineReady", "Computing").await;
     let (_, before) = setup.usage(0).await;
-    let asked: BTreeMap<_, _> = setup.proxy.verbs();
+    let (asked, busy) = (setup.proxy.verbs(), servers());
     let start = Instant::now();
     if pause.is_zero() {
         create(&api, 1..jobs, &at).await;
@@ -151,7 +170,9 @@ async fn looked_after(jobs: usize, pause: Duration) -> f64 {
     // Everything has been said, too.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let (memory, cpu) = setup.usage(0).await;
-    println!("\n| jobs, a pod each | created after s | all pods after s | resource to Job p50, p99 s | Job to pod p50, p99 s | resource to pod p50, p99 s | operator CPU s | resident MiB |");
+    println!(
+        "\n| jobs, a pod each | created after s | all pods after s | resource to Job p50, p99 s | Job to pod p50, p99 s | resource to pod p50, p99 s | operator CPU s | resident MiB |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     let pair = |waits: &[f64]| format!("{:.2}, {:.2}", quantile(waits, 0.5), quantile(waits, 0.99));
     println!(
@@ -163,12 +184,23 @@ async fn looked_after(jobs: usize, pause: Duration) -> f64 {
         pair(&all),
         cpu - before,
     );
-    let mut calls: Vec<(f64, String)> = setup.proxy.verbs().into_iter().map(|(call, count)| {
-        let count = count - asked.get(&call).copied().unwrap_or(0);
-        (f64::from(count) / jobs as f64, format!("{} {}", call.0, call.1))
-    }).filter(|(count, _)| *count >= 0.01).collect();
+    let mut calls: Vec<(f64, String)> = setup
+        .proxy
+        .verbs()
+        .into_iter()
+        .map(|(call, count)| {
+            let count = count - asked.get(&call).copied().unwrap_or(0);
+            (f64::from(count) / jobs as f64, format!("{} {}", call.0, call.1))
+        })
+        .filter(|(count, _)| *count >= 0.01)
+        .collect();
     calls.sort_by(|a, b| b.0.total_cmp(&a.0));
     let calls: Vec<String> = calls.into_iter().map(|(count, call)| format!("{call} {count:.2}")).collect();
+    let theirs: Vec<String> = servers()
+        .into_iter()
+        .map(|(name, now)| format!("{name} {:.1}", now - busy.get(&name).unwrap_or(&0.0)))
+        .collect();
+    println!("CPU s of the cluster's own servers: {}", theirs.join(", "));
     println!("calls a job: {}", calls.join(", "));
     watching_jobs.abort();
     watching_pods.abort();

@@ -36,6 +36,8 @@ pub struct Setup {
     pub own_pace: bool,
     /// Of operators that do not run at their own pace.
     pub lease_seconds: u16,
+    /// Settings that a chart would give.
+    pub settings: Value,
 }
 
 /// A running operator.
@@ -82,7 +84,18 @@ impl Setup {
         let proxy = Arc::new(Proxy::start(&api_url()).await);
         let folder = tempfile::tempdir().unwrap();
         let (kueue, operators) = (AtomicBool::new(true), Mutex::default());
-        Self { client, namespace, kubelet, proxy, kueue, operators, folder, own_pace: false, lease_seconds: 3 }
+        Self {
+            client,
+            namespace,
+            kubelet,
+            proxy,
+            kueue,
+            operators,
+            folder,
+            own_pace: false,
+            lease_seconds: 3,
+            settings: json!({}),
+        }
     }
 
     /// Starts an operator; returns its place.
@@ -102,6 +115,8 @@ impl Setup {
             "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}],
         });
         std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        let settings = self.folder.path().join("settings");
+        std::fs::write(&settings, self.settings.to_string()).unwrap();
         let programs = ["s3-retriever", "s3-trainer", "s3-generator-gateway", "s3-evaluator", "s3-fetch"];
         let images: Vec<String> = programs.iter().map(|name| format!("{name}=test/{name}:1")).collect();
         let (admin, progress) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
@@ -115,6 +130,8 @@ impl Setup {
             .args(["--progress-url", &format!("http://{progress}")])
             .args(short)
             .args(["--kueue", if self.kueue.load(Ordering::SeqCst) { "true" } else { "false" }])
+            .arg("--settings")
+            .arg(&settings)
             .env("S3_IMAGES", images.join(","))
             .env("KUBECONFIG", &kubeconfig)
             .stdout(Stdio::null())
