@@ -79,6 +79,8 @@ report: ## the report page of the last run
 soak: data data-qwen ## the long tests (marked ignored): hours, not for every change
 	@cargo test --locked --release --workspace -- --ignored
 	S3_FAULT_PLANS=600 tests/cluster/test.sh faults
+	S3_USER_SEQUENCES=80 tests/cluster/test.sh users
+	S3_RESTARTS=all tests/cluster/test.sh restart:: -- --ignored
 
 clean-state: ## forget all runs; the fetched data stay
 	@[[ ! -d .s3 ]] || find .s3 -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} +

@@ -83,9 +83,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [searchagent.dev]
   resources: [retrieverindices/finalizers, s3trainingjobs/finalizers, evalruns/finalizers]
   verbs: [update]
+# made once and never changed
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]

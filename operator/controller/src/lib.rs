@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod clock;
+pub mod kept;
 pub mod key;
 pub mod lease;
 pub mod ledger;

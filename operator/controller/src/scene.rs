@@ -93,7 +93,7 @@ impl Scene {
     /// Reads a resource; none when it is gone.
     pub fn read(shared: &Shared, kind: Kind, namespace: &str, name: &str) -> Option<Self> {
         let now = crate::clock::seconds(&crate::clock::now());
-        let object = shared.world.resources(kind).get(namespace, name)?;
+        let object = shared.world.resource(kind, namespace, name)?;
         let mut objects = Objects::new();
         with_references(shared, kind, object.clone(), &mut objects);
         let values = objects.iter().map(|((kind, _), object)| (*kind, value_of(object, *kind)));
@@ -212,7 +212,7 @@ impl Scene {
 
     /// The reference of this resource as owner.
     pub fn owner(&self) -> OwnerReference {
-        crate::write::owner_of(&self.object, self.kind, true)
+        crate::write::owner_of(self.object.as_ref(), self.kind, true)
     }
 
     /// The objects of an attempt, or of a service.
@@ -241,7 +241,7 @@ impl Scene {
             if kind != Kind::RetrieverIndex {
                 continue;
             }
-            let Some(index) = shared.world.indices.get(&namespace, &name) else {
+            let Some(index) = shared.world.resource(kind, &namespace, &name) else {
                 return Supply::Missing(format!("RetrieverIndex/{name} does not exist"));
             };
             if self.refused.contains_key(&format!("RetrieverIndex/{name}")) {
@@ -368,7 +368,7 @@ pub fn with_references(shared: &Shared, kind: Kind, object: Arc<DynamicObject>, 
     while let Some((kind, object)) = open.pop() {
         for (kind, name) in references(&object) {
             if !objects.contains_key(&(kind, name.clone()))
-                && let Some(object) = shared.world.resources(kind).get(&namespace, &name)
+                && let Some(object) = shared.world.resource(kind, &namespace, &name)
             {
                 open.push((kind, object));
             }

@@ -3,10 +3,10 @@
 //! What was read of a resource is kept while the resource stays as it is, so that a newcomer costs what it is itself,
 //! not what all the others are.
 
+use crate::kept::Kept;
 use crate::operator::Shared;
 use crate::scene::{Objects, admitted_whole, conditions_of, planned, serves, with_references};
 use kube::ResourceExt;
-use kube::api::DynamicObject;
 use s3_crds::Kind;
 use s3_plan::lifecycle::{waits_for_gateway, wants_gateway};
 use s3_plan::shared_needs;
@@ -21,7 +21,7 @@ pub struct User {
     /// Its kind.
     pub kind: Kind,
     /// It.
-    pub object: Arc<DynamicObject>,
+    pub object: Arc<Kept>,
     /// Whether it waits for them.
     pub waits: bool,
     /// What it wants.
@@ -88,25 +88,26 @@ impl Sharing {
     }
 }
 
-fn look(shared: &Shared, kind: Kind, object: &Arc<DynamicObject>, before: Option<Known>) -> Known {
+fn look(shared: &Shared, kind: Kind, object: &Arc<Kept>, before: Option<Known>) -> Known {
     let version = object.metadata.resource_version.clone();
     let mut known = match before {
         Some(known) if known.version == version && version.is_some() => known,
         before => {
-            let conditions = conditions_of(object);
+            let object = object.object();
+            let conditions = conditions_of(&object);
             let (from, needs) = before.map(|known| (known.from, known.needs)).unwrap_or_default();
-            let wants = wants_gateway(&conditions, serves(object), admitted_whole(object));
+            let wants = wants_gateway(&conditions, serves(&object), admitted_whole(&object));
             Known { version, wants, waits: waits_for_gateway(&conditions), from, needs }
         }
     };
     if !known.wants {
         return known;
     }
-    let mut objects = Objects::new();
-    with_references(shared, kind, object.clone(), &mut objects);
-    let from = objects.values().map(|object| (object.uid(), object.metadata.generation)).collect();
+    let from = closure(shared, object);
     if known.from != from {
         let title = format!("{}/{}", kind.name(), object.name_any());
+        let mut objects = Objects::new();
+        with_references(shared, kind, object.object(), &mut objects);
         let needs = planned(&objects).and_then(|plan| shared_needs(&plan, &title)).unwrap_or_else(|error| {
             tracing::debug!(resource = title, %error, "has no plan, and so no gateway");
             Needs::new()
@@ -114,4 +115,22 @@ fn look(shared: &Shared, kind: Kind, object: &Arc<DynamicObject>, before: Option
         (known.from, known.needs) = (from, Arc::new(needs));
     }
     known
+}
+
+/// Uid and generation of a resource and of everything that it refers to, directly or through others.
+fn closure(shared: &Shared, object: &Arc<Kept>) -> Vec<(Option<String>, Option<i64>)> {
+    let namespace = object.namespace().unwrap_or_default();
+    let mut seen = vec![object.clone()];
+    let mut next = 0;
+    while let Some(object) = seen.get(next).cloned() {
+        next += 1;
+        for (kind, name) in &object.refers {
+            if let Some(object) = shared.world.resources(*kind).get(&namespace, name)
+                && !seen.iter().any(|seen| seen.metadata.uid == object.metadata.uid)
+            {
+                seen.push(object);
+            }
+        }
+    }
+    seen.iter().map(|object| (object.uid(), object.metadata.generation)).collect()
 }

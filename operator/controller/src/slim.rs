@@ -2,7 +2,9 @@
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, PodTemplateSpec, Service,
+};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Resource;
 use kube::api::DynamicObject;
@@ -36,7 +38,7 @@ impl Slim for NetworkPolicy {}
 impl Slim for Job {
     fn slim(&mut self) {
         if let Some(spec) = &mut self.spec {
-            spec.template = Default::default();
+            spec.template = PodTemplateSpec::default();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! All watched objects, and which keys a change concerns.
 
 use crate::cache::Cache;
+use crate::kept::{Kept, kept};
 use crate::key::Key;
 use crate::queue::Queue;
 use futures_util::{StreamExt, pin_mut};
@@ -35,11 +36,11 @@ const JOB_UID_LABEL: &str = "kueue.x-k8s.io/job-uid";
 /// The caches.
 pub struct World {
     /// Resources of the three kinds, as the server gives them: one that is malformed disturbs no other.
-    pub indices: Cache<DynamicObject>,
+    pub indices: Cache<Kept>,
     /// See `indices`.
-    pub jobs: Cache<DynamicObject>,
+    pub jobs: Cache<Kept>,
     /// See `indices`.
-    pub runs: Cache<DynamicObject>,
+    pub runs: Cache<Kept>,
     /// Jobs of attempts, by component.
     pub batch: Cache<Job>,
     /// Pods, by component.
@@ -138,12 +139,17 @@ impl World {
     }
 
     /// Resources of a kind.
-    pub fn resources(&self, kind: Kind) -> &Cache<DynamicObject> {
+    pub fn resources(&self, kind: Kind) -> &Cache<Kept> {
         match kind {
             Kind::RetrieverIndex => &self.indices,
             Kind::S3TrainingJob => &self.jobs,
             Kind::EvalRun => &self.runs,
         }
+    }
+
+    /// One resource.
+    pub fn resource(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<DynamicObject>> {
+        self.resources(kind).get(namespace, name).map(|kept| kept.object())
     }
 
     /// Uid and version of an object, as cached.
@@ -226,8 +232,8 @@ impl World {
         let (namespace, name) =
             (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
         let mut keys = Vec::new();
-        let refers = |object: &DynamicObject| references(object).contains(&(kind, name.to_owned()));
-        let named = |kind: Kind, object: &DynamicObject| {
+        let refers = |object: &Kept| object.refers.iter().any(|(of, named)| *of == kind && named == name);
+        let named = |kind: Kind, object: &Kept| {
             Key::resource(kind, namespace, object.metadata.name.as_deref().unwrap_or_default())
         };
         if kind != Kind::RetrieverIndex {
@@ -318,7 +324,7 @@ pub fn watch_all(
             };
             let (world, queue) = (world.clone(), queue.clone());
             tasks.spawn(follow(api, watcher::Config::default(), kind.name(), move |event| {
-                for meta in world.resources(kind).take(scope, event) {
+                for meta in world.resources(kind).take(scope, kept(event)) {
                     let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
                     queue.add(Key::resource(kind, namespace.unwrap_or_default(), name.unwrap_or_default()));
                     world.dependents(kind, &meta).into_iter().for_each(|key| queue.gather(key));

@@ -573,7 +573,7 @@ fn defect(error: serde_json::Error) -> Trouble {
 }
 
 /// The reference of a resource as owner.
-pub fn owner_of(object: &DynamicObject, kind: Kind, controller: bool) -> OwnerReference {
+pub fn owner_of(object: &impl ResourceExt, kind: Kind, controller: bool) -> OwnerReference {
     OwnerReference {
         api_version: s3_crds::API_VERSION.to_owned(),
         kind: kind.name().to_owned(),

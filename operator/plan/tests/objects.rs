@@ -754,6 +754,29 @@ fn a_job_stays_what_it_is_while_others_come_and_share_its_gateway() {
 }
 
 #[test]
+fn equal_needs_of_a_gateway_are_one_need_and_a_budget_is_another() {
+    let values: Vec<(Kind, Value)> = quickstart().iter().map(|text| value_of(text)).collect();
+    let needs = |name: &str, change: &dyn Fn(&mut Value)| {
+        let mut values = values.clone();
+        values.retain(|(kind, _)| *kind != Kind::EvalRun);
+        let (_, job) = values.iter_mut().find(|(kind, _)| *kind == Kind::S3TrainingJob).unwrap();
+        job["metadata"]["name"] = json!(name);
+        change(job);
+        let plan = plan(&Resources::from_cluster(values).0).unwrap();
+        s3_plan::shared_needs(&plan, &format!("S3TrainingJob/{name}")).unwrap()
+    };
+    let first = needs("first", &|_| {});
+    assert_eq!(first.keys().collect::<Vec<_>>(), ["gateway-built-in"]);
+    assert_eq!(first, needs("second", &|job| job["spec"]["steps"] = json!(7)), "whoever asks, and for what work");
+    let model = |job: &mut Value| {
+        job["spec"]["generator"]["provider"]["builtIn"]["model"]["uri"] = json!("pvc://data/models/another.gguf");
+    };
+    assert_ne!(first, needs("third", &model));
+    let budget = |job: &mut Value| job["spec"]["generator"]["budget"] = json!({"calls": 100});
+    assert_ne!(needs("first", &budget), needs("second", &budget), "each is charged by itself");
+}
+
+#[test]
 fn the_part_around_a_resource_plans_it_as_the_whole_does() {
     let (resources, _) = Resources::from_cluster(quickstart().iter().map(|text| value_of(text)));
     let whole = plan(&resources).unwrap();

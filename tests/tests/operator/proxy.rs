@@ -31,6 +31,10 @@ pub enum Fault {
     StaleWatches(Duration),
     /// Nothing gets through.
     Outage,
+    /// From the first write of that resource on nothing is seen any more: no watch, no list.
+    BlindAfter(&'static str),
+    /// Nothing is seen; what has been seen is too old to go on from.
+    Blind,
 }
 
 /// A write as the server was asked for it: method and path.
@@ -150,6 +154,13 @@ fn verb(method: &Method, uri: &Uri) -> Option<(String, String)> {
     Some((verb.to_owned(), resource))
 }
 
+/// The answer to a watch from a version that the server has forgotten.
+fn expired() -> Response {
+    let status = serde_json::json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired",
+        "code": 410, "message": "too old resource version"});
+    (StatusCode::GONE, axum::Json(status)).into_response()
+}
+
 async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let unavailable = || (StatusCode::SERVICE_UNAVAILABLE, "broken by the test").into_response();
     let called = verb(request.method(), request.uri());
@@ -158,14 +169,19 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         && called
             .as_ref()
             .is_some_and(|(_, resource)| !matches!(resource.as_str(), "leases" | "events" | "tokenreviews"));
+    let asked = called.clone().unwrap_or_default();
     if let Some(called) = called {
         *inner.verbs.lock().unwrap().entry(called).or_default() += 1;
     }
     let (mut before, mut after, mut lost, mut delay) = (false, false, false, Duration::ZERO);
+    let mut blinds = false;
     {
         let mut fault = inner.fault.lock().unwrap();
         match &mut *fault {
             Fault::Outage => return unavailable(),
+            Fault::Blind if asked.0 == "watch" => return expired(),
+            Fault::Blind if asked.0 == "list" => return unavailable(),
+            Fault::BlindAfter(resource) if is_write && asked.1 == *resource => blinds = true,
             Fault::StaleWatches(late) => delay = *late,
             Fault::CrashBefore(left) if is_write => {
                 *left -= 1;
@@ -185,11 +201,18 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
             *fault = Fault::None;
         } else if lost {
             *fault = Fault::Outage;
+        } else if blinds {
+            *fault = Fault::Blind;
+            inner.cut.send_modify(|count| *count += 1);
         }
     }
     if before {
         inner.crash.send(()).unwrap();
         std::future::pending::<()>().await;
+    }
+    if blinds {
+        // Watches that are to break have broken before there is anything to see.
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
     if is_write {
         let call = (request.method().to_string(), request.uri().path().to_owned());
@@ -204,13 +227,16 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         parts.headers.insert("impersonate-user", user.parse().unwrap());
         parts.headers.insert("impersonate-group", "system:authenticated".parse().unwrap());
     }
-    let asked = format!("{} {}", parts.method, parts.uri.path());
+    let what = format!("{} {}", parts.method, parts.uri.path());
     let Ok(answer) = inner.client.request(Request::from_parts(parts, body)).await else { return unavailable() };
     if after {
         // Everything was done, and nobody hears of it.
         let _ = answer.into_body().collect().await;
         inner.crash.send(()).unwrap();
         return std::future::pending().await;
+    }
+    if blinds {
+        inner.crash.send(()).unwrap();
     }
     if lost {
         let _ = answer.into_body().collect().await;
@@ -223,7 +249,7 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         let text = String::from_utf8_lossy(&body).into_owned();
         // An object in a namespace that goes is refused by admission.
         if !text.contains("because it is being terminated") {
-            inner.refused.lock().unwrap().push(format!("{asked}: {text}"));
+            inner.refused.lock().unwrap().push(format!("{what}: {text}"));
         }
         return Response::from_parts(parts, Body::from(body));
     }
@@ -231,12 +257,16 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     if !is_watch {
         return Response::from_parts(parts, body);
     }
-    let cut = inner.cut.subscribe();
+    Response::from_parts(parts, late(body, inner.cut.subscribe(), delay))
+}
+
+/// A watch whose events come later, until it is cut.
+fn late(body: Body, cut: watch::Receiver<u32>, delay: Duration) -> Body {
     let frames = stream::unfold((body, cut, delay), |(mut body, mut cut, delay)| async move {
         let frame = tokio::select! { frame = body.frame() => frame?, _ = cut.changed() => return None };
         tokio::time::sleep(delay).await;
         let data = frame.map_err(axum::Error::new).map(|frame| frame.into_data().unwrap_or_default());
         Some((data, (body, cut, delay)))
     });
-    Response::from_parts(parts, Body::from_stream(frames))
+    Body::from_stream(frames)
 }

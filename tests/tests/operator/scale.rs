@@ -81,6 +81,25 @@ async fn many_jobs_are_reconciled() {
     setup.done().await;
 }
 
+/// CPU time (seconds) of the cluster's own servers so far, by name; of those that the test's own control plane runs.
+fn servers() -> BTreeMap<String, f64> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../.s3/cluster/");
+    let folder = format!("{folder}{}", std::env::var("S3_CLUSTER").unwrap_or_default());
+    let mut all = BTreeMap::new();
+    for file in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = file.file_name().into_string().unwrap_or_default();
+        let (Some(name), Ok(text)) = (name.strip_suffix(".pid"), std::fs::read_to_string(file.path())) else {
+            continue;
+        };
+        let pid = text.split_whitespace().next().unwrap_or_default();
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+        all.insert(name.to_owned(), ticks / 100.0);
+    }
+    all
+}
+
 /// When the first object of each job was seen.
 type Seen = Arc<Mutex<HashMap<String, Instant>>>;
 
@@ -128,7 +147,7 @@ async fn looked_after(jobs: usize, pause: Duration) -> f64 {
     create(&api, 0..1, &at).await;
     setup.until_reason(Kind::S3TrainingJob, "job-0", "BaselineReady", "Computing").await;
     let (_, before) = setup.usage(0).await;
-    let asked: BTreeMap<_, _> = setup.proxy.verbs();
+    let (asked, busy) = (setup.proxy.verbs(), servers());
     let start = Instant::now();
     if pause.is_zero() {
         create(&api, 1..jobs, &at).await;
@@ -177,6 +196,11 @@ async fn looked_after(jobs: usize, pause: Duration) -> f64 {
         .collect();
     calls.sort_by(|a, b| b.0.total_cmp(&a.0));
     let calls: Vec<String> = calls.into_iter().map(|(count, call)| format!("{call} {count:.2}")).collect();
+    let theirs: Vec<String> = servers()
+        .into_iter()
+        .map(|(name, now)| format!("{name} {:.1}", now - busy.get(&name).unwrap_or(&0.0)))
+        .collect();
+    println!("CPU s of the cluster's own servers: {}", theirs.join(", "));
     println!("calls a job: {}", calls.join(", "));
     watching_jobs.abort();
     watching_pods.abort();

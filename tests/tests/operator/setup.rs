@@ -38,6 +38,8 @@ pub struct Setup {
     pub own_pace: bool,
     /// Of operators that do not run at their own pace.
     pub lease_seconds: u16,
+    /// Settings that a chart would give.
+    pub settings: Value,
 }
 
 /// A running operator.
@@ -95,6 +97,7 @@ impl Setup {
             folder,
             own_pace: false,
             lease_seconds: 3,
+            settings: json!({}),
         }
     }
 
@@ -115,6 +118,8 @@ impl Setup {
             "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}],
         });
         std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        let settings = self.folder.path().join("settings");
+        std::fs::write(&settings, self.settings.to_string()).unwrap();
         let programs = ["s3-retriever", "s3-trainer", "s3-generator-gateway", "s3-evaluator", "s3-fetch"];
         let images: Vec<String> = programs.iter().map(|name| format!("{name}=test/{name}:1")).collect();
         let (admin, progress) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
@@ -129,6 +134,8 @@ impl Setup {
             .args(short)
             .args(["--kueue", if self.kueue.load(Ordering::SeqCst) { "true" } else { "false" }])
             .args(["--autoscaling", if self.autoscaling.load(Ordering::SeqCst) { "true" } else { "false" }])
+            .arg("--settings")
+            .arg(&settings)
             .env("S3_IMAGES", images.join(","))
             .env("KUBECONFIG", &kubeconfig)
             .stdout(Stdio::null())

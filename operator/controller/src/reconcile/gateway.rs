@@ -90,7 +90,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str) -> Result<Ag
 /// The owners of a shared server's objects.
 fn owners_of(server: &str, users: &Users) -> Vec<OwnerReference> {
     let users = users.values().filter(|user| user.needs.contains_key(server));
-    let mut owners: Vec<OwnerReference> = users.map(|user| owner_of(&user.object, user.kind, false)).collect();
+    let mut owners: Vec<OwnerReference> = users.map(|user| owner_of(user.object.as_ref(), user.kind, false)).collect();
     owners.sort_by(|a, b| a.uid.cmp(&b.uid));
     owners.truncate(OWNERS);
     owners
@@ -113,7 +113,7 @@ fn joint_plan(shared: &Shared, users: &Users) -> (Plan, BTreeSet<Arc<Needs>>) {
     askers.sort_by_key(|(title, _)| *title);
     let mut all = Objects::new();
     for (_, user) in &askers {
-        with_references(shared, user.kind, user.object.clone(), &mut all);
+        with_references(shared, user.kind, user.object.object(), &mut all);
     }
     if let Ok(plan) = planned(&all) {
         return (plan, askers.iter().map(|(_, user)| user.needs.clone()).collect());
@@ -121,7 +121,7 @@ fn joint_plan(shared: &Shared, users: &Users) -> (Plan, BTreeSet<Arc<Needs>>) {
     let (mut taken, mut last, mut served) = (Objects::new(), Plan::default(), BTreeSet::new());
     for (title, user) in askers {
         let mut more = taken.clone();
-        with_references(shared, user.kind, user.object.clone(), &mut more);
+        with_references(shared, user.kind, user.object.object(), &mut more);
         match planned(&more) {
             Ok(plan) => {
                 (taken, last) = (more, plan);
@@ -158,4 +158,41 @@ async fn release(shared: &Shared, key: &Key, namespace: &str, kept: &BTreeSet<St
         service::take_down(shared, key, &deployment).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::kept::Kept;
+    use kube::api::DynamicObject;
+    use s3_crds::Kind;
+    use serde_json::json;
+
+    fn users(count: usize) -> Users {
+        (0..count)
+            .map(|number| {
+                // In another order than the names.
+                let uid = format!("{:03}", (number * 37) % 101);
+                let object = json!({"metadata": {"name": format!("job-{number}"), "uid": uid}, "spec": {}});
+                let object: DynamicObject = serde_json::from_value(object).unwrap();
+                let needs = Needs::from([("gateway".to_owned(), format!("need-{}", number % 2))]);
+                let (object, needs) = (Arc::new(Kept::of(object)), Arc::new(needs));
+                let user = User { kind: Kind::S3TrainingJob, object, waits: false, needs };
+                (format!("S3TrainingJob/job-{number}"), user)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_few_own_what_all_use_and_the_same_few_whoever_came_last() {
+        let all = owners_of("gateway", &users(3));
+        assert_eq!(all.len(), 3);
+        assert!(all.iter().all(|owner| owner.controller.is_none()));
+        let few = owners_of("gateway", &users(101));
+        let uids: Vec<String> = few.iter().map(|owner| owner.uid.clone()).collect();
+        assert_eq!(uids, (0..OWNERS).map(|number| format!("{number:03}")).collect::<Vec<_>>());
+        assert!(owners_of("another", &users(3)).is_empty());
+        assert_eq!(needs_of("gateway", &users(50)), "need-0,need-1");
+    }
 }

@@ -5,7 +5,6 @@ use crate::key::Key;
 use crate::ledger;
 use crate::operator::Shared;
 use crate::scene::{Scene, conditions_of, serves};
-use crate::world::references;
 use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
@@ -186,8 +185,12 @@ fn users(shared: &Shared, namespace: &str, index: &str) -> Vec<String> {
     let mut users = Vec::new();
     for kind in [Kind::S3TrainingJob, Kind::EvalRun] {
         for object in shared.world.resources(kind).in_namespace(namespace) {
+            if !object.refers.contains(&wanted) {
+                continue;
+            }
+            let object = object.object();
             let begun = object.data.pointer("/status/startTime").is_some_and(|time| !time.is_null());
-            if begun && references(&object).contains(&wanted) && holds(&conditions_of(&object), serves(&object)) {
+            if begun && holds(&conditions_of(&object), serves(&object)) {
                 users.push(format!("{}/{}", kind.name(), object.name_any()));
             }
         }

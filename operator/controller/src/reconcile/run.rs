@@ -170,7 +170,7 @@ fn job_supply(shared: &Shared, scene: &Scene) -> Supply {
         if kind != Kind::S3TrainingJob {
             continue;
         }
-        let Some(job) = shared.world.jobs.get(&scene.namespace(), &name) else {
+        let Some(job) = shared.world.resource(kind, &scene.namespace(), &name) else {
             return Supply::Missing(format!("S3TrainingJob/{name} does not exist"));
         };
         if scene.refused.contains_key(&format!("S3TrainingJob/{name}")) {
