@@ -2,7 +2,7 @@
 //! room. It is read when it is looked at.
 
 use crate::slim::Slim;
-use crate::world::references;
+use crate::world::{references, template_of};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::api::DynamicObject;
@@ -18,14 +18,16 @@ pub struct Kept {
     pub metadata: ObjectMeta,
     /// The resources that it refers to.
     pub refers: Vec<(Kind, String)>,
+    /// The `EvalRun` after which its schedule is made.
+    pub template: Option<String>,
     text: Box<str>,
 }
 
 impl Kept {
     /// Of a resource as the server gave it.
     pub fn of(object: DynamicObject) -> Self {
-        let (refers, text) = (references(&object), object.data.to_string().into());
-        Self { metadata: object.metadata, refers, text }
+        let (refers, template) = (references(&object), template_of(&object).map(str::to_owned));
+        Self { refers, template, text: object.data.to_string().into(), metadata: object.metadata }
     }
 
     /// It, as the server gave it.

@@ -252,8 +252,7 @@ impl World {
             // The job on whose schedule it is, and those whose template it is.
             keys.extend(self.owners(meta));
             let jobs = self.jobs.in_namespace(namespace);
-            let templated = |job: &DynamicObject| template_of(job) == Some(name);
-            keys.extend(jobs.iter().filter(|job| templated(job)).map(|job| named(Kind::S3TrainingJob, job)));
+            keys.extend(jobs.iter().filter(|job| job.template.as_deref() == Some(name)).map(|job| named(Kind::S3TrainingJob, job)));
         }
         for user in users {
             let all = self.resources(*user).in_namespace(namespace);

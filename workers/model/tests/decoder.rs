@@ -71,7 +71,7 @@ fn a_row_has_the_same_bits_in_any_batch() {
         let mut model = decoder(config);
         assert!(model.rows_stand_alone());
         if rank > 0 {
-            let lora = s3_config::LoraConfig { rank, ..s3_config::LoraConfig::default() };
+            let lora = LoraConfig { rank, ..LoraConfig::default() };
             model.attach_lora(&lora, 1).unwrap();
             let names: Vec<String> = model.trained_tensors().into_keys().collect();
             for name in names {

@@ -181,7 +181,7 @@ async fn serve(shared: &Shared, key: &Key, scene: &Scene, plan: &s3_plan::Plan) 
 fn start_supply(shared: &Shared, scene: &Scene, begun: bool) -> Supply {
     let name = scene.object.data.pointer("/spec/checkpoint/resumeFrom/jobRef/name").and_then(serde_json::Value::as_str);
     let Some(name) = name.filter(|_| !begun) else { return Supply::Ready };
-    let Some(job) = shared.world.jobs.get(&scene.namespace(), name) else {
+    let Some(job) = shared.world.resource(Kind::S3TrainingJob, &scene.namespace(), name) else {
         return Supply::Missing(format!("S3TrainingJob/{name} does not exist"));
     };
     if scene.refused.contains_key(&format!("S3TrainingJob/{name}")) {

@@ -31,7 +31,7 @@ pub async fn hold(
     let mut runs = BTreeMap::new();
     let mut objects = BTreeMap::new();
     for name in steps_of(spec).map(|step| scheduled_name(&job, template, step)) {
-        if let Some(object) = shared.world.runs.get(&namespace, &name) {
+        if let Some(object) = shared.world.resource(Kind::EvalRun, &namespace, &name) {
             runs.insert(name.clone(), seen(&object, &scene.object.uid().unwrap_or_default()));
             objects.insert(name, object);
         }
@@ -66,7 +66,7 @@ pub async fn hold(
 
 /// The template, or why there is none.
 fn read_template(shared: &Shared, namespace: &str, name: &str) -> Result<EvalRunSpec, String> {
-    let object = shared.world.runs.get(namespace, name).ok_or_else(|| format!("EvalRun/{name} does not exist"))?;
+    let object = shared.world.resource(Kind::EvalRun, namespace, name).ok_or_else(|| format!("EvalRun/{name} does not exist"))?;
     let (mut resources, refused) = Resources::from_cluster([(Kind::EvalRun, value_of(&object, Kind::EvalRun))]);
     match resources.runs.remove(name) {
         Some(run) => Ok(run.object.spec),
