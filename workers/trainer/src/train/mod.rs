@@ -157,9 +157,9 @@ impl Training<'_> {
     }
 
     #[allow(clippy::too_many_arguments)] // what a step reads and changes
-    fn steps_with<'s, 'e>(
+    fn steps_with<'s>(
         &'s self,
-        mut ahead: Ahead<'s, 'e, (Played, Journal<StepEntry>)>,
+        mut ahead: Ahead<'s, '_, (Played, Journal<StepEntry>)>,
         decoder: &mut Decoder,
         optimizer: &mut AdamW,
         policies: &mut Policies,
