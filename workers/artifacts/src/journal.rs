@@ -72,7 +72,7 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
                 });
             }
             let json = serde_json::to_string(&(key, value))?;
-            lines.push_str(&format!("{} {json}\n", &digest_bytes(json.as_bytes())[..16]));
+            lines.extend([&digest_bytes(json.as_bytes())[..16], " ", &json, "\n"]);
         }
         if lines.is_empty() {
             return Ok(());

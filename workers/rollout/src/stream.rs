@@ -245,7 +245,9 @@ impl<'s, S: Stage<'s>> Table<'_, 's, S> {
         }
         for &group in groups {
             let jobs = lock(self.stage).unanswered(group);
-            jobs.into_iter().for_each(|job| self.answer(job));
+            for job in jobs {
+                self.answer(job);
+            }
             let opening = lock(self.stage).opening(group);
             match opening {
                 None => self.sit(group, Vec::new())?,
@@ -505,7 +507,9 @@ impl<'s, S: Stage<'s>> Table<'_, 's, S> {
         self.cache.truncate(slot, 0);
         self.free.push(slot);
         let job = lock(self.stage).ended(live.group, live.seat)?;
-        job.into_iter().for_each(|job| self.answer(job));
+        if let Some(job) = job {
+            self.answer(job);
+        }
         Ok(())
     }
 

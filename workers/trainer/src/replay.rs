@@ -8,7 +8,8 @@ use crate::checkpoint::before;
 use crate::run::Run;
 use crate::train::{Again, Updater, needs_critic, round_again};
 use s3_artifacts::digest_json;
-use s3_model::AdamW;
+use s3_config::TrainerConfig;
+use s3_model::{AdamW, Decoder};
 use s3_rollout::record::{StepRecord, read_training};
 use s3_rollout::{RolloutError, policy_of, question_key};
 use s3_search::reward::shaped;
@@ -56,22 +57,7 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
     }
     let mut optimizer = AdamW::new(&config.optimizer);
     let policy = policy_of(wanted.step, config.rollout.staleness);
-    let mut player = None;
-    let start = match before(&config.checkpoint.dir, wanted.step)? {
-        Some(checkpoint) => {
-            checkpoint.restore(&mut decoder, &mut optimizer)?;
-            if let Some((updates, steps)) = checkpoint.earlier()?.into_iter().find(|(updates, _)| *updates == policy) {
-                let mut earlier = decoder.clone();
-                checkpoint.lay_earlier(updates, steps, &mut earlier)?;
-                player = Some(earlier);
-            }
-            checkpoint.step
-        }
-        None => 0,
-    };
-    if start == policy {
-        player = Some(decoder.clone());
-    }
+    let (start, mut player) = start_from(config, wanted.step, policy, &mut decoder, &mut optimizer)?;
     let updater = Updater { config, reference: reference.as_ref(), shutdown: &run.link.shutdown };
     run.progress.phase("apply steps again", u64::from(wanted.step - start - 1));
     for step in start + 1..wanted.step {
@@ -87,10 +73,8 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
 
     let played = round_again(record)?;
     let (episode, outcome) = (&played.episodes[at], &played.outcomes[at]);
-    let Some(player) = player else {
-        return Err(Failure::input(format!("the policy after {policy} updates, which played the episode, is lost")));
-    };
-    let Again { logprobs, advantage, loss } = updater.again(&decoder, &player, &played, at)?;
+    let gone = || Failure::input(format!("the policy after {policy} updates, which played the episode, is lost"));
+    let Again { logprobs, advantage, loss } = updater.again(&decoder, &player.ok_or_else(gone)?, &played, at)?;
     let differences: Vec<f64> =
         logprobs.iter().zip(&episode.logprobs).map(|(new, old)| f64::from((new - old).abs())).collect();
     let largest = (0..differences.len()).max_by(|a, b| differences[*a].total_cmp(&differences[*b]));
@@ -163,6 +147,29 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         "figures": compared,
     });
     Ok(Outcome { digest: digest_json(&summary).map_err(RolloutError::from)?, summary })
+}
+
+/// Puts back the newest checkpoint before `step`: its step, and the policy after `policy` updates where it holds it.
+fn start_from(
+    config: &TrainerConfig,
+    step: u32,
+    policy: u32,
+    decoder: &mut Decoder,
+    optimizer: &mut AdamW,
+) -> Result<(u32, Option<Decoder>), Failure> {
+    let Some(checkpoint) = before(&config.checkpoint.dir, step)? else {
+        return Ok((0, (policy == 0).then(|| decoder.clone())));
+    };
+    checkpoint.restore(decoder, optimizer)?;
+    if checkpoint.step == policy {
+        return Ok((checkpoint.step, Some(decoder.clone())));
+    }
+    let Some((updates, steps)) = checkpoint.earlier()?.into_iter().find(|(updates, _)| *updates == policy) else {
+        return Ok((checkpoint.step, None));
+    };
+    let mut earlier = decoder.clone();
+    checkpoint.lay_earlier(updates, steps, &mut earlier)?;
+    Ok((checkpoint.step, Some(earlier)))
 }
 
 /// A step whose update is done.

@@ -125,13 +125,12 @@ impl<'a> Arena<'a> {
         }
         let playing = table.over.duration_since(started).as_secs_f64();
         let (episodes, searchers) = table.whole()?;
-        let outcomes = match known {
-            Some(outcomes) => outcomes,
-            None => {
-                let outcomes = self.outcomes(&episodes, searchers);
-                journal.append(&key, StepEntry::Outcomes { outcomes: outcomes.clone() })?;
-                outcomes
-            }
+        let outcomes = if let Some(outcomes) = known {
+            outcomes
+        } else {
+            let outcomes = self.outcomes(&episodes, searchers);
+            journal.append(&key, StepEntry::Outcomes { outcomes: outcomes.clone() })?;
+            outcomes
         };
         let answering = started.elapsed().as_secs_f64() - playing;
         Ok(Played { episodes, outcomes, seconds: (playing, answering) })

@@ -191,9 +191,9 @@ impl Training<'_> {
 
     /// Makes steps until there are no more, or a guard asks to go back: then the position and what the guard says.
     #[allow(clippy::too_many_arguments)] // what a step reads and changes
-    fn steps_with<'s, 'e>(
+    fn steps_with<'s>(
         &'s self,
-        mut ahead: Ahead<'s, 'e, (Played, Journal<StepEntry>)>,
+        mut ahead: Ahead<'s, '_, (Played, Journal<StepEntry>)>,
         decoder: &mut Decoder,
         optimizer: &mut AdamW,
         policies: &mut Policies,
