@@ -77,6 +77,9 @@ pub fn sorted_numbers(value: &Value) -> Value {
 pub fn broken() -> Vec<(Value, &'static str)> {
     let job = |p: &str, v: Value| with(job(), p, v);
     let index = |p: &str, v: Value| with(index(), p, v);
+    let dense = |kind: Value| {
+        index("/spec/source/build/dense", json!({"encoder": {"model": {"uri": "file:///e"}}, "index": kind}))
+    };
     let run = |p: &str, v: Value| with(run(), p, v);
     let named = |n: usize| json!({"name": "a".repeat(n)});
     vec![
@@ -115,6 +118,11 @@ pub fn broken() -> Vec<(Value, &'static str)> {
             ),
             "`factory` is set exactly when",
         ),
+        (dense(json!({"kind": "Hnsw", "lists": 9})), "`lists` belongs to"),
+        (dense(json!({"kind": "IvfFlat", "codeBytes": 9})), "`codeBytes` belongs to"),
+        (dense(json!({"efConstruction": 9})), "`neighbors` and `efConstruction` belong to"),
+        (dense(json!({"kind": "Hnsw", "probes": 9})), "`probes` belongs to"),
+        (dense(json!({"kind": "IvfPq", "efSearch": 9})), "`efSearch` belongs to"),
         (index("/spec/serving", json!({"topK": 200})), "`topK` is above `topKLimit`"),
         (index("/spec/serving", json!({"autoscaling": {"minReplicas": 9}})), "`minReplicas` is above"),
         (job("/spec/rollout", json!({"samples": 1, "questions": 4})), "`algorithm.estimator` compares samples"),

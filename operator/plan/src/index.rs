@@ -12,7 +12,8 @@ use s3_config::{
     RetrievalMethod, RetrieverServeConfig, Structure, VectorsConfig,
 };
 use s3_crds::{
-    Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Reranker, Resources, RetrieverIndex, VectorIndex, VectorIndexKind,
+    Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Reranker, Resources, RetrieverIndex, VectorIndex,
+    VectorIndexKind,
 };
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

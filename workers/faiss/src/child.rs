@@ -49,16 +49,14 @@ pub struct Child {
 
 /// `s3-faiss` in the folder of `S3_BIN_DIR`, else beside this program.
 fn program() -> Result<PathBuf> {
-    let folder = match std::env::var_os("S3_BIN_DIR") {
-        Some(folder) => PathBuf::from(folder),
-        None => {
-            let own = std::env::current_exe()
-                .map_err(|source| FaissError::Start { path: PROGRAM.into(), source })?;
-            let folder = own.parent().map(Path::to_owned).unwrap_or_default();
-            // cargo's tests and examples lie one below
-            let below = folder.file_name().is_some_and(|name| name == "deps" || name == "examples");
-            if below { folder.parent().map(Path::to_owned).unwrap_or_default() } else { folder }
-        }
+    let folder = if let Some(folder) = std::env::var_os("S3_BIN_DIR") {
+        PathBuf::from(folder)
+    } else {
+        let own = std::env::current_exe().map_err(|source| FaissError::Start { path: PROGRAM.into(), source })?;
+        let folder = own.parent().map(Path::to_owned).unwrap_or_default();
+        // cargo's tests and examples lie one below
+        let below = folder.file_name().is_some_and(|name| name == "deps" || name == "examples");
+        if below { folder.parent().map(Path::to_owned).unwrap_or_default() } else { folder }
     };
     let path = folder.join(PROGRAM);
     if path.exists() { Ok(path) } else { Err(FaissError::Missing(path)) }
@@ -132,11 +130,7 @@ impl Child {
     }
 
     /// Trains with the sample's rows, which come in parts.
-    pub fn train<'a>(
-        &mut self,
-        sample: impl IntoIterator<Item = &'a [f32]>,
-        patience: Patience<'_>,
-    ) -> Result<()> {
+    pub fn train<'a>(&mut self, sample: impl IntoIterator<Item = &'a [f32]>, patience: Patience<'_>) -> Result<()> {
         for part in sample {
             self.done(&Request::Sample, part, "take its training sample", patience)?;
         }

@@ -51,11 +51,13 @@ fn every_kind_is_built_read_and_searched() {
         ("IVF8,PQ8np", Some("nprobe"), false),
         ("HNSW16,Flat", Some("efSearch"), true),
         ("HNSW16,SQfp16", Some("efSearch"), false),
+        ("SQ4", None, false),
         ("OPQ4,PQ4np", None, false),
+        ("OPQ8,IVF4,PQ8np", Some("nprobe"), false),
         ("PCA8,IVF4,Flat", Some("nprobe"), false),
     ] {
         build(factory, &rows, &path).unwrap();
-        let mut child = Child::open(&path, 1, patience()).unwrap();
+        let mut child = Child::open(&path, 2, patience()).unwrap();
         assert_eq!((child.about().dimensions as usize, child.about().rows), (D, 1000), "{factory}");
         assert_eq!(child.about().metric, "InnerProduct");
         assert_eq!(child.effort(64, patience()).unwrap().as_deref(), parameter, "{factory}");

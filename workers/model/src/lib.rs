@@ -32,10 +32,10 @@ mod train;
 pub use cache::KvCache;
 pub use candle_core::Device;
 pub use config::{Architecture, DecoderConfig};
-pub use decoder::{Decoder, Trainable};
-pub use device::{device, peak_memory, working_dtype};
 #[cfg(feature = "cuda")]
 pub use cuda::nearest::{KEEP as NEAREST_KEPT, Kept, Nearest};
+pub use decoder::{Decoder, Trainable};
+pub use device::{device, peak_memory, working_dtype};
 #[cfg(feature = "cuda")]
 pub use device::{start_timing, timings};
 pub use error::{ModelError, Result};

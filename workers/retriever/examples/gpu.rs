@@ -121,7 +121,11 @@ fn search(rows: Rows, queries: &[Vec<f32>]) {
     let on_cpu = seconds(started) / compared as f64;
     let started = Instant::now();
     index.put_on(&gpu()).unwrap();
-    println!("{n} x {d}: CPU {:.2} ms a query in one batch; copied to the GPU in {:.1} s", on_cpu * 1e3, seconds(started));
+    println!(
+        "{n} x {d}: CPU {:.2} ms a query in one batch; copied to the GPU in {:.1} s",
+        on_cpu * 1e3,
+        seconds(started)
+    );
     // batches of every path: few queries, many
     for batch in [1, 4, 32, 128] {
         let found: Vec<_> =
@@ -157,8 +161,12 @@ fn search(rows: Rows, queries: &[Vec<f32>]) {
 fn rerank(folder: &Path, texts: &[String], queries: &str) {
     let queries = std::fs::read_to_string(queries).unwrap();
     let step = texts.len() / 8192;
-    let pairs: Vec<(&str, &str)> =
-        queries.lines().cycle().zip(texts.iter().step_by(step.max(1)).take(8192)).map(|(q, t)| (q, t.as_str())).collect();
+    let pairs: Vec<(&str, &str)> = queries
+        .lines()
+        .cycle()
+        .zip(texts.iter().step_by(step.max(1)).take(8192))
+        .map(|(q, t)| (q, t.as_str()))
+        .collect();
     let cpu = CrossEncoder::load(folder, 512, &Device::Cpu).unwrap();
     let started = Instant::now();
     let expected = cpu.scores(&pairs[..256]).unwrap();

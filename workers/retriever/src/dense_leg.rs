@@ -1,6 +1,7 @@
 //! Finishing the dense leg of a build: codes or FAISS' index of the chosen kind, and how much a search has to look at to
 //! keep the promised recall.
 
+use crate::build::stop_if_asked;
 use crate::dense::approximate::{self, Building};
 use crate::dense::rows::Rows;
 use crate::dense::{DenseIndex, write_codes};
@@ -9,7 +10,6 @@ use crate::error::{Result, RetrieverError};
 use crate::index::{CODES, FAISS, VECTORS};
 use crate::rank::Ranked;
 use s3_config::{DenseConfig, DenseKind};
-use crate::build::stop_if_asked;
 use std::path::Path;
 
 /// Queries of the measurement.

@@ -4,7 +4,7 @@
 use candle_core::{CudaDevice, DType, Device, Tensor};
 use half::f16;
 
-use super::launch::{Arg, Shape, Side, arg, fresh, free_memory, launch, product};
+use super::launch::{Arg, Shape, Side, arg, free_memory, fresh, launch, product};
 use crate::error::{ModelError, Result};
 
 /// Entries of a query's list before it is cut.
@@ -128,9 +128,9 @@ impl Nearest {
 
     /// The queries as they are multiplied: in f32 when they are few, else their upper and their lower halves in f16.
     fn asked(&self, queries: &[Vec<f32>], on: &Device) -> Result<Tensor> {
-        let padded = queries.iter().flat_map(|query| {
-            query.iter().copied().chain(std::iter::repeat_n(0.0, self.width - self.dimensions))
-        });
+        let padded = queries
+            .iter()
+            .flat_map(|query| query.iter().copied().chain(std::iter::repeat_n(0.0, self.width - self.dimensions)));
         if queries.len() <= FEW {
             return Ok(Tensor::from_vec(padded.collect::<Vec<f32>>(), (queries.len(), self.width), on)?);
         }

@@ -75,27 +75,25 @@ impl Approximate {
     /// The process, started again where it has ended.
     fn running<'a>(&self, state: &'a mut State) -> Result<&'a mut Child> {
         let State { child, effort, starts } = state;
-        match child {
-            Some(child) => Ok(child),
-            None => {
-                while starts.front().is_some_and(|then| then.elapsed() > WITHIN) {
-                    starts.pop_front();
-                }
-                if starts.len() >= STARTS {
-                    let reason = format!(
-                        "FAISS' process ended {STARTS} times in {} minutes; see the log for what ended it",
-                        WITHIN.as_secs() / 60
-                    );
-                    return Err(RetrieverError::content(&self.path, reason));
-                }
-                starts.push_back(Instant::now());
-                let mut started = start(&self.path, self.shape, self.threads)?;
-                if let Some(effort) = effort {
-                    started.effort(*effort, Patience::of(SEARCH)).map_err(at(&self.path))?;
-                }
-                Ok(child.insert(started))
-            }
+        if let Some(child) = child {
+            return Ok(child);
         }
+        while starts.front().is_some_and(|then| then.elapsed() > WITHIN) {
+            starts.pop_front();
+        }
+        if starts.len() >= STARTS {
+            let reason = format!(
+                "FAISS' process ended {STARTS} times in {} minutes; see the log for what ended it",
+                WITHIN.as_secs() / 60
+            );
+            return Err(RetrieverError::content(&self.path, reason));
+        }
+        starts.push_back(Instant::now());
+        let mut started = start(&self.path, self.shape, self.threads)?;
+        if let Some(effort) = effort {
+            started.effort(*effort, Patience::of(SEARCH)).map_err(at(&self.path))?;
+        }
+        Ok(child.insert(started))
     }
 
     /// Positions of rows that may be the best for each query; fewer than `k` where the index finds no more.
@@ -119,7 +117,6 @@ impl Approximate {
             }
         }
     }
-
 }
 
 fn start(path: &Path, (rows, dimensions): (usize, usize), threads: usize) -> Result<Child> {
@@ -234,13 +231,14 @@ pub struct Reading {
 impl Reading {
     /// Opens a file; refuses one by whose metric the best are not those of an inner product.
     pub fn open(path: &Path) -> Result<Self> {
-        let child = Child::open(path, rayon::current_num_threads(), Patience::of(OPEN)).map_err(|error| match error {
-            // what FAISS cannot bear in a file that it is given for the first time is the file's
-            error @ (FaissError::Ended { .. } | FaissError::Nonsense(_) | FaissError::Refused { .. }) => {
-                RetrieverError::content(path, format!("{error}; it is no index that FAISS reads: fetch it again"))
-            }
-            error => at(path)(error),
-        })?;
+        let child =
+            Child::open(path, rayon::current_num_threads(), Patience::of(OPEN)).map_err(|error| match error {
+                // what FAISS cannot bear in a file that it is given for the first time is the file's
+                error @ (FaissError::Ended { .. } | FaissError::Nonsense(_) | FaissError::Refused { .. }) => {
+                    RetrieverError::content(path, format!("{error}; it is no index that FAISS reads: fetch it again"))
+                }
+                error => at(path)(error),
+            })?;
         let metric = &child.about().metric;
         if metric != "InnerProduct" && metric != "L2" {
             let reason = format!("its metric is {metric}; indexes of inner products and of L2 are read");
@@ -274,11 +272,15 @@ impl Reading {
             let norm = values.iter().map(|x| x * x).sum::<f32>().sqrt();
             let row = self.next + row as u64;
             if !norm.is_finite() {
-                return Err(RetrieverError::content(&self.path, format!("row {row} holds something that is no number")));
+                return Err(RetrieverError::content(
+                    &self.path,
+                    format!("row {row} holds something that is no number"),
+                ));
             }
             // of unit vectors the nearest have the largest inner products; codes are nearly so
             if l2 && !(0.5..=1.5).contains(&norm) {
-                let reason = format!("its metric is L2 and row {row} has length {norm}; only normalised vectors are served");
+                let reason =
+                    format!("its metric is L2 and row {row} has length {norm}; only normalised vectors are served");
                 return Err(RetrieverError::content(&self.path, reason));
             }
         }

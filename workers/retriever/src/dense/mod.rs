@@ -90,6 +90,7 @@ impl DenseIndex {
             DenseKind::OneBit => Codes::Bits(BitCodes::open(codes, &rows)?),
             _ => Codes::Faiss(Approximate::open(codes, &rows)?),
         };
+        rows.read_scattered(!matches!(codes, Codes::None));
         Ok(Self { codes, oversample: oversample.max(1), ..Self::new(rows) })
     }
 
@@ -266,7 +267,11 @@ impl DenseIndex {
 
     fn exact(&self, queries: &[Vec<f32>], k: usize) -> Vec<Vec<Ranked>> {
         let (flat, width) = (self.padded(queries), self.rows.width());
-        self.scan(queries.len(), k, |range, scratch, best| {
+        let coded = !matches!(self.codes, Codes::None);
+        if coded {
+            self.rows.read_scattered(false);
+        }
+        let found = self.scan(queries.len(), k, |range, scratch, best| {
             for first in range.clone().step_by(STEP) {
                 let part = first..range.end.min(first + STEP);
                 let stride = part.len();
@@ -277,7 +282,11 @@ impl DenseIndex {
                     best.offer(first as u32, scores);
                 }
             }
-        })
+        });
+        if coded {
+            self.rows.read_scattered(true);
+        }
+        found
     }
 
     fn by_bytes(&self, codes: &ByteCodes, prepared: &ByteQueries, queries: usize, keep: usize) -> Vec<Vec<Ranked>> {
