@@ -252,7 +252,11 @@ impl World {
             // The job on whose schedule it is, and those whose template it is.
             keys.extend(self.owners(meta));
             let jobs = self.jobs.in_namespace(namespace);
-            keys.extend(jobs.iter().filter(|job| job.template.as_deref() == Some(name)).map(|job| named(Kind::S3TrainingJob, job)));
+            keys.extend(
+                jobs.iter()
+                    .filter(|job| job.template.as_deref() == Some(name))
+                    .map(|job| named(Kind::S3TrainingJob, job)),
+            );
         }
         for user in users {
             let all = self.resources(*user).in_namespace(namespace);

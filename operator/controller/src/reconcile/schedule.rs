@@ -66,7 +66,10 @@ pub async fn hold(
 
 /// The template, or why there is none.
 fn read_template(shared: &Shared, namespace: &str, name: &str) -> Result<EvalRunSpec, String> {
-    let object = shared.world.resource(Kind::EvalRun, namespace, name).ok_or_else(|| format!("EvalRun/{name} does not exist"))?;
+    let object = shared
+        .world
+        .resource(Kind::EvalRun, namespace, name)
+        .ok_or_else(|| format!("EvalRun/{name} does not exist"))?;
     let (mut resources, refused) = Resources::from_cluster([(Kind::EvalRun, value_of(&object, Kind::EvalRun))]);
     match resources.runs.remove(name) {
         Some(run) => Ok(run.object.spec),
