@@ -15,8 +15,8 @@ use s3_crds::Kind;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Plans that run at the same time.
-const SIDE_BY_SIDE: usize = 6;
+/// Plans that run at the same time, unless `S3_FAULT_SIDE_BY_SIDE` says otherwise.
+const SIDE_BY_SIDE: u64 = 6;
 /// Writes that a fault may cause beyond those of an undisturbed life: what was written before a crash and not seen.
 pub const MORE_WRITES: usize = 12;
 
@@ -194,12 +194,13 @@ fn number(name: &str, default: u64) -> u64 {
 
 async fn all(kind: Kind, with: With) {
     let (plans, first) = (number("S3_FAULT_PLANS", 30), number("S3_FAULT_SEED", 1));
+    let side_by_side = number("S3_FAULT_SIDE_BY_SIDE", SIDE_BY_SIDE).max(1) as usize;
     // What a queue or a schedule adds is little.
     let plans = if with == With::Nothing { plans } else { plans.div_ceil(3) };
     let calm = calm(kind, with).await;
     println!("{}: {plans} plans from seed {first}, {} writes undisturbed", kind.name(), calm.1);
     let lives = stream::iter(first..first + plans).map(|seed| disturbed(kind, with, seed, &calm));
-    lives.buffer_unordered(SIDE_BY_SIDE).collect::<()>().await;
+    lives.buffer_unordered(side_by_side).collect::<()>().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
