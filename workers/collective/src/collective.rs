@@ -152,28 +152,38 @@ pub trait Collective: Send + Sync {
         all.into_iter().enumerate().map(|(rank, bytes)| from_bytes(rank, &bytes)).collect()
     }
 
-    /// Adds this rank's `parts` one by one to the sum of the ranks before, and hands the last rank's sum to `owner`:
-    /// the sum of all parts in rank order, as one process would take it. Others get nothing. A rank without parts
-    /// passes the sum on; no part at all gives no sum.
-    fn fold(&self, owner: usize, parts: &[&[f32]]) -> Result<Option<Vec<f32>>> {
-        let (rank, last) = (self.rank(), self.size() - 1);
-        let before = if rank == 0 { None } else { some(rank - 1, &self.receive(rank - 1, Tag::Fold)?)? };
-        let mut parts = parts.iter();
-        let mut sum = match before {
-            Some(sum) => Some(sum),
-            None => parts.next().map(|first| first.to_vec()),
-        };
-        if let Some(sum) = &mut sum {
-            parts.try_for_each(|part| add(rank, sum, part))?;
-        }
-        if rank < last {
-            self.send(rank + 1, Tag::Fold, optional(sum.as_deref()))?;
-        } else if owner == last {
-            return Ok(sum);
-        } else {
-            self.send(owner, Tag::Fold, optional(sum.as_deref()))?;
-        }
-        if rank == owner { some(last, &self.receive(last, Tag::Fold)?) } else { Ok(None) }
+    /// For each of several sums: adds this rank's parts one by one to the sum of the ranks before, and hands the last
+    /// rank's sum to the sum's owner. That is the sum of all parts in rank order, as one process would take it.
+    /// Others get nothing. A rank without parts passes a sum on; no part at all gives no sum.
+    ///
+    /// `parts` is asked for this rank's parts of a sum when its turn has come. Sums follow each other through the
+    /// ranks, so all ranks add at the same time.
+    fn fold(&self, owners: &[usize], parts: &mut dyn FnMut(usize) -> Vec<Vec<f32>>) -> Result<Vec<Option<Vec<f32>>>> {
+        timed("fold", || {
+            let (rank, last) = (self.rank(), self.size() - 1);
+            let mut sums = vec![None; owners.len()];
+            for (at, owner) in owners.iter().enumerate() {
+                let before = if rank == 0 { None } else { some(rank - 1, &self.receive(rank - 1, Tag::Fold)?)? };
+                let mut own = parts(at).into_iter();
+                let mut sum = before.or_else(|| own.next());
+                if let Some(sum) = &mut sum {
+                    own.try_for_each(|part| add(rank, sum, &part))?;
+                }
+                if rank < last {
+                    self.send(rank + 1, Tag::Fold, optional(sum.as_deref()))?;
+                } else if *owner < last {
+                    self.send(*owner, Tag::Fold, optional(sum.as_deref()))?;
+                } else {
+                    sums[at] = sum;
+                }
+            }
+            if rank < last {
+                for (at, _) in owners.iter().enumerate().filter(|(_, owner)| **owner == rank) {
+                    sums[at] = some(last, &self.receive(last, Tag::Fold)?)?;
+                }
+            }
+            Ok(sums)
+        })
     }
 }
 

@@ -92,3 +92,12 @@ impl Collective for Local {
         self.boxes.get(rank)?.as_ref()?.ended()
     }
 }
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        let out = self.out.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (_, ended) in out.iter().flatten() {
+            ended.note(CollectiveError::Lost { rank: self.rank, reason: "its thread ended without a word".into() });
+        }
+    }
+}

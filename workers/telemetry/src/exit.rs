@@ -19,6 +19,8 @@ pub enum ExitClass {
     Io,
     /// 75: interrupted after saving; starting again continues.
     Interrupted,
+    /// 76: another replica was lost; the attempt is over, the next one goes on from the newest checkpoint.
+    PeerLost,
     /// 77: another try of the same job has taken over; nothing of this process counts any more.
     Fenced,
 }
@@ -33,15 +35,24 @@ impl ExitClass {
             Self::Internal => 70,
             Self::Io => 74,
             Self::Interrupted => 75,
+            Self::PeerLost => 76,
             Self::Fenced => 77,
         }
     }
 
     /// The class of a code, when it is one of ours.
     pub fn from_code(code: i32) -> Option<Self> {
-        [Self::Input, Self::NotANumber, Self::Unavailable, Self::Internal, Self::Io, Self::Interrupted, Self::Fenced]
-            .into_iter()
-            .find(|class| i32::from(class.code()) == code)
+        const ALL: [ExitClass; 8] = [
+            ExitClass::Input,
+            ExitClass::NotANumber,
+            ExitClass::Unavailable,
+            ExitClass::Internal,
+            ExitClass::Io,
+            ExitClass::Interrupted,
+            ExitClass::PeerLost,
+            ExitClass::Fenced,
+        ];
+        ALL.into_iter().find(|class| i32::from(class.code()) == code)
     }
 }
 

@@ -61,8 +61,8 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// Whether a checkpoint is due after `step` of `steps`.
-    pub fn due(&self, step: u32, steps: u32) -> bool {
-        step == steps || step.is_multiple_of(self.config.every.max(1))
+    pub fn due(config: &CheckpointConfig, step: u32, steps: u32) -> bool {
+        step == steps || step.is_multiple_of(config.every.max(1))
     }
 
     /// An error once a newer try has taken over.
@@ -75,12 +75,18 @@ impl<'a> Checkpoints<'a> {
 
     /// Publishes a checkpoint and removes those beyond the number kept.
     pub fn save(&self, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<PathBuf, Failure> {
+        let state = optimizer.state().map_err(RolloutError::from)?;
+        self.save_tensors(&Whole { policy: decoder.trained_tensors(), state }, position)
+    }
+
+    /// As [`Self::save`], of tensors that were brought together.
+    pub fn save_tensors(&self, whole: &Whole, position: &Position) -> Result<PathBuf, Failure> {
         self.check()?;
         let mine = self.head.as_ref().map(|head| format!("-{}", head.tag())).unwrap_or_default();
         let name = format!("step-{:06}{mine}", position.step);
         let target = self.config.dir.join(&name);
         let staging = self.config.dir.join(format!(".staging-{:06}{mine}", position.step));
-        Self::write(&staging, decoder, optimizer, position).inspect_err(|_| {
+        Self::write(&staging, whole, position).inspect_err(|_| {
             // a half-written folder helps nobody; the error that counts is the first
             let _ = std::fs::remove_dir_all(&staging);
         })?;
@@ -120,7 +126,7 @@ impl<'a> Checkpoints<'a> {
         Ok(())
     }
 
-    fn write(staging: &Path, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<(), Failure> {
+    fn write(staging: &Path, whole: &Whole, position: &Position) -> Result<(), Failure> {
         let io = |source| {
             RolloutError::from(ArtifactError::Io { action: "write checkpoint", path: staging.to_owned(), source })
         };
@@ -128,8 +134,8 @@ impl<'a> Checkpoints<'a> {
             std::fs::remove_dir_all(staging).map_err(io)?;
         }
         std::fs::create_dir_all(staging).map_err(io)?;
-        save_tensors(&staging.join(POLICY), &decoder.trained_tensors()).map_err(RolloutError::from)?;
-        optimizer.save(&staging.join(OPTIMIZER)).map_err(RolloutError::from)?;
+        save_tensors(&staging.join(POLICY), &whole.policy).map_err(RolloutError::from)?;
+        save_tensors(&staging.join(OPTIMIZER), &whole.state).map_err(RolloutError::from)?;
         let state = serde_json::to_vec_pretty(position).map_err(Failure::internal)?;
         std::fs::write(staging.join(STATE), state).map_err(io)?;
         Ok(())
@@ -146,12 +152,38 @@ impl<'a> Checkpoints<'a> {
     /// Restores the newest whole checkpoint of this run; none when there is none yet. A checkpoint of another
     /// run is refused.
     pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<Option<Position>, Failure> {
-        let Some(checkpoint) = newest(&self.config.dir)? else { return Ok(None) };
-        let folder = &checkpoint.folder;
-        self.identity.check(&checkpoint.run, folder)?;
-        checkpoint.restore(decoder, optimizer)?;
-        let state = std::fs::read(folder.join(STATE)).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
-        serde_json::from_slice(&state).map(Some).map_err(|e| Failure::input(format!("{}: {e}", folder.display())))
+        let Some((whole, position, folder)) = self.load()? else { return Ok(None) };
+        whole.lay_over(&folder, decoder, optimizer)?;
+        Ok(Some(position))
+    }
+
+    /// What [`Self::restore`] would restore, and where it was read.
+    pub fn load(&self) -> Result<Option<(Whole, Position, PathBuf)>, Failure> {
+        let Some(Checkpoint { folder, run, .. }) = newest(&self.config.dir)? else { return Ok(None) };
+        self.identity.check(&run, &folder)?;
+        let policy = load_tensors(&folder.join(POLICY)).map_err(RolloutError::from)?;
+        let state = load_tensors(&folder.join(OPTIMIZER)).map_err(RolloutError::from)?;
+        let text = std::fs::read(folder.join(STATE)).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
+        let position =
+            serde_json::from_slice(&text).map_err(|e| Failure::input(format!("{}: {e}", folder.display())))?;
+        Ok(Some((Whole { policy, state }, position, folder)))
+    }
+}
+
+/// All tensors of a run at a moment: trained ones, and the optimiser's state.
+#[derive(Clone, Debug, Default)]
+pub struct Whole {
+    /// Trained tensors.
+    pub policy: BTreeMap<String, Tensor>,
+    /// As [`AdamW::state`] gives it.
+    pub state: BTreeMap<String, Tensor>,
+}
+
+impl Whole {
+    /// Puts tensors and optimiser state back; `place` is where they come from.
+    pub fn lay_over(self, place: &Path, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<(), Failure> {
+        lay_over(self.policy, place, decoder)?;
+        Ok(optimizer.restore(&self.state, decoder).map_err(RolloutError::from)?)
     }
 }
 
@@ -244,13 +276,17 @@ fn folder(dir: &Path, step: u32) -> PathBuf {
 
 /// Digest of what a run made: trained tensors, optimiser state and all results, in this order.
 pub fn digest(decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<String, Failure> {
+    let state = optimizer.state().map_err(RolloutError::from)?;
+    digest_tensors(&Whole { policy: decoder.trained_tensors(), state }, position)
+}
+
+/// As [`digest`], of tensors that were brought together.
+pub fn digest_tensors(whole: &Whole, position: &Position) -> Result<String, Failure> {
     let mut writer = DigestWriter::default();
-    for (kind, tensors) in
-        [("policy", decoder.trained_tensors()), ("optimizer", optimizer.state().map_err(RolloutError::from)?)]
-    {
+    for (kind, tensors) in [("policy", &whole.policy), ("optimizer", &whole.state)] {
         for (name, tensor) in tensors {
             writer.part(kind, name.as_bytes()).part("shape", format!("{:?}", tensor.dims()).as_bytes());
-            writer.part("data", &bytes(&tensor).map_err(RolloutError::from)?);
+            writer.part("data", &bytes(tensor).map_err(RolloutError::from)?);
         }
     }
     writer.part("step", &position.step.to_le_bytes()).part("results", position.results.as_bytes());

@@ -8,7 +8,7 @@ use crate::checkpoint::before;
 use crate::run::Run;
 use crate::train::{Again, Updater, needs_critic, round_again};
 use s3_artifacts::digest_json;
-use s3_model::AdamW;
+use s3_model::{AdamW, Team};
 use s3_rollout::record::{StepRecord, read_training};
 use s3_rollout::{RolloutError, question_key};
 use s3_search::reward::shaped;
@@ -62,7 +62,7 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         }
         None => 0,
     };
-    let updater = Updater { config, reference: reference.as_ref(), shutdown: &run.link.shutdown };
+    let updater = Updater { config, reference: reference.as_ref(), shutdown: &run.link.shutdown, team: &Team::alone() };
     run.progress.phase("apply steps again", u64::from(wanted.step - start - 1));
     for step in start + 1..wanted.step {
         let Some(record) = finished(&steps, step) else {

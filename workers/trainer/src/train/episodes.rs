@@ -1,8 +1,11 @@
 //! Episodes of one step with their outcomes, journalled so that nothing finished is done or paid twice.
 
 use crate::baseline::BaselineStore;
+use super::notes::StepNotes;
 use crate::run::Run;
-use s3_artifacts::{ArtifactError, Journal};
+use crate::team::{gather, tell};
+use s3_artifacts::ArtifactError;
+use s3_collective::Collective;
 use s3_model::Decoder;
 use s3_rollout::record::{EpisodeRecord, Outcome, StepEntry, StepRecord, TrainingRecord};
 use s3_rollout::{
@@ -55,8 +58,8 @@ impl Arena<'_> {
     pub fn round(
         &self,
         decoder: &Decoder,
-        store: &mut BaselineStore<'_>,
-        journal: &mut Journal<StepEntry>,
+        store: Option<&mut BaselineStore<'_>>,
+        journal: &mut StepNotes,
         round: &Round<'_>,
     ) -> Result<Played, RolloutError> {
         let started = std::time::Instant::now();
@@ -79,7 +82,7 @@ impl Arena<'_> {
     fn episodes(
         &self,
         decoder: &Decoder,
-        journal: &mut Journal<StepEntry>,
+        journal: &mut StepNotes,
         round: &Round<'_>,
     ) -> Result<Vec<EpisodeRecord>, RolloutError> {
         let config = &self.run.config;
@@ -97,27 +100,40 @@ impl Arena<'_> {
             sampling: round.sampling,
             shutdown: &self.run.link.shutdown,
         };
-        let mut played = Vec::with_capacity(wanted.len());
-        for (at, batch) in wanted.chunks(config.rollout.batch.max(1)).enumerate() {
-            let key = format!("{}rollout/{at:04}", round.prefix);
-            match journal.get(&key) {
-                Some(StepEntry::Episodes { episodes }) => played.extend(episodes.iter().cloned()),
-                Some(_) => return Err(wrong_kind(&key)),
-                None => {
-                    self.run.check()?;
+        // The ranks play a batch each at a time; a batch is the same whoever plays it.
+        let batches: Vec<(String, &[(&Question, u32)])> = wanted
+            .chunks(config.rollout.batch.max(1))
+            .enumerate()
+            .map(|(at, batch)| (format!("{}rollout/{at:04}", round.prefix), batch))
+            .collect();
+        let missing: Vec<_> = batches.iter().filter(|(key, _)| journal.get(key).is_none()).collect();
+        let mut done = wanted.len() - missing.iter().map(|(_, batch)| batch.len()).sum::<usize>();
+        for wave in missing.chunks(self.team().size()) {
+            self.run.check()?;
+            let own = match wave.get(self.team().rank()) {
+                None => Vec::new(),
+                Some((_, batch)) => {
                     let trajectories = player.play(&self.requests(batch)?)?;
-                    let episodes: Vec<EpisodeRecord> = batch
-                        .iter()
-                        .zip(&trajectories)
-                        .map(|((question, _), trajectory)| EpisodeRecord::new(question, trajectory))
-                        .collect();
-                    played.extend(episodes.iter().cloned());
-                    journal.append(&key, StepEntry::Episodes { episodes })?;
+                    let pairs = batch.iter().zip(&trajectories);
+                    pairs.map(|((question, _), trajectory)| EpisodeRecord::new(question, trajectory)).collect()
                 }
+            };
+            for ((key, _), episodes) in wave.iter().zip(gather(self.team(), own)?) {
+                done += episodes.len();
+                journal.append(key, StepEntry::Episodes { episodes })?;
             }
-            self.run.progress.done(played.len() as u64);
+            self.run.progress.done(done as u64);
+        }
+        let mut played = Vec::with_capacity(wanted.len());
+        for (key, _) in &batches {
+            let Some(StepEntry::Episodes { episodes }) = journal.get(key) else { return Err(wrong_kind(key)) };
+            played.extend(episodes.iter().cloned());
         }
         Ok(played)
+    }
+
+    fn team(&self) -> &dyn Collective {
+        self.run.collective.as_ref()
     }
 
     /// Adds the passages of the raw question, retrieved once for all samples of a question.
@@ -144,31 +160,40 @@ impl Arena<'_> {
 
     fn outcomes(
         &self,
-        store: &mut BaselineStore<'_>,
-        journal: &mut Journal<StepEntry>,
+        store: Option<&mut BaselineStore<'_>>,
+        journal: &mut StepNotes,
         round: &Round<'_>,
         episodes: &[EpisodeRecord],
     ) -> Result<Vec<Outcome>, RolloutError> {
         let config = &self.run.config;
-        let lost = store.ensure(round.questions, |_| ())?;
-        if lost > 0 {
-            tracing::warn!(lost, "baseline answers could not be had; their questions' samples are masked");
-        }
+        let baselines = tell(self.team(), || Self::baselines(store, round.questions))?;
+        let baselines: BTreeMap<String, Scored> = round.questions.iter().map(question_key).zip(baselines).collect();
         let searchers = self.answers(journal, round, episodes)?;
         let outcomes = episodes.iter().zip(searchers).map(|(episode, searcher)| {
-            let baseline = store
-                .get(&episode.question)
-                .unwrap_or_else(|| Scored::missing("the baseline answer was lost in an outage".into(), true));
+            let baseline = baselines.get(&question_key(&episode.question)).cloned().unwrap_or_else(lost_baseline);
             let reward = shaped(&config.reward, &episode.trajectory(), searcher.verdict, baseline.verdict);
             Outcome { searcher, baseline, reward }
         });
         Ok(outcomes.collect())
     }
 
+    /// The baseline of every question, computed where it is missing; by the first rank, which has the store.
+    fn baselines(
+        store: Option<&mut BaselineStore<'_>>,
+        questions: &[Question],
+    ) -> Result<Vec<Scored>, RolloutError> {
+        let Some(store) = store else { return Ok(Vec::new()) };
+        let lost = store.ensure(questions, |_| ())?;
+        if lost > 0 {
+            tracing::warn!(lost, "baseline answers could not be had; their questions' samples are masked");
+        }
+        Ok(questions.iter().map(|question| store.get(question).unwrap_or_else(lost_baseline)).collect())
+    }
+
     /// Answers from every episode's selection; equal selections of a question are asked once.
     fn answers(
         &self,
-        journal: &mut Journal<StepEntry>,
+        journal: &mut StepNotes,
         round: &Round<'_>,
         episodes: &[EpisodeRecord],
     ) -> Result<Vec<Scored>, RolloutError> {
@@ -179,24 +204,40 @@ impl Arena<'_> {
             .collect();
         let (first, of) = distinct(&asks);
         self.run.progress.phase(format!("{}: answers", round.name), first.len() as u64);
-        let mut scored: Vec<Scored> = Vec::with_capacity(first.len());
-        for (at, part) in first.chunks(self.run.config.generator.chunk.max(1)).enumerate() {
-            let key = format!("{}answer/{at:04}", round.prefix);
-            match journal.get(&key) {
-                Some(StepEntry::Answers { answers }) => scored.extend(answers.iter().cloned()),
-                Some(_) => return Err(wrong_kind(&key)),
-                None => {
-                    self.run.check()?;
+        let parts: Vec<(String, &[usize])> = first
+            .chunks(self.run.config.generator.chunk.max(1))
+            .enumerate()
+            .map(|(at, part)| (format!("{}answer/{at:04}", round.prefix), part))
+            .collect();
+        let missing: Vec<_> = parts.iter().filter(|(key, _)| journal.get(key).is_none()).collect();
+        let mut found: BTreeMap<&str, Vec<Scored>> = BTreeMap::new();
+        let mut done = first.len() - missing.iter().map(|(_, part)| part.len()).sum::<usize>();
+        for wave in missing.chunks(self.team().size()) {
+            self.run.check()?;
+            let own = match wave.get(self.team().rank()) {
+                None => Vec::new(),
+                Some((_, part)) => {
                     let part: Vec<Ask> = part.iter().map(|&index| asks[index]).collect();
-                    let answers = score_answers(self.generator, &part)?;
-                    scored.extend(answers.iter().cloned());
-                    // a part without any answer is asked again if the run is interrupted before the round ends
-                    if all_failed(&answers).is_none() {
-                        journal.append(&key, StepEntry::Answers { answers })?;
-                    }
+                    score_answers(self.generator, &part)?
                 }
+            };
+            for ((key, _), answers) in wave.iter().zip(gather(self.team(), own)?) {
+                done += answers.len();
+                // a part without any answer is asked again if the run is interrupted before the round ends
+                if all_failed(&answers).is_none() {
+                    journal.append(key, StepEntry::Answers { answers: answers.clone() })?;
+                }
+                found.insert(key, answers);
             }
-            self.run.progress.done(scored.len() as u64);
+            self.run.progress.done(done as u64);
+        }
+        let mut scored: Vec<Scored> = Vec::with_capacity(first.len());
+        for (key, _) in &parts {
+            match (found.remove(key.as_str()), journal.get(key)) {
+                (Some(answers), _) => scored.extend(answers),
+                (None, Some(StepEntry::Answers { answers })) => scored.extend(answers.iter().cloned()),
+                (None, _) => return Err(wrong_kind(key)),
+            }
         }
         if let Some(error) = all_failed(&scored) {
             return Err(error);
@@ -222,6 +263,10 @@ pub fn again(record: &StepRecord) -> Result<Played, RolloutError> {
     let Some(whole) = whole else { return Err(wrong_kind("outcomes")) };
     let (episodes, outcomes) = whole.into_iter().unzip();
     Ok(Played { episodes, outcomes, seconds: (0.0, 0.0) })
+}
+
+fn lost_baseline() -> Scored {
+    Scored::missing("the baseline answer was lost in an outage".into(), true)
 }
 
 fn wrong_kind(key: &str) -> RolloutError {

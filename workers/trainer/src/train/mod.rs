@@ -9,18 +9,22 @@
 mod best;
 mod episodes;
 mod figures;
+mod notes;
 mod update;
 
 use crate::baseline::{BaselineStore, Chosen, choose};
-use crate::checkpoint::{Checkpoints, Position, digest, export_adapter};
+use crate::checkpoint::{Checkpoints, Position, Whole, digest_tensors, export_adapter};
 use crate::identity::{Identity, Peers};
 use crate::run::Run;
+use crate::team::{first, gather, tell};
 use best::Best;
 pub(crate) use episodes::again as round_again;
 use episodes::{Arena, Played, Round, results_digest};
-use s3_artifacts::{Journal, write_atomic};
-use s3_config::TrainerConfig;
-use s3_model::{AdamW, Decoder, Workload};
+use notes::StepNotes;
+use s3_artifacts::write_atomic;
+use s3_collective::Collective;
+use s3_config::{Determinism, TrainerConfig};
+use s3_model::{AdamW, Decoder, Team, Workload};
 use s3_rollout::record::{StepEntry, step_journal};
 use s3_rollout::{RolloutError, Sampling};
 use s3_search::Question;
@@ -34,31 +38,38 @@ pub(crate) use update::{Again, Updater, needs_critic};
 /// `s3-trainer train`.
 pub fn command(run: &Run) -> Result<Outcome, Failure> {
     check(&run.config)?;
-    let _lock = lock(&run.config.runtime.state_dir)?;
+    let all = run.collective.as_ref();
+    // what is on disk is the first rank's
+    let _lock = if first(all) { Some(lock(&run.config.runtime.state_dir)?) } else { None };
     let (retriever, generator) = (run.retriever()?, run.generator()?);
-    let mut store = BaselineStore::open(run, &retriever, &generator)?;
-    let chosen = choose(run, &mut store)?;
+    let mut store = if first(all) { Some(BaselineStore::open(run, &retriever, &generator)?) } else { None };
+    let chosen = tell(all, || store.as_mut().map_or_else(|| Ok(Chosen::default()), |store| choose(run, store)))?;
     let (mut decoder, codec) = run.searcher()?;
     let reference = (run.config.algorithm.kl_coefficient > 0.0).then(|| decoder.clone());
     if needs_critic(&run.config.algorithm) {
         decoder.attach_value_head().map_err(RolloutError::from)?;
     }
     let config = &run.config;
-    plan_memory(config, &decoder)?;
+    let team = Team::new(run.collective.clone(), decoder.device()).map_err(RolloutError::from)?;
+    plan_memory(config, &decoder, &team)?;
     let more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": config.rollout,
         "probe": config.probe.as_ref().map(|probe| (probe.every, probe.limit))});
     let peers = Peers { index: retriever.index_digest(), generator: Some(generator.digest()) };
     let identity = Identity::of(run, "train", &decoder, peers, [&chosen.train, &chosen.probe], more)?;
     let folder = config.runtime.state_dir.join("training");
-    claim(&folder, &identity)?;
+    let same = tell(all, || Ok::<_, RolloutError>(identity.0.clone()))?;
+    identity.check(&same, Path::new("the first replica"))?;
+    if first(all) {
+        claim(&folder, &identity)?;
+    }
     let arena = Arena { run, codec: &codec, retriever: &retriever, generator: &generator };
-    let training = Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref() };
-    training.run(decoder, &mut store)
+    let training = Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref(), team: &team };
+    training.run(decoder, store.as_mut())
 }
 
 /// Shows how much memory training takes when every episode fills its context, and refuses what cannot fit before
 /// anything is spent on it. On a CPU, where memory is taken only as it is used, that is a warning.
-fn plan_memory(config: &TrainerConfig, decoder: &Decoder) -> Result<(), Failure> {
+fn plan_memory(config: &TrainerConfig, decoder: &Decoder, team: &Team) -> Result<(), Failure> {
     let tokens = decoder.config().max_positions.min(config.search.context_tokens as usize);
     let work = Workload {
         rows: config.rollout.batch.max(1),
@@ -66,7 +77,14 @@ fn plan_memory(config: &TrainerConfig, decoder: &Decoder) -> Result<(), Failure>
         tokens,
         positions: tokens,
     };
-    let plan = decoder.memory_plan(work);
+    let mut plan = decoder.memory_plan(work);
+    if team.size() > 1 {
+        let episodes = config.rollout.questions * config.rollout.samples;
+        let batch = if config.rollout.mini_batch == 0 { episodes } else { config.rollout.mini_batch.min(episodes) };
+        let micros = batch.div_ceil(config.rollout.micro_batch.max(1)).div_ceil(team.size());
+        let apart = if team.keeps_apart(config.determinism == Determinism::Bitwise) { micros } else { 1 };
+        plan = plan.shared(team.largest_share(decoder), apart as u64);
+    }
     tracing::info!(%plan, "memory");
     match plan.check(decoder.device()) {
         Ok(()) => Ok(()),
@@ -85,6 +103,7 @@ struct Training<'a> {
     folder: PathBuf,
     identity: &'a Identity,
     reference: Option<&'a Decoder>,
+    team: &'a Team,
 }
 
 impl Training<'_> {
@@ -92,11 +111,12 @@ impl Training<'_> {
         &self.arena.run.config
     }
 
-    fn run(&self, mut decoder: Decoder, store: &mut BaselineStore<'_>) -> Result<Outcome, Failure> {
+    fn run(&self, mut decoder: Decoder, store: Option<&mut BaselineStore<'_>>) -> Result<Outcome, Failure> {
         let config = self.config();
-        let checkpoints = Checkpoints::open(config, self.identity)?;
+        let checkpoints = if first(self.all()) { Some(Checkpoints::open(config, self.identity)?) } else { None };
         let mut optimizer = AdamW::new(&config.optimizer);
-        let restored = checkpoints.restore(&mut decoder, &mut optimizer)?;
+        let restored = self.restore(checkpoints.as_ref(), &mut decoder, &mut optimizer)?;
+        self.team.settle(&mut decoder, &mut optimizer);
         let mut saved = restored.as_ref().map(|position| position.step);
         let mut position = restored.unwrap_or_default();
         if position.step > config.steps {
@@ -104,23 +124,46 @@ impl Training<'_> {
                 format!("the newest checkpoint is at step {}, steps is {}; raise steps", position.step, config.steps);
             return Err(Failure::input(reason));
         }
-        let result = self.steps(&mut decoder, &mut optimizer, store, &checkpoints, &mut position, &mut saved);
+        let checkpoints = checkpoints.as_ref();
+        let result = self.steps(&mut decoder, &mut optimizer, store, checkpoints, &mut position, &mut saved);
         if let Err(failure) = &result
             && failure.class == ExitClass::Interrupted
             && saved != Some(position.step)
             && optimizer.steps() == steps_at(&position)
+            // others may be anywhere in the step: what several ranks hold is saved between steps alone
+            && self.team.size() == 1
         {
-            checkpoints.save(&decoder, &optimizer, &position)?;
+            self.save(checkpoints, &decoder, &optimizer, &position)?;
         }
         result?;
+        let whole = self.whole(&decoder, &optimizer)?;
+        tell(self.all(), || match (checkpoints, whole) {
+            (Some(checkpoints), Some(whole)) => self.hand_over(checkpoints, &decoder, &whole, &position),
+            _ => Err(Failure::internal("the first replica brings the run to its end")),
+        })
+    }
+
+    fn all(&self) -> &dyn Collective {
+        self.team.collective()
+    }
+
+    /// Exports the searcher and says what the run came to.
+    fn hand_over(
+        &self,
+        checkpoints: &Checkpoints<'_>,
+        decoder: &Decoder,
+        whole: &Whole,
+        position: &Position,
+    ) -> Result<Outcome, Failure> {
+        let config = self.config();
         checkpoints.check()?;
-        let adapter = match Best::of(&position) {
+        let adapter = match Best::of(position) {
             Some(best) => {
                 let mut chosen = decoder.clone();
                 best.lay_over(&self.folder, &mut chosen)?;
                 export_adapter(&chosen, self.identity, best.step, config)?
             }
-            None => export_adapter(&decoder, self.identity, position.step, config)?,
+            None => export_adapter(decoder, self.identity, position.step, config)?,
         };
         let mut summary = position.summary.clone();
         if let Value::Object(summary) = &mut summary {
@@ -129,34 +172,82 @@ impl Training<'_> {
             summary.insert("solvedAndLeftOut".into(), json!(self.chosen.solved));
             summary.insert("adapterSha256".into(), json!(adapter));
         }
-        Ok(Outcome { digest: digest(&decoder, &optimizer, &position)?, summary })
+        Ok(Outcome { digest: digest_tensors(whole, position)?, summary })
+    }
+
+    /// The tensors of all ranks, on the first.
+    fn whole(&self, decoder: &Decoder, optimizer: &AdamW) -> Result<Option<Whole>, RolloutError> {
+        Ok(self.team.whole(decoder, optimizer)?.map(|(policy, state)| Whole { policy, state }))
+    }
+
+    /// Saves a checkpoint of what all ranks hold.
+    fn save(
+        &self,
+        checkpoints: Option<&Checkpoints<'_>>,
+        decoder: &Decoder,
+        optimizer: &AdamW,
+        position: &Position,
+    ) -> Result<(), Failure> {
+        match (checkpoints, self.whole(decoder, optimizer)?) {
+            (Some(checkpoints), Some(whole)) => checkpoints.save_tensors(&whole, position).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// Restores the newest checkpoint, which the first rank reads, on every rank.
+    fn restore(
+        &self,
+        checkpoints: Option<&Checkpoints<'_>>,
+        decoder: &mut Decoder,
+        optimizer: &mut AdamW,
+    ) -> Result<Option<Position>, Failure> {
+        if let (Some(checkpoints), 1) = (checkpoints, self.team.size()) {
+            return checkpoints.restore(decoder, optimizer);
+        }
+        let mut loaded = Whole::default();
+        let position = tell(self.all(), || {
+            let Some(checkpoints) = checkpoints else { return Ok(None) };
+            let found = checkpoints.load()?;
+            Ok::<_, Failure>(found.map(|(whole, position, _)| {
+                loaded = whole;
+                position
+            }))
+        })?;
+        if position.is_some() {
+            let policy = self.team.told(&loaded.policy).map_err(RolloutError::from)?;
+            let state = self.team.told(&loaded.state).map_err(RolloutError::from)?;
+            Whole { policy, state }.lay_over(&self.config().checkpoint.dir, decoder, optimizer)?;
+        }
+        Ok(position)
     }
 
     fn steps(
         &self,
         decoder: &mut Decoder,
         optimizer: &mut AdamW,
-        store: &mut BaselineStore<'_>,
-        checkpoints: &Checkpoints<'_>,
+        mut store: Option<&mut BaselineStore<'_>>,
+        checkpoints: Option<&Checkpoints<'_>>,
         position: &mut Position,
         saved: &mut Option<u32>,
     ) -> Result<(), Failure> {
         let config = self.config();
         if position.results.is_empty() {
             *position = Self::noted(position, optimizer, None);
-            let mut journal = Journal::open(&step_journal(&self.folder, 0)).map_err(RolloutError::from)?;
-            self.probe(decoder, store, &mut journal, 0, position)?;
+            let mut journal = StepNotes::open(self.all(), &step_journal(&self.folder, 0))?;
+            self.probe(decoder, store.as_deref_mut(), &mut journal, 0, position)?;
         }
         while position.step < config.steps {
-            checkpoints.check()?;
+            if let Some(checkpoints) = checkpoints {
+                checkpoints.check()?;
+            }
             let step = position.step + 1;
-            let mut journal = Journal::open(&step_journal(&self.folder, step)).map_err(RolloutError::from)?;
+            let mut journal = StepNotes::open(self.all(), &step_journal(&self.folder, step))?;
             let questions = step_questions(&self.chosen.train, config, step);
-            let played = self.arena.round(decoder, store, &mut journal, &self.round(&questions, step))?;
+            let played = self.arena.round(decoder, store.as_deref_mut(), &mut journal, &self.round(&questions, step))?;
             let mut figures = figures::round_figures(&played);
             self.arena.run.progress.phase(format!("step {step}/{}: update", config.steps), 0);
             let started = std::time::Instant::now();
-            let updater = Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown };
+            let updater = Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown, team: self.team };
             figures.extend(updater.update(decoder, optimizer, &played)?);
             figures.insert("secondsUpdate".into(), started.elapsed().as_secs_f64());
             let mut next = Self::noted(position, optimizer, Some(&figures));
@@ -164,7 +255,7 @@ impl Training<'_> {
             next.step = step;
             if journal.get("figures").is_none() {
                 let entry = StepEntry::Figures { figures: figures.clone() };
-                journal.append("figures", entry).map_err(RolloutError::from)?;
+                journal.append("figures", entry)?;
             }
             self.show(step, &figures);
             if config
@@ -173,17 +264,21 @@ impl Training<'_> {
                 .is_some_and(|probe| step == config.steps || step.is_multiple_of(probe.every.max(1)))
             {
                 // interrupted here, the journal brings a later run back to this very place
-                self.probe(decoder, store, &mut journal, step, &mut next)?;
+                self.probe(decoder, store.as_deref_mut(), &mut journal, step, &mut next)?;
             }
             *position = next;
-            if checkpoints.due(step, config.steps) {
+            // All stop together, and where they save.
+            let asked = gather(self.all(), self.arena.run.link.shutdown.requested())?.contains(&true);
+            if Checkpoints::due(&config.checkpoint, step, config.steps) || (asked && self.team.size() > 1) {
                 let started = std::time::Instant::now();
-                checkpoints.save(decoder, optimizer, position)?;
+                self.save(checkpoints, decoder, optimizer, position)?;
                 *saved = Some(step);
                 let seconds = started.elapsed().as_secs_f64();
                 s3_telemetry::metrics().training_phase_seconds.with_label_values(&["checkpoint"]).observe(seconds);
             }
-            self.arena.run.check()?;
+            if asked {
+                return Err(Failure::interrupted());
+            }
         }
         Ok(())
     }
@@ -208,8 +303,8 @@ impl Training<'_> {
     fn probe(
         &self,
         decoder: &Decoder,
-        store: &mut BaselineStore<'_>,
-        journal: &mut Journal<StepEntry>,
+        store: Option<&mut BaselineStore<'_>>,
+        journal: &mut StepNotes,
         step: u32,
         position: &mut Position,
     ) -> Result<(), Failure> {
@@ -228,11 +323,12 @@ impl Training<'_> {
         position.summary[key] = json!(kept);
         tracing::info!(step, gain = figures["gain"], accuracy = figures["accuracy"], "held-out");
         if self.config().probe.as_ref().is_some_and(|probe| probe.export_best) {
-            best::note(position, step, figures["gain"], decoder, &self.folder)?;
+            let folder = first(self.all()).then_some(self.folder.as_path());
+            best::note(position, step, figures["gain"], decoder, folder)?;
         }
         self.arena.run.progress.figure("heldOutGain", figures["gain"]);
         if journal.get("probe/figures").is_none() {
-            journal.append("probe/figures", StepEntry::Figures { figures }).map_err(RolloutError::from)?;
+            journal.append("probe/figures", StepEntry::Figures { figures })?;
         }
         Ok(())
     }
@@ -256,6 +352,9 @@ impl Training<'_> {
     }
 
     fn show(&self, step: u32, figures: &BTreeMap<String, f64>) {
+        if !first(self.all()) {
+            return;
+        }
         figures::publish(step, figures);
         let figure = |name: &str| figures.get(name).copied().unwrap_or_default();
         tracing::info!(

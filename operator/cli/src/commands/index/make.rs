@@ -231,6 +231,7 @@ fn make(
         termination_message: None,
         attempt: None,
         operator: None,
+        team: None,
     };
     let audit = corpus
         .audits
