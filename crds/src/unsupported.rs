@@ -82,7 +82,6 @@ pub const UNSUPPORTED: &[Field] = &[
     field(JOB, "spec.guards.formatRate", "is not watched yet; leave it out"),
     field(JOB, "spec.guards.searchesPerQuestion", "is not watched yet; leave it out"),
     field(JOB, "spec.guards.mismatchKl", "is not watched yet; leave it out"),
-    field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
     // evaluation
     value(RUN, "spec.arms[].searcher.checkpoint", &["Latest"], "is not read yet; use Final"),
 ];

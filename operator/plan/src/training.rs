@@ -10,9 +10,9 @@ use crate::{
 };
 use s3_config::{
     AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, LoraConfig, OptimizerConfig, ProbeConfig,
-    RewardConfig, RolloutConfig, SftConfig, TrainDataConfig, TrainerConfig,
+    RewardConfig, RolloutConfig, SftConfig, TeamConfig, TrainDataConfig, TrainerConfig,
 };
-use s3_crds::{AdapterKind, ArmMethod, OnInfrastructureFailure, ProbeExport, S3TrainingJob};
+use s3_crds::{AdapterKind, ArmMethod, OnInfrastructureFailure, Parallelism, ProbeExport, S3TrainingJob};
 use std::collections::BTreeSet;
 
 /// A checkpoint of low-rank weights with both moments, or an exported adapter, of a small model: bytes.
@@ -83,6 +83,7 @@ pub(crate) fn components(
     }
     if spec.steps > 0 {
         let mut config = base;
+        config.runtime.team = team(&spec.parallelism);
         let mut needs = BTreeSet::from([retriever, gateway, baseline]);
         if spec.warm_start.is_some() {
             config.searcher.adapter = Some(AdapterSpec { path: in_work(&warm, "export"), sha256: None });
@@ -100,6 +101,19 @@ pub(crate) fn components(
 /// The component whose export is the job's searcher.
 pub(crate) fn final_component(name: &str, job: &S3TrainingJob) -> String {
     if job.spec.steps > 0 { training_name(name) } else { warm_start_name(name) }
+}
+
+/// Several ranks, if there are; who they are is known once they start.
+fn team(parallelism: &Parallelism) -> Option<TeamConfig> {
+    let local = parallelism.gpus_per_replica.max(1);
+    (parallelism.replicas * local > 1).then(|| TeamConfig {
+        local,
+        token_file: parallelism
+            .token_secret_ref
+            .as_ref()
+            .map(|secret| Symbol::Secret { name: secret.name.clone(), key: secret.key.clone() }.to_string().into()),
+        ..TeamConfig::default()
+    })
 }
 
 /// What no worker can do yet, beyond what the resources themselves refuse.
