@@ -53,7 +53,7 @@ impl Api {
     fn open() -> std::result::Result<Self, String> {
         let mut why = String::new();
         // SAFETY: the library's initialisers do nothing but set up the library
-        let found = NAMES.iter().find_map(|name| unsafe { Library::new(name) }.map_err(|e| why = e.to_string()).ok());
+        let found = NAMES.iter().find_map(|name| unsafe { Library::new(*name) }.map_err(|e| why = e.to_string()).ok());
         let library = found.ok_or_else(|| {
             format!("NCCL is not there ({why}); install libnccl (the image has it), or use one GPU a replica")
         })?;
