@@ -57,7 +57,7 @@ fn replicas_are_started_and_tried_again_together() {
     let text = common::MANIFEST.replace("  steps: 2\n", "  steps: 2\n  parallelism: {replicas: 2}\n");
     assert!(text.contains("parallelism"));
     world.manifest(&text);
-    world.control("replica", "small-train", "");
+    world.control("replica", "small-train", "1");
     digest(&world.run());
     assert_eq!(world.count("small-train", "start"), 4, "both, and both again after one was killed");
     assert_eq!(world.alive(), [0; 0]);

@@ -397,10 +397,9 @@ fn replicas_of_an_attempt_find_each_other() {
     );
     let spec = pod(&objects[5]).unwrap().spec.as_ref().unwrap();
     assert_eq!((spec.hostname.as_deref(), spec.subdomain.as_deref()), (Some("r1"), Some("quickstart-train-a2")));
-    let data = serde_json::to_value(&objects[2]).unwrap();
-    let config = |rank: usize| -> Value {
-        serde_yaml_ng::from_str(data["data"][format!("r{rank}.yaml")].as_str().unwrap()).unwrap()
-    };
+    let Object::ConfigMap(map) = &objects[2] else { panic!("{}", objects[2].kind()) };
+    let data = map.data.as_ref().unwrap();
+    let config = |rank: usize| -> Value { serde_yaml_ng::from_str(&data[&format!("r{rank}.yaml")]).unwrap() };
     let second = config(1)["runtime"].clone();
     let members = [0, 1, 2].map(|rank| format!("r{rank}.quickstart-train-a2.search.svc:9400"));
     assert_eq!(second["team"]["members"], json!(members));

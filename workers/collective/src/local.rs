@@ -33,20 +33,12 @@ impl Local {
             }
         }
         let ranks = out.into_iter().zip(boxes).enumerate();
-        ranks
-            .map(|(rank, (out, boxes))| Self { rank, size, stop: stop.clone(), out: Mutex::new(out), boxes })
-            .collect()
+        ranks.map(|(rank, (out, boxes))| Self { rank, size, stop: stop.clone(), out: Mutex::new(out), boxes }).collect()
     }
 
     /// A team of one.
     pub fn alone() -> Self {
-        Self {
-            rank: 0,
-            size: 1,
-            stop: std::sync::Arc::new(|| false),
-            out: Mutex::new(vec![None]),
-            boxes: vec![None],
-        }
+        Self { rank: 0, size: 1, stop: std::sync::Arc::new(|| false), out: Mutex::new(vec![None]), boxes: vec![None] }
     }
 }
 

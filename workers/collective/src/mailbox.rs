@@ -56,7 +56,8 @@ impl Mailbox {
                 Err(RecvTimeoutError::Timeout) if stop() => return Err(CollectiveError::Interrupted),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    let vanished = || CollectiveError::Lost { rank: self.rank, reason: "it ended without a word".into() };
+                    let vanished =
+                        || CollectiveError::Lost { rank: self.rank, reason: "it ended without a word".into() };
                     return Err(self.ended.why().unwrap_or_else(vanished));
                 }
             }

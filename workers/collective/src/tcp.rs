@@ -290,8 +290,10 @@ fn meet(listener: &TcpListener, options: &TcpOptions) -> Result<Vec<Option<TcpSt
         return Err(CollectiveError::Interrupted);
     }
     let whys = whys.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let names: Vec<String> =
-        missing.iter().map(|other| format!("replica {other} at {} ({})", options.members[*other], whys[*other])).collect();
+    let names: Vec<String> = missing
+        .iter()
+        .map(|other| format!("replica {other} at {} ({})", options.members[*other], whys[*other]))
+        .collect();
     Err(CollectiveError::Rendezvous { seconds: options.together.as_secs(), missing: names.join(", ") })
 }
 

@@ -111,7 +111,9 @@ fn check(tcp: bool, size: usize, count: usize, seed: u64) {
         assert_eq!(bits(&part), bits(&sum[share(count, rank, size)]));
         // one sum for each rank, the last without any part
         let owners: Vec<usize> = (0..size).map(|at| (at + owner) % size).collect();
-        let mut mine = |at: usize| if at + 1 == size && size > 1 { Vec::new() } else { parts[share(parts.len(), rank, size)].to_vec() };
+        let mut mine = |at: usize| {
+            if at + 1 == size && size > 1 { Vec::new() } else { parts[share(parts.len(), rank, size)].to_vec() }
+        };
         let folded = team.fold(&owners, &mut mine).unwrap();
         for (at, sum) in folded.into_iter().enumerate() {
             let expected = one.as_ref().filter(|_| owners[at] == rank && (at + 1 < size || size == 1));
@@ -252,8 +254,7 @@ fn strangers_and_other_attempts_are_turned_away() {
 
 #[test]
 fn ranks_out_of_step_are_told() {
-    let results = on(false, 2, |team| {
-        if team.rank() == 0 { team.barrier().err() } else { team.all_gather(Vec::new()).err() }
-    });
+    let results =
+        on(false, 2, |team| if team.rank() == 0 { team.barrier().err() } else { team.all_gather(Vec::new()).err() });
     assert!(results.iter().any(|end| matches!(end, Some(CollectiveError::OutOfStep { .. }))), "{results:?}");
 }

@@ -23,11 +23,11 @@ mod gpu {
     use std::{collections::BTreeMap, path::Path, time::Instant};
 
     use candle_core::{DType, Device, Tensor};
-    use s3_config::{DeviceKind, LoraConfig, OptimizerConfig};
     use s3_collective::{Collective, Local, share};
+    use s3_config::{DeviceKind, LoraConfig, OptimizerConfig};
     use s3_model::{
-        AdamW, Architecture, Decoder, DecoderConfig, GenerateRequest, Gradients, PolicyGrads, SampleKey, Sampling, Team,
-        TrainSequence, device, generate, gpu, peak_memory, start_timing, timings,
+        AdamW, Architecture, Decoder, DecoderConfig, GenerateRequest, Gradients, PolicyGrads, SampleKey, Sampling,
+        Team, TrainSequence, device, generate, gpu, peak_memory, start_timing, timings,
     };
     use std::sync::Arc;
 
@@ -322,8 +322,7 @@ mod gpu {
     fn ranks(case: (&str, &str, usize, usize, usize), gpus: usize, lost: bool) -> Vec<Result<Rank, Failed>> {
         let places = Local::team(gpus, &(Arc::new(|| false) as s3_collective::Stop));
         std::thread::scope(|scope| {
-            let ranks: Vec<_> =
-                places.into_iter().map(|place| scope.spawn(move || rank(case, place, lost))).collect();
+            let ranks: Vec<_> = places.into_iter().map(|place| scope.spawn(move || rank(case, place, lost))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap_or_else(|_| Err("it panicked".into()))).collect()
         })
     }
@@ -373,7 +372,11 @@ mod gpu {
     fn decode_together(name: &str, rows: usize, prompt: usize, gpus: usize) -> Done {
         std::thread::scope(|scope| {
             let all: Vec<_> = (0..gpus)
-                .map(|at| scope.spawn(move || plain(gpu(at).map_err(Into::into).and_then(|gpu| decode(name, rows, prompt, &gpu)))))
+                .map(|at| {
+                    scope.spawn(move || {
+                        plain(gpu(at).map_err(Into::into).and_then(|gpu| decode(name, rows, prompt, &gpu)))
+                    })
+                })
                 .collect();
             for one in all {
                 one.join().unwrap_or_else(|_| Err("it panicked".into())).map_err(|error| error.to_string())?;

@@ -45,7 +45,10 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// Most that is held at once: generating and training take turns.
     pub fn peak(&self) -> u64 {
-        self.model + self.copies + self.optimizer + self.cache.max(self.gradients + self.apart + self.activations + self.logits)
+        self.model
+            + self.copies
+            + self.optimizer
+            + self.cache.max(self.gradients + self.apart + self.activations + self.logits)
     }
 
     /// The plan of one of several replicas: of the optimiser's state and the f32 copies it holds `share` at most, and

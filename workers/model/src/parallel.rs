@@ -165,12 +165,10 @@ impl Team {
         let mut failed = None;
         let mut values = |at: usize| -> Vec<Vec<f32>> {
             let of = parts.iter().filter_map(|part| part.0.get(names[at]));
-            of.map(|gradient| with_slice(gradient, <[f32]>::to_vec))
-                .collect::<Result<_>>()
-                .unwrap_or_else(|error| {
-                    failed = Some(error);
-                    Vec::new()
-                })
+            of.map(|gradient| with_slice(gradient, <[f32]>::to_vec)).collect::<Result<_>>().unwrap_or_else(|error| {
+                failed = Some(error);
+                Vec::new()
+            })
         };
         let sums = self.collective.fold(&by, &mut values)?;
         if let Some(error) = failed {
@@ -301,7 +299,9 @@ impl Team {
         let mut sums = Vec::new();
         for name in &known {
             let (Some(like), Some(owner)) = (trained.get(name), owners.get(name)) else {
-                return Err(ModelError::invalid(format!("another rank trains {name}; give all the same configuration")));
+                return Err(ModelError::invalid(format!(
+                    "another rank trains {name}; give all the same configuration"
+                )));
             };
             let gradient = match own.0.remove(name) {
                 Some(gradient) => gradient.contiguous()?,

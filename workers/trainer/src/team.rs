@@ -73,7 +73,8 @@ fn addresses(team: &TeamConfig, local: usize) -> Result<Vec<String>, Failure> {
         };
         for at in 0..local as u16 {
             let port = first.checked_add(at);
-            let port = port.ok_or_else(|| Failure::input(format!("runtime.team.members: {member}: no port is left")))?;
+            let port =
+                port.ok_or_else(|| Failure::input(format!("runtime.team.members: {member}: no port is left")))?;
             all.push(format!("{host}:{port}"));
         }
     }

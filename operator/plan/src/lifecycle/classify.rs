@@ -69,9 +69,7 @@ pub fn classify(end: &PodEnd) -> (FailureClass, String) {
 }
 
 /// Of the failures of several replicas the one that the attempt failed of: who lost another one only followed.
-pub fn cause(
-    failures: impl IntoIterator<Item = (FailureClass, String)>,
-) -> Option<(FailureClass, String)> {
+pub fn cause(failures: impl IntoIterator<Item = (FailureClass, String)>) -> Option<(FailureClass, String)> {
     let mut first = None;
     for failure in failures {
         if failure.0 != FailureClass::Communication {

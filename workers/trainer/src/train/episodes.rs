@@ -1,7 +1,7 @@
 //! Episodes of one step with their outcomes, journalled so that nothing finished is done or paid twice.
 
-use crate::baseline::BaselineStore;
 use super::notes::StepNotes;
+use crate::baseline::BaselineStore;
 use crate::run::Run;
 use crate::team::{gather, tell};
 use s3_artifacts::ArtifactError;
@@ -178,10 +178,7 @@ impl Arena<'_> {
     }
 
     /// The baseline of every question, computed where it is missing; by the first rank, which has the store.
-    fn baselines(
-        store: Option<&mut BaselineStore<'_>>,
-        questions: &[Question],
-    ) -> Result<Vec<Scored>, RolloutError> {
+    fn baselines(store: Option<&mut BaselineStore<'_>>, questions: &[Question]) -> Result<Vec<Scored>, RolloutError> {
         let Some(store) = store else { return Ok(Vec::new()) };
         let lost = store.ensure(questions, |_| ())?;
         if lost > 0 {

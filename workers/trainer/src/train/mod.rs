@@ -63,7 +63,8 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
         claim(&folder, &identity)?;
     }
     let arena = Arena { run, codec: &codec, retriever: &retriever, generator: &generator };
-    let training = Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref(), team: &team };
+    let training =
+        Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref(), team: &team };
     training.run(decoder, store.as_mut())
 }
 
@@ -243,11 +244,13 @@ impl Training<'_> {
             let step = position.step + 1;
             let mut journal = StepNotes::open(self.all(), &step_journal(&self.folder, step))?;
             let questions = step_questions(&self.chosen.train, config, step);
-            let played = self.arena.round(decoder, store.as_deref_mut(), &mut journal, &self.round(&questions, step))?;
+            let played =
+                self.arena.round(decoder, store.as_deref_mut(), &mut journal, &self.round(&questions, step))?;
             let mut figures = figures::round_figures(&played);
             self.arena.run.progress.phase(format!("step {step}/{}: update", config.steps), 0);
             let started = std::time::Instant::now();
-            let updater = Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown, team: self.team };
+            let updater =
+                Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown, team: self.team };
             figures.extend(updater.update(decoder, optimizer, &played)?);
             figures.insert("secondsUpdate".into(), started.elapsed().as_secs_f64());
             let mut next = Self::noted(position, optimizer, Some(&figures));

@@ -8,12 +8,12 @@ use crate::learn::{
     EpisodeReturn, TokenBatch, advantages, importance, kl_penalties, mismatch_kl, policy_loss, token_weights,
     value_loss, zero_variance,
 };
+use crate::team::{gather, gather_rows};
+use s3_collective::share;
 use s3_config::{
     AlgorithmConfig, Compatibility, Determinism, Estimator, ImportanceCorrection, KlPlacement, TrainerConfig,
 };
-use s3_collective::share;
 use s3_model::{AdamW, Decoder, Gradients, ModelError, PolicyGrads, PolicyOutputs, Team, TrainSequence};
-use crate::team::{gather, gather_rows};
 use s3_rollout::{RolloutError, question_key};
 use s3_telemetry::Shutdown;
 use std::collections::BTreeMap;
@@ -265,8 +265,11 @@ impl Updater<'_> {
         for micro in samples.chunks(size).skip(mine.start).take(mine.len()) {
             self.stop()?;
             let sequences: Vec<TrainSequence> = micro.iter().map(|sample| sample.sequence.clone()).collect();
-            let outputs =
-                if corrected || critic { decoder.score(&sequences, self.temperature())? } else { PolicyOutputs::default() };
+            let outputs = if corrected || critic {
+                decoder.score(&sequences, self.temperature())?
+            } else {
+                PolicyOutputs::default()
+            };
             let fixed = match penalised {
                 Some(reference) => reference.score(&sequences, self.temperature())?.logprob,
                 None => Vec::new(),
