@@ -5,20 +5,23 @@ use crate::{Collective, CollectiveError, Result, Stop};
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
 
+/// The way to another rank, if it is another and this one has not left.
+type Way = Option<(Sender<Message>, Ended)>;
+
 /// One rank of a team within a process.
 pub struct Local {
     rank: usize,
     size: usize,
     stop: Stop,
     /// To every rank; none to itself, and none once this rank has left.
-    out: Mutex<Vec<Option<(Sender<Message>, Ended)>>>,
+    out: Mutex<Vec<Way>>,
     boxes: Vec<Option<Mailbox>>,
 }
 
 impl Local {
     /// A whole team; each member goes to a thread of its own.
     pub fn team(size: usize, stop: &Stop) -> Vec<Self> {
-        let mut out: Vec<Vec<Option<(Sender<Message>, Ended)>>> = (0..size).map(|_| Vec::new()).collect();
+        let mut out: Vec<Vec<Way>> = (0..size).map(|_| Vec::new()).collect();
         let mut boxes: Vec<Vec<Option<Mailbox>>> = (0..size).map(|_| Vec::new()).collect();
         for (to, own) in boxes.iter_mut().enumerate() {
             for (from, out) in out.iter_mut().enumerate() {
