@@ -96,6 +96,7 @@ impl Team {
     }
 
     /// Whether tensors go from GPU to GPU.
+    #[cfg_attr(not(feature = "cuda"), allow(clippy::unused_self))] // there are none to ask
     fn direct(&self) -> bool {
         #[cfg(feature = "cuda")]
         return self.gpus.is_some();
@@ -350,6 +351,7 @@ fn added(parts: Vec<Gradients>) -> Result<Gradients> {
     Ok(sum)
 }
 
+#[allow(clippy::needless_pass_by_value)] // as `map_err` hands it over
 fn defect(error: serde_json::Error) -> ModelError {
     ModelError::invalid(format!("a message between replicas: {error}; run the same version everywhere"))
 }
