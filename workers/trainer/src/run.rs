@@ -48,7 +48,7 @@ pub struct Run {
 const STACK: usize = 256 << 20;
 
 /// Runs one command to its end.
-pub fn start(command: Command, config: &Path) -> Result<(), Failure> {
+pub fn start(command: &Command, config: &Path) -> Result<(), Failure> {
     let mut config: TrainerConfig = load(config).map_err(Failure::input)?;
     if matches!(command, Command::Replay(_)) {
         // it looks at a run and is no part of it
@@ -79,7 +79,7 @@ pub fn start(command: Command, config: &Path) -> Result<(), Failure> {
     let attempt = Attempt::begin(&config.runtime, &progress, &shutdown)?;
     let link = Link { handle: runtime.handle().clone(), shutdown };
     // only training is shared
-    let team = config.runtime.team.take_if(|_| command != Command::Train);
+    let team = config.runtime.team.take_if(|_| *command != Command::Train);
     if team.is_some() {
         tracing::info!("this command is done by one replica alone");
     }
