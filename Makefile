@@ -22,7 +22,7 @@ FETCH := python3 examples/quickstart/data/fetch.py
 PHASE := tests/tools/phase.sh
 S3 := target/release/s3
 
-.PHONY: help quickstart deps build data data-quickstart data-qwen test test-cluster test-e2e lint bench report soak clean-state
+.PHONY: help quickstart deps build data data-quickstart data-qwen test test-cluster test-e2e test-e2e-cel lint bench report soak clean-state
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ test-cluster: deps ## the tests against a real Kubernetes API server, started fo
 test-e2e: data ## chart, operator and quickstart on a real Kubernetes node of its own; as root
 	@tests/cluster/e2e.sh
 
+test-e2e-cel: data ## the same with a CRD server that evaluates the rules (Kubernetes 1.36's)
+	@tests/cluster/e2e.sh --cel
+
 lint: deps ## formatting, clippy without warnings, generated files and lists up to date
 	@cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features s3-tests/cluster,s3-tests/e2e -- -D warnings
@@ -76,6 +79,8 @@ report: ## the report page of the last run
 soak: data data-qwen ## the long tests (marked ignored): hours, not for every change
 	@cargo test --locked --release --workspace -- --ignored
 	S3_FAULT_PLANS=600 tests/cluster/test.sh faults
+	S3_USER_SEQUENCES=80 tests/cluster/test.sh users
+	S3_RESTARTS=all tests/cluster/test.sh restart:: -- --ignored
 
 clean-state: ## forget all runs; the fetched data stay
 	@[[ ! -d .s3 ]] || find .s3 -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} +

@@ -10,9 +10,17 @@ name=$(basename "$program")
 
 mkdir -p "$folder"/{etc/ssl/certs,tmp,dev,proc,sys}
 install -m 755 "$program" "$folder/$name"
+programs=("$program")
+# the retriever starts FAISS in a process of its own
+if [[ $name == s3-retriever ]]; then
+    faiss=$(dirname "$program")/s3-faiss
+    [[ -x $faiss ]] || { echo "error: $faiss is no program; build it first" >&2; exit 66; }
+    install -m 755 "$faiss" "$folder/s3-faiss"
+    programs+=("$faiss")
+fi
 
 # libraries at the paths where the loader of the build machine found them, the loader itself included
-ldd "$program" | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^\t\(\/[^ ]*ld-linux[^ ]*\) .*/\1/p' | sort -u | while read -r library; do
+for each in "${programs[@]}"; do ldd "$each"; done | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^\t\(\/[^ ]*ld-linux[^ ]*\) .*/\1/p' | sort -u | while read -r library; do
     mkdir -p "$folder$(dirname "$library")"
     install -m 755 "$(readlink -f "$library")" "$folder$library"
 done

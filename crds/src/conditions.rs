@@ -12,6 +12,8 @@ pub mod condition_type {
     pub const RECALL_VERIFIED: &str = "RecallVerified";
     /// At least one server answers.
     pub const SERVING: &str = "Serving";
+    /// Servers follow the load.
+    pub const AUTOSCALED: &str = "Autoscaled";
     /// The summary of a `RetrieverIndex`.
     pub const READY: &str = "Ready";
     /// Baseline answers are complete.
@@ -24,6 +26,8 @@ pub mod condition_type {
     pub const SUSPENDED: &str = "Suspended";
     /// A guard's bound is passed.
     pub const COLLAPSE_SUSPECTED: &str = "CollapseSuspected";
+    /// The evaluations on a job's schedule are finished.
+    pub const EVALUATED: &str = "Evaluated";
     /// Questions are being answered.
     pub const EVALUATING: &str = "Evaluating";
     /// The summary of `S3TrainingJob` and `EvalRun`.

@@ -256,8 +256,11 @@ pub enum CheckpointChoice {
     /// What the job exported when it was done.
     #[default]
     Final,
-    /// The newest one, also while the job runs.
+    /// The newest verified one at the time when the evaluation begins, also while the job runs. It is copied then,
+    /// so that the evaluation goes on with the same one whatever the job does meanwhile.
     Latest,
+    /// The one after the step that `step` names, which the job keeps because its `evaluation.runs` asks for it.
+    Step,
     /// What the job's warm start exported: the searcher before reinforcement.
     WarmStart,
 }
@@ -265,7 +268,9 @@ pub enum CheckpointChoice {
 /// The searcher of an arm: a job's, or a model with an adapter.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::ONE_SEARCHER, &rules::ADAPTER_NEEDS_MODEL])))]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[
+    &rules::ONE_SEARCHER, &rules::ADAPTER_NEEDS_MODEL, &rules::STEP_CHOICE, &rules::PIN_NEEDS_STEP,
+])))]
 pub struct ArmSearcher {
     /// The searcher that this `S3TrainingJob` trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -273,6 +278,14 @@ pub struct ArmSearcher {
     /// Which of the job's checkpoints.
     #[serde(default)]
     pub checkpoint: CheckpointChoice,
+    /// The step of `checkpoint: Step`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub step: Option<u32>,
+    /// Expected sha256 of that step's adapter; with it the evaluation need not wait for the end of the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[a-f0-9]{64}$"))]
+    pub sha256: Option<String>,
     /// A model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelSource>,

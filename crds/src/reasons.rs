@@ -71,6 +71,12 @@ catalogue! {
     SERVING_SCALED_TO_ZERO: RetrieverIndex "Serving" "False" "ScaledToZero",
         "`serving.replicas` is 0.",
         "Raise `serving.replicas` to use the index.";
+    AUTOSCALED: RetrieverIndex "Autoscaled" "True" "Following",
+        "A HorizontalPodAutoscaler sets the number of servers.",
+        "Nothing; it goes on by itself. Whether it finds its metric is in its own conditions.";
+    AUTOSCALING_UNAVAILABLE: RetrieverIndex "Autoscaled" "False" "AutoscalingUnavailable",
+        "`serving.autoscaling` asks for a HorizontalPodAutoscaler, and none can be made here: `serving.replicas` counts.",
+        "Set the chart's `autoscaling.enabled`; the server has to serve autoscaling/v2 or v2beta2.";
     INDEX_READY: RetrieverIndex "Ready" "True" "Ready",
         "The index of the current spec is built and served.",
         "Nothing; it goes on by itself.";
@@ -113,6 +119,9 @@ catalogue! {
     TRAINING_WAITING_INDEX: S3TrainingJob "Training" "False" "WaitingForIndex",
         "The index is not ready.",
         "See the conditions of the RetrieverIndex that `retriever.indexRef` names.";
+    TRAINING_WAITING_JOB: S3TrainingJob "Training" "False" "WaitingForJob",
+        "The job whose checkpoint this one starts from has none yet, or still works.",
+        "Wait for that job, or suspend it.";
     TRAINING_WAITING_GATEWAY: S3TrainingJob "Training" "False" "WaitingForGenerator",
         "The generator gateway does not answer yet.",
         "Check endpoint and secret of `generator.provider`.";
@@ -152,17 +161,38 @@ catalogue! {
     JOB_SUSPENDED: S3TrainingJob "Suspended" "True" "Suspended",
         "`suspend` is true; the job holds no pods and no GPUs.",
         "Set `suspend: false` to go on.";
+    JOB_PAUSED: S3TrainingJob "Suspended" "True" "PausedByGuard",
+        "A guard with action `Pause` has stopped the job; it is saved and holds no pods and no GPUs.",
+        "See what `CollapseSuspected` says. To go on, set `suspend: true` and then `false`, or change the guard.";
     JOB_NOT_SUSPENDED: S3TrainingJob "Suspended" "False" "NotSuspended",
         "The job may run.",
         "Nothing; it goes on by itself.";
     COLLAPSE_NONE: S3TrainingJob "CollapseSuspected" "False" "WithinBounds",
         "All guarded values are within their bounds.",
         "Nothing; it goes on by itself.";
+    COLLAPSE_SUSPECTED: S3TrainingJob "CollapseSuspected" "True" "BoundPassed",
+        "A guarded value is beyond its bound; the message names it.",
+        "Look at the learning curves and episodes of the report; lower the learning rate, or start from an earlier checkpoint.";
+    SCHEDULE_TEMPLATE: S3TrainingJob "Evaluated" "False" "TemplateUnfit",
+        "The `EvalRun` that `evaluation.runs.templateRef` names does not exist or evaluates nothing of this job, or the name of an evaluation is taken.",
+        "Create it, or put right what the message says; nothing that was trained is lost.";
+    SCHEDULE_GOING: S3TrainingJob "Evaluated" "Unknown" "Scheduled",
+        "Scheduled evaluations are still to come or under way; `status.evaluations` lists them.",
+        "Nothing; it goes on by itself.";
+    SCHEDULE_FAILED: S3TrainingJob "Evaluated" "False" "EvaluationFailed",
+        "All scheduled evaluations are over, and one of them or more failed.",
+        "See the `EvalRun` that the message names; delete it to have it made again.";
+    SCHEDULE_DONE: S3TrainingJob "Evaluated" "True" "Evaluated",
+        "Every scheduled evaluation is finished; `status.evaluations` summarises them.",
+        "Nothing; it goes on by itself.";
     JOB_PROGRESSING: S3TrainingJob "Succeeded" "Unknown" "Progressing",
         "The job has not finished; the other conditions say where it is.",
         "Nothing; it goes on by itself.";
     JOB_SUCCEEDED: S3TrainingJob "Succeeded" "True" "StepsDone",
         "All steps are done and the adapter is exported.",
+        "Nothing; it goes on by itself.";
+    JOB_STOPPED_EARLY: S3TrainingJob "Succeeded" "True" "StoppedEarly",
+        "`stop` has ended the training before its last step; the message says by which rule.",
         "Nothing; it goes on by itself.";
     JOB_INVALID: S3TrainingJob "Succeeded" "False" "InvalidSpec",
         "The spec asks for something that cannot be done; the message names the field.",
@@ -195,8 +225,8 @@ catalogue! {
         "An index that an arm searches is not ready.",
         "See the conditions of that RetrieverIndex.";
     EVAL_WAITING_JOB: EvalRun "Evaluating" "False" "WaitingForJob",
-        "A training job whose searcher is evaluated has no checkpoint yet.",
-        "Wait for the job, or choose `checkpoint: Latest`.";
+        "A training job whose searcher is evaluated has not made it yet.",
+        "Wait for the job, or choose `checkpoint: Latest`, which any checkpoint serves.";
     EVAL_WAITING_GATEWAY: EvalRun "Evaluating" "False" "WaitingForGenerator",
         "The generator gateway does not answer yet.",
         "Check endpoint and secret of `generator.provider`.";
@@ -242,9 +272,6 @@ catalogue! {
     EVAL_NAME_TAKEN: EvalRun "Succeeded" "Unknown" "NameTaken",
         "An object that the run needs has the name of one that the operator did not make; it is left alone.",
         "Rename or delete the object that the message names, or rename the run.";
-    EVAL_UNSUPPORTED: EvalRun "Succeeded" "False" "UnsupportedField",
-        "The spec sets a field that this version does not honour yet.",
-        "Remove the field that the message names, or upgrade.";
     EVAL_INVALID_INPUT: EvalRun "Succeeded" "False" "InvalidInput",
         "A worker refused its input: a model, dataset or index.",
         "Put right what the message names.";

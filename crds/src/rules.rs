@@ -119,6 +119,26 @@ rules! {
     FACTORY_STRING: "(self.kind == 'Factory') == has(self.factory)",
         "`factory` is set exactly when `kind` is `Factory`",
         Check::State(|v| (text(v, "/kind") == "Factory") == has(v, "factory"));
+    /// Lists belong to inverted lists.
+    IVF_FIELDS: "self.kind in ['IvfFlat', 'IvfPq'] || !has(self.lists)",
+        "`lists` belongs to `kind: IvfFlat` and `IvfPq`; leave it out",
+        Check::State(|v| ["IvfFlat", "IvfPq"].contains(&text(v, "/kind")) || !has(v, "lists"));
+    /// Code sizes belong to product quantisation.
+    PQ_FIELDS: "self.kind == 'IvfPq' || !has(self.codeBytes)",
+        "`codeBytes` belongs to `kind: IvfPq`; leave it out",
+        Check::State(|v| text(v, "/kind") == "IvfPq" || !has(v, "codeBytes"));
+    /// Neighbours belong to graphs.
+    HNSW_FIELDS: "self.kind == 'Hnsw' || (!has(self.neighbors) && !has(self.efConstruction))",
+        "`neighbors` and `efConstruction` belong to `kind: Hnsw`; leave them out",
+        Check::State(|v| text(v, "/kind") == "Hnsw" || count(v, &["neighbors", "efConstruction"]) == 0);
+    /// Visited lists belong to inverted lists.
+    PROBES_FIELD: "self.kind in ['IvfFlat', 'IvfPq', 'Factory'] || !has(self.probes)",
+        "`probes` belongs to `kind: IvfFlat`, `IvfPq` and `Factory`; leave it out",
+        Check::State(|v| ["IvfFlat", "IvfPq", "Factory"].contains(&text(v, "/kind")) || !has(v, "probes"));
+    /// Kept candidates belong to graphs.
+    EF_SEARCH_FIELD: "self.kind in ['Hnsw', 'Factory'] || !has(self.efSearch)",
+        "`efSearch` belongs to `kind: Hnsw` and `Factory`; leave it out",
+        Check::State(|v| ["Hnsw", "Factory"].contains(&text(v, "/kind")) || !has(v, "efSearch"));
     /// The default number is allowed.
     SERVING_TOP_K: "self.topK <= self.topKLimit",
         "`topK` is above `topKLimit`; raise the limit or lower `topK`",
@@ -199,6 +219,17 @@ rules! {
     SOME_STOP: "has(self.targetGbr) || has(self.patience)",
         "set `targetGbr`, `patience` or both",
         Check::State(|v| count(v, &["targetGbr", "patience"]) > 0);
+    /// Rounds are played ahead by one trainer alone.
+    STALENESS_ALONE: "self.rollout.staleness == 0 || (self.parallelism.replicas == 1 && self.parallelism.gpusPerReplica <= 1)",
+        "`rollout.staleness` plays rounds ahead, which several replicas do not; set it to 0, or `parallelism.replicas` to 1 and `parallelism.gpusPerReplica` to at most 1",
+        Check::State(|v| {
+            let alone = int(v, "/parallelism/replicas") <= 1 && int(v, "/parallelism/gpusPerReplica") <= 1;
+            int(v, "/rollout/staleness") == 0 || alone
+        });
+    /// A stop rule looks at a probe.
+    STOP_NEEDS_PROBE: "!has(self.stop) || has(self.evaluation.probe)",
+        "`stop` looks at the gain on held-out questions; set `evaluation.probe`",
+        Check::State(|v| !has(v, "stop") || v.pointer("/evaluation/probe").is_some_and(|probe| !probe.is_null()));
     /// A guard has a bound.
     GUARD_BOUND: "has(self.min) || has(self.max)",
         "set `min`, `max` or both",
@@ -225,6 +256,13 @@ rules! {
     SEED_IMMUTABLE: "self.seed == oldSelf.seed",
         "`seed` is immutable; make a new object for another seed",
         Check::Transition(|v, old| same(v, old, "/seed"));
+    /// A schedule is short enough to be told in the status.
+    RUNS_BOUND: "!has(self.evaluation.runs) || self.steps / self.evaluation.runs.every <= 100",
+        "`evaluation.runs` would make more than 100 evaluations; raise `every`",
+        Check::State(|v| {
+            let every = int(v, "/evaluation/runs/every");
+            every == 0 || int(v, "/steps") / every <= 100
+        });
     /// Done steps stay done.
     STEPS_GROW: "self.steps >= oldSelf.steps",
         "`steps` may grow but not shrink; set `suspend: true` to stop, or `stop` to end early",
@@ -319,6 +357,14 @@ rules! {
     ONE_SEARCHER: "has(self.jobRef) != has(self.model)",
         "set exactly one of `jobRef` and `model`",
         Check::State(|v| count(v, &["jobRef", "model"]) == 1);
+    /// A step belongs to the choice of one.
+    STEP_CHOICE: "(self.checkpoint == 'Step') == has(self.step)",
+        "`step` is set exactly when `checkpoint` is `Step`",
+        Check::State(|v| (text(v, "/checkpoint") == "Step") == has(v, "step"));
+    /// Only a step is pinned by its digest.
+    PIN_NEEDS_STEP: "!has(self.sha256) || has(self.step)",
+        "`sha256` pins the adapter of `step`; set both, or leave it out",
+        Check::State(|v| !has(v, "sha256") || has(v, "step"));
     /// An adapter lies over a model.
     ADAPTER_NEEDS_MODEL: "!has(self.adapter) || has(self.model)",
         "`adapter` lies over `model`; a job's searcher brings its own",

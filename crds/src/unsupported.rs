@@ -30,7 +30,6 @@ const fn value(kind: Option<Kind>, path: &'static str, values: &'static [&'stati
 
 const INDEX: Option<Kind> = Some(Kind::RetrieverIndex);
 const JOB: Option<Kind> = Some(Kind::S3TrainingJob);
-const RUN: Option<Kind> = Some(Kind::EvalRun);
 
 /// Fields and values that no code honours yet.
 pub const UNSUPPORTED: &[Field] = &[
@@ -39,51 +38,14 @@ pub const UNSUPPORTED: &[Field] = &[
     field(INDEX, "spec.source.build.lexical.analyzer", "is not built yet; use English"),
     field(INDEX, "spec.source.import.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.import.lexical.analyzer", "is not built yet; use English"),
-    value(
-        INDEX,
-        "spec.source.build.dense.index.kind",
-        &["IvfFlat", "IvfPq", "Hnsw", "Factory"],
-        "is not built yet; use Flat, ScalarQuantized or OneBit",
-    ),
     field(INDEX, "spec.source.build.dense.index.metric", "is not built yet; use InnerProduct"),
-    field(
-        INDEX,
-        "spec.source.build.dense.index.lists",
-        "belongs to IvfFlat and IvfPq, which are not built yet; leave it out",
-    ),
-    field(
-        INDEX,
-        "spec.source.build.dense.index.probes",
-        "belongs to IvfFlat and IvfPq, which are not built yet; leave it out",
-    ),
-    field(INDEX, "spec.source.build.dense.index.codeBytes", "belongs to IvfPq, which is not built yet; leave it out"),
-    field(INDEX, "spec.source.build.dense.index.neighbors", "belongs to Hnsw, which is not built yet; leave it out"),
-    field(
-        INDEX,
-        "spec.source.build.dense.index.efConstruction",
-        "belongs to Hnsw, which is not built yet; leave it out",
-    ),
-    field(INDEX, "spec.source.build.dense.index.efSearch", "belongs to Hnsw, which is not built yet; leave it out"),
-    field(INDEX, "spec.source.build.dense.index.factory", "belongs to Factory, which is not built yet; leave it out"),
-    value(INDEX, "spec.reranker.device", &["Cuda"], "is not served yet: pairs are read on the CPU; use Cpu"),
-    field(INDEX, "spec.serving.autoscaling", "is not scaled yet; set serving.replicas"),
     // training
     value(JOB, "spec.searcher.adapter.kind", &["Full"], "is not trained yet; use Lora"),
     field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),
     field(JOB, "spec.data.filters.difficultyBuffer", "is not kept yet; leave it out"),
     value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
     field(JOB, "spec.reward.baseline.method", "is not computed as a baseline yet; use Rag"),
-    field(JOB, "spec.rollout.staleness", "is not scheduled yet; use 0"),
-    field(JOB, "spec.stop", "is not watched yet; set steps"),
     value(JOB, "spec.compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
-    field(JOB, "spec.checkpoint.resumeFrom", "is not read yet; start from searcher.adapter.init"),
-    field(JOB, "spec.evaluation.runs", "are not scheduled yet; use evaluation.probe, or an EvalRun after the job"),
-    field(JOB, "spec.guards.entropy", "is not watched yet; leave it out"),
-    field(JOB, "spec.guards.formatRate", "is not watched yet; leave it out"),
-    field(JOB, "spec.guards.searchesPerQuestion", "is not watched yet; leave it out"),
-    field(JOB, "spec.guards.mismatchKl", "is not watched yet; leave it out"),
-    // evaluation
-    value(RUN, "spec.arms[].searcher.checkpoint", &["Latest"], "is not read yet; use Final"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.
@@ -96,6 +58,7 @@ pub const CLUSTER_ONLY: &[Field] = &[
     field(None, "spec.activeDeadlineSeconds", "the run has no deadline"),
     field(None, "spec.ttlSecondsAfterFinished", "the run's folder stays until you remove it"),
     field(INDEX, "spec.serving.replicas", "one server runs"),
+    field(INDEX, "spec.serving.autoscaling", "one server runs"),
     field(JOB, "spec.serving", "nothing is served after the run; use `s3 ask`"),
     field(JOB, "spec.gpuSecondBudget", "GPU-seconds are not counted"),
     field(JOB, "spec.failurePolicy", "the supervisor restarts by its own policy"),

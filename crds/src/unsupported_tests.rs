@@ -137,7 +137,8 @@ fn what_only_a_cluster_honours_is_said_and_nothing_else() {
 
 #[test]
 fn messages_name_field_and_way_out() {
-    let object = json!({"spec": {"arms": [{"name": "a", "method": "Direct"}, {"name": "b", "method": "S3", "searcher": {"checkpoint": "Latest"}}], "decoding": {"topP": 1.0}}});
-    let errors: Vec<String> = refuse_unsupported(Kind::EvalRun, &object).iter().map(FieldError::to_string).collect();
-    assert_eq!(errors, ["spec.arms[1].searcher.checkpoint: `Latest` is not read yet; use Final"]);
+    let object = json!({"spec": {"compatibility": "SearchR1", "rollout": {"samples": 8}}});
+    let errors: Vec<String> =
+        refuse_unsupported(Kind::S3TrainingJob, &object).iter().map(FieldError::to_string).collect();
+    assert_eq!(errors, ["spec.compatibility: `SearchR1` is not reproduced yet; use None or S3"]);
 }

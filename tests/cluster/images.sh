@@ -16,6 +16,11 @@ while read -r program; do
     # symbols of a test build are half of it, and copied for every container
     cp "$binaries/$program" "$work/$program"
     strip "$work/$program"
+    # which it starts from beside itself
+    if [[ $program == s3-retriever ]]; then
+        cp "$binaries/s3-faiss" "$work/s3-faiss"
+        strip "$work/s3-faiss"
+    fi
     "$repository/images/root.sh" "$work/$program" "$work/root"
     "$repository/images/archive.py" "$work/root" "s3/$program:$tag" "/$program" "$archive"
     say "image s3/$program:$tag, $(($(stat -c %s "$archive") / 1000000)) MB"

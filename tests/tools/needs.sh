@@ -12,6 +12,8 @@ rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../../Cargo.tom
 missing=()
 command -v cc >/dev/null && command -v c++ >/dev/null || missing+=(build-essential) # ring, onig
 command -v python3 >/dev/null || missing+=(python3)                                  # data
+command -v cmake >/dev/null || missing+=(cmake)                                      # faiss
+[[ -n $(find -L /usr/lib /usr/local/lib -name libopenblas.so -print -quit 2>/dev/null) ]] || missing+=(libopenblas-dev) # faiss
 python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)                   # data
 if [[ ${1-} == --tests ]]; then
     command -v chromium >/dev/null || missing+=(chromium)               # the report page, opened

@@ -72,6 +72,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [searchagent.dev]
   resources: [s3trainingjobs, evalruns]
   verbs: [delete]
+# the evaluations on a job's schedule, suspended with their job
+- apiGroups: [searchagent.dev]
+  resources: [evalruns]
+  verbs: [create, patch]
 - apiGroups: [searchagent.dev]
   resources: [retrieverindices/status, s3trainingjobs/status, evalruns/status]
   verbs: [patch]
@@ -79,9 +83,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [searchagent.dev]
   resources: [retrieverindices/finalizers, s3trainingjobs/finalizers, evalruns/finalizers]
   verbs: [update]
+# made once and never changed
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
@@ -104,6 +109,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+{{- if .Values.autoscaling.enabled }}
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 {{- if .Values.kueue.enabled }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]

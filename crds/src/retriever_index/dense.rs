@@ -84,18 +84,18 @@ pub enum VectorIndexKind {
     /// Exact search over all vectors.
     #[default]
     Flat,
-    /// Inverted lists of whole vectors.
+    /// FAISS' inverted lists of whole vectors; the best are scored again exactly.
     IvfFlat,
-    /// Inverted lists of product-quantised vectors.
+    /// FAISS' inverted lists of product-quantised vectors; the best are scored again exactly.
     IvfPq,
-    /// A navigable small-world graph.
+    /// FAISS' navigable small-world graph; the best are scored again exactly.
     Hnsw,
     /// 8 bits a dimension; the best are scored again exactly.
     ScalarQuantized,
     /// 1 bit a dimension (RaBitQ); the best are scored again exactly. A thirty-second of the memory of f32: 21 million
     /// vectors of 768 dimensions in 2.3 GB.
     OneBit,
-    /// What the `factory` string says.
+    /// What FAISS makes of the `factory` string; the best are scored again exactly.
     Factory,
 }
 
@@ -112,7 +112,7 @@ pub enum Metric {
 /// The index over the vectors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::FACTORY_STRING])))]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::FACTORY_STRING, &rules::IVF_FIELDS, &rules::PQ_FIELDS, &rules::HNSW_FIELDS, &rules::PROBES_FIELD, &rules::EF_SEARCH_FIELD])))]
 pub struct VectorIndex {
     /// Its structure.
     pub kind: VectorIndexKind,
@@ -126,11 +126,11 @@ pub struct VectorIndex {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub lists: Option<u32>,
-    /// Lists visited per query at least.
+    /// Lists visited per query at least, for `IvfFlat`, `IvfPq` and `Factory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub probes: Option<u32>,
-    /// Bytes per vector, for `IvfPq`.
+    /// Bytes per vector, for `IvfPq`; a divisor of its dimensions, an eighth of them by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
     pub code_bytes: Option<u32>,
@@ -142,7 +142,7 @@ pub struct VectorIndex {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2, max = 100_000))]
     pub ef_construction: Option<u32>,
-    /// Candidates while searching, for `Hnsw`.
+    /// Candidates while searching at least, for `Hnsw` and `Factory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000))]
     pub ef_search: Option<u32>,

@@ -277,7 +277,7 @@ pub struct IndexServing {
     /// Servers behind one address.
     #[schemars(range(max = 1000))]
     pub replicas: u32,
-    /// Servers follow the load instead of `replicas`.
+    /// Servers follow the load instead of `replicas`, which counts while nothing can follow it; 0 serves nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
     /// Processor of query encoding.
@@ -306,7 +306,8 @@ impl Default for IndexServing {
     }
 }
 
-/// Servers that follow the load.
+/// Servers that follow the load: a `HorizontalPodAutoscaler` over the metric `s3_retriever_waiting_queries` of the pods,
+/// which the cluster has to serve (`custom.metrics.k8s.io`, for instance by the Prometheus adapter).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::AUTOSCALING_RANGE])))]

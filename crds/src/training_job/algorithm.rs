@@ -278,7 +278,7 @@ pub struct Rollout {
     /// Nucleus: only the likeliest tokens of this total probability are sampled; 1 is off.
     #[schemars(range(min = 0.01, max = 1))]
     pub top_p: f64,
-    /// Episodes decoded together; part of what `determinism: Bitwise` fixes.
+    /// Episodes under way at once; each takes the memory of its keys and values.
     #[schemars(range(min = 1, max = 65_536))]
     pub batch: u32,
     /// Episodes per backward pass; part of what `determinism: Bitwise` fixes.
@@ -287,9 +287,14 @@ pub struct Rollout {
     /// Episodes per optimiser step; 0 takes the whole round.
     #[schemars(range(max = 16_777_216))]
     pub mini_batch: u32,
-    /// Step t trains on episodes of policy t − this; 0 is on-policy.
+    /// How many updates the policy that plays a step's episodes may lie behind the one that learns from them; 0 is
+    /// on-policy. Step t trains on episodes of the policy after t − 1 − this updates, a schedule that no latency
+    /// changes, so episodes go on while the trainer learns. Above 0, `algorithm.importance` should correct for it.
     #[schemars(range(max = 64))]
     pub staleness: u32,
+    /// Threads that decode episodes; changes no result.
+    #[schemars(range(min = 1, max = 64))]
+    pub workers: u32,
 }
 
 impl Default for Rollout {
@@ -303,6 +308,7 @@ impl Default for Rollout {
             micro_batch: 4,
             mini_batch: 0,
             staleness: 0,
+            workers: 1,
         }
     }
 }

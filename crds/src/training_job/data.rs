@@ -171,13 +171,18 @@ fn default_limit() -> u32 {
     64
 }
 
-/// Full evaluations of checkpoints while training goes on.
+/// Full evaluations of checkpoints while training goes on: an `EvalRun` of its own for each, owned by the job.
+///
+/// The searcher of each of these steps is kept beside the checkpoints until the job goes, however few checkpoints are
+/// kept. While the job is suspended, its evaluations are, too.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ScheduledRuns {
     /// Every so many steps.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub every: u32,
-    /// An `EvalRun` whose spec is the template; its arms that name this job take the checkpoint.
+    /// An `EvalRun` whose spec is the template; its arms that name this job take the checkpoint. It is an evaluation
+    /// itself, of what the job exports in the end; with `suspend: true` it is a template alone. Its `suspend` and
+    /// `ttlSecondsAfterFinished` are not copied.
     pub template_ref: LocalRef,
 }

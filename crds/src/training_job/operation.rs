@@ -16,7 +16,7 @@ pub struct Checkpoint {
     pub keep: u32,
     /// Where they are kept.
     pub storage: Storage,
-    /// Where the first attempt starts, when not from nothing.
+    /// Where the first attempt starts, when not from nothing: with that checkpoint's policy, optimiser and step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume_from: Option<ResumeFrom>,
 }
@@ -32,7 +32,7 @@ impl Default for Checkpoint {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::ONE_RESUME])))]
 pub struct ResumeFrom {
-    /// The last checkpoint of another job.
+    /// The last checkpoint of another job of the same searcher, once that job is over or suspended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_ref: Option<LocalRef>,
     /// A checkpoint folder.
@@ -40,7 +40,7 @@ pub struct ResumeFrom {
     pub source: Option<DataSource>,
 }
 
-/// Ends training before its last step.
+/// Ends training before its last step. What is exported then is what `evaluation.probe.export` says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::SOME_STOP])))]
@@ -61,9 +61,10 @@ pub enum GuardAction {
     /// Sets `CollapseSuspected` and goes on.
     #[default]
     Warn,
-    /// Checkpoints and suspends the job.
+    /// Checkpoints and suspends the job, until `suspend` is set and taken back, or the spec changes.
     Pause,
-    /// Returns to the last checkpoint before the bound was passed.
+    /// Returns to the last checkpoint before the bound was passed, and samples other episodes from there; the fourth
+    /// time, and where that checkpoint is no longer kept, it pauses.
     Rollback,
 }
 

@@ -30,6 +30,10 @@ pub struct S3TrainingJobStatus {
     /// The newest verified checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<CheckpointStatus>,
+    /// Evaluations on the schedule of `evaluation.runs`, by step.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["step"]))]
+    pub evaluations: Vec<ScheduledEvaluation>,
     /// The exported adapter or model, once training is done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub export: Option<Artifact>,
@@ -57,7 +61,7 @@ pub struct S3TrainingJobStatus {
     /// Address of the served searcher.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// `BaselineReady`, `Checkpointed`, `Training`, `Suspended`, `CollapseSuspected`, `Succeeded`.
+    /// `BaselineReady`, `Checkpointed`, `Training`, `Suspended`, `CollapseSuspected`, `Evaluated`, `Succeeded`.
     #[schemars(schema_with = "condition_list")]
     pub conditions: Vec<Condition>,
 }
@@ -72,6 +76,28 @@ pub struct CheckpointStatus {
     pub digest: String,
     /// Policy update steps done when it was taken.
     pub step: u32,
+}
+
+/// One evaluation on a job's schedule.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ScheduledEvaluation {
+    /// Policy update steps done by the searcher that is evaluated.
+    pub step: u32,
+    /// The `EvalRun`.
+    pub name: String,
+    /// Sha256 of the searcher's adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Reason of its `Succeeded` condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Share of right answers of the first arm with the job's searcher, over all datasets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gen_acc: Option<f64>,
+    /// Its gain over the baseline arm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gbr: Option<f64>,
 }
 
 /// A published file or folder.

@@ -77,6 +77,9 @@ pub fn sorted_numbers(value: &Value) -> Value {
 pub fn broken() -> Vec<(Value, &'static str)> {
     let job = |p: &str, v: Value| with(job(), p, v);
     let index = |p: &str, v: Value| with(index(), p, v);
+    let dense = |kind: Value| {
+        index("/spec/source/build/dense", json!({"encoder": {"model": {"uri": "file:///e"}}, "index": kind}))
+    };
     let run = |p: &str, v: Value| with(run(), p, v);
     let named = |n: usize| json!({"name": "a".repeat(n)});
     vec![
@@ -115,6 +118,11 @@ pub fn broken() -> Vec<(Value, &'static str)> {
             ),
             "`factory` is set exactly when",
         ),
+        (dense(json!({"kind": "Hnsw", "lists": 9})), "`lists` belongs to"),
+        (dense(json!({"kind": "IvfFlat", "codeBytes": 9})), "`codeBytes` belongs to"),
+        (dense(json!({"efConstruction": 9})), "`neighbors` and `efConstruction` belong to"),
+        (dense(json!({"kind": "Hnsw", "probes": 9})), "`probes` belongs to"),
+        (dense(json!({"kind": "IvfPq", "efSearch": 9})), "`efSearch` belongs to"),
         (index("/spec/serving", json!({"topK": 200})), "`topK` is above `topKLimit`"),
         (index("/spec/serving", json!({"autoscaling": {"minReplicas": 9}})), "`minReplicas` is above"),
         (job("/spec/rollout", json!({"samples": 1, "questions": 4})), "`algorithm.estimator` compares samples"),
@@ -137,8 +145,21 @@ pub fn broken() -> Vec<(Value, &'static str)> {
         (job("/spec/rollout", json!({"microBatch": 7})), "`microBatch` must divide"),
         (job("/spec/data/part", json!("2/2")), "the part's number starts at 0"),
         (job("/spec/checkpoint", json!({"resumeFrom": {}})), "set exactly one of `jobRef` and `source`"),
+        (
+            with(
+                job("/spec/evaluation", json!({"runs": {"every": 1, "templateRef": {"name": "t"}}})),
+                "/spec/steps",
+                json!(101),
+            ),
+            "`evaluation.runs` would make more than 100",
+        ),
         (job("/spec/stop", json!({})), "set `targetGbr`, `patience` or both"),
+        (job("/spec/stop", json!({"patience": 3})), "`stop` looks at the gain on held-out questions"),
         (job("/spec/guards", json!({"entropy": {"action": "Pause"}})), "set `min`, `max` or both"),
+        (
+            with(job("/spec/rollout", json!({"staleness": 1})), "/spec/parallelism", json!({"replicas": 2})),
+            "`rollout.staleness` plays rounds ahead",
+        ),
         (run("/spec/retriever", Value::Null), "an arm that searches has no index"),
         (run("/spec/arms/2/budgetFrom", json!("same")), "`budgetFrom` must name another arm"),
         (run("/spec/statistics", json!({"baseline": "x"})), "`statistics.baseline` names no arm"),
@@ -172,6 +193,8 @@ pub fn broken() -> Vec<(Value, &'static str)> {
             run("/spec/arms/1/retriever", json!({"indexRef": {"name": "a"}, "control": "Oracle"})),
             "set exactly one of `indexRef` and `control`",
         ),
+        (run("/spec/arms/3/searcher/step", json!(3)), "`step` is set exactly when"),
+        (run("/spec/arms/3/searcher/sha256", json!("a".repeat(64))), "`sha256` pins the adapter"),
         (run("/spec/arms/3/searcher/model", json!({"uri": "file:///m"})), "set exactly one of `jobRef` and `model`"),
         (run("/spec/arms/3/searcher/adapter", json!({"uri": "file:///m"})), "`adapter` lies over `model`"),
     ]

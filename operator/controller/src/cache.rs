@@ -1,5 +1,6 @@
 //! What the API server has, as far as its watches have told.
 
+use crate::slim::{Slim, slimmed};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
@@ -27,7 +28,7 @@ pub struct Cache<K> {
     warm: AtomicUsize,
 }
 
-impl<K: Resource + Clone> Cache<K> {
+impl<K: Resource + Clone + Slim> Cache<K> {
     /// Groups objects by the value of a label.
     pub fn new(label: Option<&'static str>) -> Self {
         let inner =
@@ -39,8 +40,8 @@ impl<K: Resource + Clone> Cache<K> {
     pub fn take(&self, scope: usize, event: Event<K>) -> Vec<ObjectMeta> {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Apply(mut object) => {
-                slim(&mut object);
+            Event::Apply(object) => {
+                let object = slimmed(object);
                 let meta = object.meta().clone();
                 self.put(&mut inner, scope, Arc::new(object));
                 vec![meta]
@@ -54,8 +55,8 @@ impl<K: Resource + Clone> Cache<K> {
                 inner.listing.insert(scope, HashMap::new());
                 Vec::new()
             }
-            Event::InitApply(mut object) => {
-                slim(&mut object);
+            Event::InitApply(object) => {
+                let object = slimmed(object);
                 inner.listing.entry(scope).or_default().insert(name_of(&object), Arc::new(object));
                 Vec::new()
             }
@@ -144,11 +145,6 @@ impl<K: Resource + Clone> Cache<K> {
     pub fn names(&self) -> Vec<Name> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner).objects.keys().cloned().collect()
     }
-}
-
-/// Who manages which field is never decided from, and is half of an object's size.
-fn slim<K: Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
 }
 
 fn name_of<K: Resource>(object: &K) -> Name {

@@ -2,6 +2,7 @@
 
 use s3_crds::Kind;
 use std::fmt;
+use std::time::Duration;
 
 /// One unit of work.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,6 +38,17 @@ impl Key {
     pub fn namespace(&self) -> &str {
         match self {
             Self::Resource { namespace, .. } | Self::Gateways { namespace } => namespace,
+        }
+    }
+
+    /// How long an event of something that belongs to it waits for more of them.
+    ///
+    /// A child's news comes in bursts, and what many share is looked at once for all that came together. What a person
+    /// does to a resource itself is looked at right away.
+    pub fn gathers(&self) -> Duration {
+        match self {
+            Self::Resource { .. } => Duration::from_millis(100),
+            Self::Gateways { .. } => Duration::from_millis(200),
         }
     }
 

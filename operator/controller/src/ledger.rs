@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use s3_crds::{CheckpointStatus, FailureClass};
 use s3_plan::lifecycle::{Attempted, End, Grant, Live, PodEnd, Record, admission, cause, classify};
 use s3_plan::objects::{ATTEMPT_LABEL, FINGERPRINT_ANNOTATION};
-use s3_telemetry::{CheckpointNote, Termination};
+use s3_telemetry::{CheckpointNote, ExitClass, Termination};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -148,6 +148,9 @@ fn live(
     let mut working: Vec<&Pod> = Vec::new();
     let mut fenced_at = None;
     let mut checkpoint = report.and_then(|report| report.checkpoint.clone());
+    let mut milestones = report.map(|report| report.milestones.clone()).unwrap_or_default();
+    let mut guard = report.and_then(|report| report.guard.clone());
+    let mut paused = false;
     let mut done = Vec::new();
     let (mut failures, mut vanished_well) = (Vec::new(), 0);
     for pod in pods {
@@ -172,6 +175,9 @@ fn live(
             .into_iter()
             .flatten()
             .max_by_key(|checkpoint: &CheckpointStatus| checkpoint.step);
+        paused |= said.as_ref().is_some_and(|said| said.class == Some(ExitClass::Paused));
+        guard = said.as_ref().map_or(guard, |said| said.guard.clone());
+        milestones.extend(said.iter().flat_map(|said| said.milestones.clone()));
         if phase == "Succeeded" {
             done.push((pod, said));
         } else if over || lost || pod.metadata.deletion_timestamp.is_some() {
@@ -227,8 +233,12 @@ fn live(
         failed = failed.or_else(|| Some((FailureClass::NodeLost, "its Job was deleted".into())));
     }
     live.checkpoint = checkpoint;
+    live.milestones = milestones;
+    live.guard = guard;
     live.phase = report.map(|report| report.phase.clone()).unwrap_or_default();
     live.end = match failed {
+        // One replica speaks for all: they measure the same.
+        Some(_) if paused => Some(End::Paused),
         Some((class, message)) => Some(End::Failed { class, message }),
         None if replicas > 0 && done.len() + vanished_well >= replicas => Some(outcome(&done, report)),
         None => None,

@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod clock;
+pub mod kept;
 pub mod key;
 pub mod lease;
 pub mod ledger;
@@ -12,6 +13,9 @@ pub mod progress;
 pub mod queue;
 pub mod reconcile;
 pub mod scene;
+pub mod sharing;
+pub mod slim;
+pub mod teller;
 pub mod values;
 pub mod world;
 pub mod write;

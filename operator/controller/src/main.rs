@@ -6,6 +6,13 @@ use s3_crds::Kind;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// Caches live for months and change all the time: this one gives back what they no longer fill.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Threads at most: the work is waiting, and each thread keeps memory of its own.
+const THREADS: usize = 4;
+
 /// Operator of `RetrieverIndex`, `S3TrainingJob` and `EvalRun`.
 #[derive(Parser)]
 #[command(name = "s3-operator", version)]
@@ -70,7 +77,9 @@ fn run(options: s3_operator::options::Options) -> Result<()> {
     s3_telemetry::init_logging();
     // A second provider in the process would be an error here; there is none, and the first stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(THREADS));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let runtime = runtime.context("the runtime")?;
     runtime.block_on(async {
         let shutdown = s3_telemetry::Shutdown::listen().context("signals")?;
         s3_operator::operator::run(options, shutdown).await.context("the operator ended")

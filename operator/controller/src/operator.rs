@@ -7,6 +7,8 @@ use crate::progress::{ProgressService, Reports};
 use crate::queue::Queue;
 use crate::reconcile::{StatusClock, reconcile};
 use crate::scene;
+use crate::sharing::Sharing;
+use crate::teller::Teller;
 use crate::world::{World, watch_all};
 use crate::write::{Trouble, Writer, brief};
 use futures_util::FutureExt as _;
@@ -47,7 +49,11 @@ pub struct Shared {
     /// When statuses were written.
     pub statuses: StatusClock,
     /// Publishes events.
-    pub recorder: Recorder,
+    pub teller: Teller,
+    /// What is to be looked at.
+    pub queue: Arc<Queue>,
+    /// Who shares which gateways.
+    pub sharing: Sharing,
     /// What surrounds objects, without namespace and claims.
     surroundings: Surroundings,
 }
@@ -59,6 +65,7 @@ impl Shared {
         Surroundings {
             namespace: namespace.to_owned(),
             claims: scene::claims_of(self, namespace, claims),
+            autoscaling: self.world.scaling_version().map(str::to_owned),
             ..self.surroundings.clone()
         }
     }
@@ -99,7 +106,7 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), OperatorErr
     let client = Client::try_from(config)?;
 
     let scopes = options.namespaces.len().max(1);
-    let (world, queue) = (Arc::new(World::new(scopes, options.kueue)), Arc::new(Queue::default()));
+    let (world, queue) = (Arc::new(World::new(scopes, options.kueue, options.autoscaling)), Arc::new(Queue::default()));
     let (reports, fence) = (Arc::new(Reports::default()), Fence::default());
     let holder = options.holder();
     let ready = Arc::new(AtomicBool::new(false));
@@ -118,15 +125,16 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), OperatorErr
     ready.store(true, Ordering::SeqCst);
     tracing::info!(holder, "caches are warm");
 
+    let reporter = Reporter { controller: "s3-operator".into(), instance: Some(holder.clone()) };
+    let recorder = Recorder::new(client.clone(), reporter);
     let shared = Arc::new(Shared {
         world: world.clone(),
         writer: Writer::new(client.clone(), fence.clone(), world.clone()),
         reports,
         statuses: StatusClock::default(),
-        recorder: Recorder::new(
-            client.clone(),
-            Reporter { controller: "s3-operator".into(), instance: Some(holder.clone()) },
-        ),
+        queue: queue.clone(),
+        sharing: Sharing::default(),
+        teller: Teller::start(recorder, fence.clone()),
         surroundings,
     });
     let duration = Duration::from_secs(options.lease_seconds.into());

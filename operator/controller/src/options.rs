@@ -48,7 +48,7 @@ pub struct Options {
     #[arg(long, env = "S3_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..))]
     pub lease_seconds: u16,
     /// Resources that are reconciled at the same time.
-    #[arg(long, env = "S3_WORKERS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "S3_WORKERS", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     pub workers: u16,
     /// Seconds after which everything is looked at again, whatever the watches say.
     #[arg(long, env = "S3_RESYNC_SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
@@ -56,6 +56,9 @@ pub struct Options {
     /// Whether resources may enter queues of Kueue with a Workload of their own.
     #[arg(long, env = "S3_KUEUE", default_value_t = false, action = clap::ArgAction::Set, value_name = "true|false")]
     pub kueue: bool,
+    /// Whether servers of indices may follow the load by a HorizontalPodAutoscaler.
+    #[arg(long, env = "S3_AUTOSCALING", default_value_t = false, action = clap::ArgAction::Set, value_name = "true|false")]
+    pub autoscaling: bool,
     /// File with further settings (YAML), see [`Settings`].
     #[arg(long, env = "S3_SETTINGS")]
     pub settings: Option<std::path::PathBuf>,

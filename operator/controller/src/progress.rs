@@ -26,6 +26,10 @@ pub const STATUS_PERIOD: Duration = Duration::from_secs(10);
 const REVIEW_LASTS: Duration = Duration::from_secs(60);
 /// Longest phase that is kept.
 const PHASE_LIMIT: usize = 200;
+/// Longest word of a guard that is kept.
+const MESSAGE_LIMIT: usize = 1000;
+/// Most adapters that are kept of one report; no schedule asks for so many.
+const MILESTONES_LIMIT: usize = 200;
 
 /// What one attempt said last.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,6 +44,10 @@ pub struct Report {
     pub figures: BTreeMap<String, f64>,
     /// The newest checkpoint.
     pub checkpoint: Option<CheckpointStatus>,
+    /// Sha256 of the adapters that are kept for evaluations, by step.
+    pub milestones: BTreeMap<u32, String>,
+    /// What guards say of the policy.
+    pub guard: Option<String>,
     /// Digest and summary of the outcome.
     pub outcome: Option<(String, Value)>,
 }
@@ -55,11 +63,14 @@ impl Reports {
         reports.get(&(uid.to_owned(), component.to_owned(), attempt)).cloned()
     }
 
-    /// Takes a report. Returns whether it is more than progress: a checkpoint or an outcome.
+    /// Takes a report. Returns whether it is more than progress: a checkpoint, an adapter or an outcome.
     pub fn take(&self, uid: &str, component: &str, attempt: u32, report: &Report) -> bool {
         let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let old = reports.insert((uid.to_owned(), component.to_owned(), attempt), report.clone()).unwrap_or_default();
-        old.checkpoint != report.checkpoint || old.outcome != report.outcome
+        old.checkpoint != report.checkpoint
+            || old.outcome != report.outcome
+            || old.milestones != report.milestones
+            || old.guard.is_some() != report.guard.is_some()
     }
 
     /// Forgets a resource that is gone.
@@ -209,6 +220,8 @@ fn taken(report: ProgressReport) -> Report {
         total: report.total,
         figures: report.figures.into_iter().filter(|(_, value)| value.is_finite()).take(64).collect(),
         checkpoint: report.checkpoint.map(|checkpoint| checkpoint_status(&note(checkpoint))),
+        guard: Some(report.guard.chars().take(MESSAGE_LIMIT).collect::<String>()).filter(|said| !said.is_empty()),
+        milestones: report.milestones.into_iter().take(MILESTONES_LIMIT).collect(),
         outcome: report
             .outcome
             .map(|outcome| (outcome.digest, serde_json::from_str(&outcome.summary_json).unwrap_or(Value::Null))),

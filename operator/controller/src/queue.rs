@@ -51,6 +51,12 @@ impl Queue {
         self.add_after(key, Duration::ZERO);
     }
 
+    /// Asks for a key because something that belongs to it changed.
+    pub fn gather(&self, key: Key) {
+        let pause = key.gathers();
+        self.add_after(key, pause);
+    }
+
     /// Asks for a key after a pause; an earlier time that is set already stays.
     pub fn add_after(&self, key: Key, pause: Duration) {
         let at = Instant::now() + pause;

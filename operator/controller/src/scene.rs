@@ -12,10 +12,14 @@ use s3_plan::lifecycle::{Attempted, Supply, Verdict};
 use s3_plan::objects::{Attempt, Object, Surroundings, belongs_to, render};
 use s3_plan::{
     Component, ComponentKind, Finished, Observed, Plan, PlanError, Refused, Resources, Role, fingerprint, plan,
+    shared_needs,
 };
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// Annotation of a shared server with digests of all needs that it was made for, see [`shared_needs`].
+pub const SERVED: &str = "searchagent.dev/serves";
 
 /// Resources of one namespace by kind and name.
 pub type Objects = BTreeMap<(Kind, String), Arc<DynamicObject>>;
@@ -89,7 +93,7 @@ impl Scene {
     /// Reads a resource; none when it is gone.
     pub fn read(shared: &Shared, kind: Kind, namespace: &str, name: &str) -> Option<Self> {
         let now = crate::clock::seconds(&crate::clock::now());
-        let object = shared.world.resources(kind).get(namespace, name)?;
+        let object = shared.world.resource(kind, namespace, name)?;
         let mut objects = Objects::new();
         with_references(shared, kind, object.clone(), &mut objects);
         let values = objects.iter().map(|((kind, _), object)| (*kind, value_of(object, *kind)));
@@ -208,7 +212,7 @@ impl Scene {
 
     /// The reference of this resource as owner.
     pub fn owner(&self) -> OwnerReference {
-        crate::write::owner_of(&self.object, self.kind, true)
+        crate::write::owner_of(self.object.as_ref(), self.kind, true)
     }
 
     /// The objects of an attempt, or of a service.
@@ -237,7 +241,7 @@ impl Scene {
             if kind != Kind::RetrieverIndex {
                 continue;
             }
-            let Some(index) = shared.world.indices.get(&namespace, &name) else {
+            let Some(index) = shared.world.resource(kind, &namespace, &name) else {
                 return Supply::Missing(format!("RetrieverIndex/{name} does not exist"));
             };
             if self.refused.contains_key(&format!("RetrieverIndex/{name}")) {
@@ -263,28 +267,18 @@ impl Scene {
     /// Whether the gateways of the plan answer for this resource.
     pub fn gateway_supply(&self, shared: &Shared) -> Supply {
         let Ok(plan) = &self.plan else { return Supply::Missing(String::new()) };
-        let (title, namespace) = (self.title(), self.namespace());
-        let uid = self.object.uid().unwrap_or_default();
+        let namespace = self.namespace();
+        let needs = match shared_needs(plan, &self.title()) {
+            Ok(needs) => needs,
+            Err(error) => return Supply::Missing(error.to_string()),
+        };
         // A gateway answers before the model behind it is loaded.
-        for gateway in plan.components.iter().filter(|c| c.owners.contains(&title)) {
-            let word = match gateway.kind {
-                ComponentKind::Gateway => "gateway",
-                ComponentKind::ModelServer => "model server",
-                _ => continue,
-            };
-            let Some(deployment) = shared.world.deployments.get(&namespace, &gateway.name) else {
-                return Supply::Missing(format!("{word} {} is not there yet", gateway.name));
-            };
-            let owners = deployment.metadata.owner_references.as_deref().unwrap_or_default();
-            if !owners.iter().any(|owner| owner.uid == uid) {
-                return Supply::Missing(format!("{word} {} does not serve this resource yet", gateway.name));
-            }
-            let status = deployment.status.clone().unwrap_or_default();
-            let current = status.observed_generation >= deployment.metadata.generation;
-            if !current || status.updated_replicas.unwrap_or(0) < 1 || status.available_replicas.unwrap_or(0) < 1 {
-                let why = ledger::trouble(&shared.world, &namespace, &gateway.name);
-                let why = why.unwrap_or_else(|| "no server has answered yet".into());
-                return Supply::Missing(format!("{word} {}: {why}", gateway.name));
+        for (name, need) in needs {
+            let Some(server) = plan.component(&name) else { continue };
+            match standing(shared, &namespace, server) {
+                Ok(served) if served.split(',').any(|served| served == need) => {}
+                Ok(_) => return Supply::Missing(format!("{} {name} does not serve this resource yet", word(server))),
+                Err(why) => return Supply::Missing(why),
             }
         }
         Supply::Ready
@@ -308,6 +302,33 @@ impl Scene {
         }
         Ok(Supply::Ready)
     }
+}
+
+fn word(server: &Component) -> &'static str {
+    if server.kind == ComponentKind::ModelServer { "model server" } else { "gateway" }
+}
+
+/// Whose needs a shared server serves that answers, as its annotation says; or why it does not answer.
+pub fn standing(shared: &Shared, namespace: &str, server: &Component) -> Result<String, String> {
+    let (word, name) = (word(server), &server.name);
+    let deployment = shared.world.deployments.get(namespace, name);
+    let deployment = deployment.filter(|deployment| deployment.metadata.deletion_timestamp.is_none());
+    let Some(deployment) = deployment else { return Err(format!("{word} {name} is not there yet")) };
+    let status = deployment.status.clone().unwrap_or_default();
+    let current = status.observed_generation >= deployment.metadata.generation;
+    if !current || status.updated_replicas.unwrap_or(0) < 1 || status.available_replicas.unwrap_or(0) < 1 {
+        let why = ledger::trouble(&shared.world, namespace, name);
+        let why = why.unwrap_or_else(|| "no server has answered yet".into());
+        return Err(format!("{word} {name}: {why}"));
+    }
+    let annotations = deployment.metadata.annotations.as_ref();
+    Ok(annotations.and_then(|all| all.get(SERVED)).cloned().unwrap_or_default())
+}
+
+/// The plan of some resources; what is not valid takes no part.
+pub fn planned(objects: &Objects) -> Result<Plan, PlanError> {
+    let values = objects.iter().map(|((kind, _), object)| (*kind, value_of(object, *kind)));
+    plan(&Resources::from_cluster(values).0)
 }
 
 /// The objects of an attempt, records' annotations included; of a service, its objects.
@@ -347,7 +368,7 @@ pub fn with_references(shared: &Shared, kind: Kind, object: Arc<DynamicObject>, 
     while let Some((kind, object)) = open.pop() {
         for (kind, name) in references(&object) {
             if !objects.contains_key(&(kind, name.clone()))
-                && let Some(object) = shared.world.resources(kind).get(&namespace, &name)
+                && let Some(object) = shared.world.resource(kind, &namespace, &name)
             {
                 open.push((kind, object));
             }

@@ -53,6 +53,8 @@ pub struct Values {
     pub workers: Workers,
     /// Queues of Kueue that admit a resource as a whole (`queue.mode: Workload`).
     pub kueue: Switch,
+    /// Servers of indices that follow the load (`serving.autoscaling`).
+    pub autoscaling: Switch,
     /// The operator's service account.
     pub service_account: ServiceAccount,
     /// The operator's rights.

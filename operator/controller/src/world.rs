@@ -1,6 +1,7 @@
 //! All watched objects, and which keys a change concerns.
 
 use crate::cache::Cache;
+use crate::kept::{Kept, kept};
 use crate::key::Key;
 use crate::queue::Queue;
 use futures_util::{StreamExt, pin_mut};
@@ -23,19 +24,23 @@ use std::time::Duration;
 
 /// Versions of Kueue's API whose Workloads are spoken, the one that is preferred first.
 const KUEUE_VERSIONS: [&str; 2] = ["v1beta2", "v1beta1"];
-/// How often it is looked whether Kueue has come.
-const KUEUE_PERIOD: Duration = Duration::from_secs(30);
+/// Kind of what scales servers.
+pub const SCALER: &str = "HorizontalPodAutoscaler";
+/// Versions of the autoscaling API that know metrics of pods, the one that is preferred first.
+const SCALING_VERSIONS: [&str; 2] = ["v2", "v2beta2"];
+/// How often it is looked whether an API has come.
+const DISCOVERY_PERIOD: Duration = Duration::from_secs(30);
 /// Label by which Kueue notes whose Workload one is.
 const JOB_UID_LABEL: &str = "kueue.x-k8s.io/job-uid";
 
 /// The caches.
 pub struct World {
     /// Resources of the three kinds, as the server gives them: one that is malformed disturbs no other.
-    pub indices: Cache<DynamicObject>,
+    pub indices: Cache<Kept>,
     /// See `indices`.
-    pub jobs: Cache<DynamicObject>,
+    pub jobs: Cache<Kept>,
     /// See `indices`.
-    pub runs: Cache<DynamicObject>,
+    pub runs: Cache<Kept>,
     /// Jobs of attempts, by component.
     pub batch: Cache<Job>,
     /// Pods, by component.
@@ -54,6 +59,11 @@ pub struct World {
     pub workloads: Cache<DynamicObject>,
     /// Whether there are such.
     pub kueue: Kueue,
+    /// Autoscalers, by component.
+    pub autoscalers: Cache<DynamicObject>,
+    /// Whether they are to be used.
+    pub scaling: bool,
+    scaling_version: OnceLock<&'static str>,
     scopes: usize,
 }
 
@@ -79,7 +89,7 @@ impl Kueue {
 
 impl World {
     /// Empty, for so many scopes.
-    pub fn new(scopes: usize, kueue: bool) -> Self {
+    pub fn new(scopes: usize, kueue: bool, scaling: bool) -> Self {
         let by = Some(COMPONENT_LABEL);
         Self {
             indices: Cache::new(None),
@@ -94,6 +104,9 @@ impl World {
             policies: Cache::new(by),
             workloads: Cache::new(Some(JOB_UID_LABEL)),
             kueue: Kueue { wanted: kueue, version: OnceLock::new() },
+            autoscalers: Cache::new(by),
+            scaling,
+            scaling_version: OnceLock::new(),
             scopes,
         }
     }
@@ -120,13 +133,23 @@ impl World {
         self.workloads.listings() >= self.scopes
     }
 
+    /// The version of the autoscaling API that is spoken, once all autoscalers are known.
+    pub fn scaling_version(&self) -> Option<&'static str> {
+        self.scaling_version.get().copied().filter(|_| self.autoscalers.listings() >= self.scopes)
+    }
+
     /// Resources of a kind.
-    pub fn resources(&self, kind: Kind) -> &Cache<DynamicObject> {
+    pub fn resources(&self, kind: Kind) -> &Cache<Kept> {
         match kind {
             Kind::RetrieverIndex => &self.indices,
             Kind::S3TrainingJob => &self.jobs,
             Kind::EvalRun => &self.runs,
         }
+    }
+
+    /// One resource.
+    pub fn resource(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<DynamicObject>> {
+        self.resources(kind).get(namespace, name).map(|kept| kept.object())
     }
 
     /// Uid and version of an object, as cached.
@@ -142,6 +165,7 @@ impl World {
             "PersistentVolumeClaim" => self.claims.get(namespace, name).map(|object| object.metadata.clone()),
             "NetworkPolicy" => self.policies.get(namespace, name).map(|object| object.metadata.clone()),
             "Workload" => self.workloads.get(namespace, name).map(|object| object.metadata.clone()),
+            SCALER => self.autoscalers.get(namespace, name).map(|object| object.metadata.clone()),
             _ => None,
         }
     }
@@ -159,6 +183,7 @@ impl World {
             "PersistentVolumeClaim" => value(self.claims.get(namespace, name)),
             "NetworkPolicy" => value(self.policies.get(namespace, name)),
             "Workload" => value(self.workloads.get(namespace, name)),
+            SCALER => value(self.autoscalers.get(namespace, name)),
             _ => None,
         }
     }
@@ -166,6 +191,12 @@ impl World {
     /// The keys that a change of a child concerns: its owners, or for a pod those of its Job.
     fn owners(&self, meta: &ObjectMeta) -> Vec<Key> {
         let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let labels = meta.labels.as_ref();
+        let label = |name: &str| labels.and_then(|labels| labels.get(name)).map(String::as_str);
+        if label(COMPONENT_LABEL).is_some() && label(KIND_LABEL).is_none() {
+            // It belongs to several, and those that wait for it are told.
+            return vec![Key::gateways(namespace)];
+        }
         let of = |meta: &ObjectMeta| -> Vec<Key> {
             let owners = meta.owner_references.as_deref().unwrap_or_default().iter();
             owners
@@ -182,8 +213,6 @@ impl World {
             let jobs = meta.owner_references.iter().flatten().filter(|owner| owner.kind == "Job");
             keys.extend(jobs.filter_map(|job| self.batch.get(namespace, &job.name)).flat_map(|job| of(&job.metadata)));
         }
-        let labels = meta.labels.as_ref();
-        let label = |name: &str| labels.and_then(|labels| labels.get(name)).map(String::as_str);
         if keys.is_empty()
             && let Some(job) = label("job-name").and_then(|job| self.batch.get(namespace, job))
         {
@@ -195,38 +224,40 @@ impl World {
         {
             keys.push(Key::resource(kind, namespace, name));
         }
-        if matches!(label("app.kubernetes.io/component"), Some("gateway" | "model-server")) {
-            keys.push(Key::gateways(namespace));
-        }
         keys
     }
 
-    /// The keys that a change of a resource concerns: itself, and those that depend on it.
+    /// The keys that a change of a resource concerns beside its own: those that depend on it.
     fn dependents(&self, kind: Kind, meta: &ObjectMeta) -> Vec<Key> {
         let (namespace, name) =
             (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
-        let mut keys = vec![Key::resource(kind, namespace, name)];
-        let refers = |object: &DynamicObject| references(object).contains(&(kind, name.to_owned()));
-        let named = |kind: Kind, object: &DynamicObject| {
+        let mut keys = Vec::new();
+        let refers = |object: &Kept| object.refers.iter().any(|(of, named)| *of == kind && named == name);
+        let named = |kind: Kind, object: &Kept| {
             Key::resource(kind, namespace, object.metadata.name.as_deref().unwrap_or_default())
         };
         if kind != Kind::RetrieverIndex {
             keys.push(Key::gateways(namespace));
-            if let Some(object) = self.resources(kind).get(namespace, name) {
-                let used = references(&object).into_iter().filter(|(kind, _)| *kind == Kind::RetrieverIndex);
-                keys.extend(used.map(|(kind, name)| Key::resource(kind, namespace, &name)));
-            } else {
-                // It went: whatever it used may be free now.
-                let indices = self.indices.in_namespace(namespace);
-                let going = indices.iter().filter(|index| index.metadata.deletion_timestamp.is_some());
-                keys.extend(going.map(|index| named(Kind::RetrieverIndex, index)));
-            }
+            // An index that is to go may be free now.
+            let indices = self.indices.in_namespace(namespace);
+            let going = indices.iter().filter(|index| index.metadata.deletion_timestamp.is_some());
+            keys.extend(going.map(|index| named(Kind::RetrieverIndex, index)));
         }
         let users: &[Kind] = match kind {
             Kind::RetrieverIndex => &[Kind::S3TrainingJob, Kind::EvalRun],
-            Kind::S3TrainingJob => &[Kind::EvalRun],
+            Kind::S3TrainingJob => &[Kind::EvalRun, Kind::S3TrainingJob],
             Kind::EvalRun => &[],
         };
+        if kind == Kind::EvalRun {
+            // The job on whose schedule it is, and those whose template it is.
+            keys.extend(self.owners(meta));
+            let jobs = self.jobs.in_namespace(namespace);
+            keys.extend(
+                jobs.iter()
+                    .filter(|job| job.template.as_deref() == Some(name))
+                    .map(|job| named(Kind::S3TrainingJob, job)),
+            );
+        }
         for user in users {
             let all = self.resources(*user).in_namespace(namespace);
             keys.extend(all.iter().filter(|object| refers(object)).map(|object| named(*user, object)));
@@ -250,6 +281,11 @@ impl World {
     }
 }
 
+/// The `EvalRun` after which a job's schedule is made.
+pub fn template_of(job: &DynamicObject) -> Option<&str> {
+    job.data.pointer("/spec/evaluation/runs/templateRef/name").and_then(Value::as_str)
+}
+
 /// The resources that a resource refers to.
 pub fn references(object: &DynamicObject) -> Vec<(Kind, String)> {
     let spec = object.data.get("spec");
@@ -258,6 +294,9 @@ pub fn references(object: &DynamicObject) -> Vec<(Kind, String)> {
     let Some(spec) = spec else { return all };
     if let Some(index) = name(spec, "/retriever/indexRef/name") {
         all.push((Kind::RetrieverIndex, index));
+    }
+    if let Some(job) = name(spec, "/checkpoint/resumeFrom/jobRef/name") {
+        all.push((Kind::S3TrainingJob, job));
     }
     let list = |field: &str| spec.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
     for arm in list("arms") {
@@ -288,8 +327,10 @@ pub fn watch_all(
             };
             let (world, queue) = (world.clone(), queue.clone());
             tasks.spawn(follow(api, watcher::Config::default(), kind.name(), move |event| {
-                for meta in world.resources(kind).take(scope, event) {
-                    world.dependents(kind, &meta).into_iter().for_each(|key| queue.add(key));
+                for meta in world.resources(kind).take(scope, kept(event)) {
+                    let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+                    queue.add(Key::resource(kind, namespace.unwrap_or_default(), name.unwrap_or_default()));
+                    world.dependents(kind, &meta).into_iter().for_each(|key| queue.gather(key));
                 }
             }));
         }
@@ -305,7 +346,7 @@ pub fn watch_all(
                 let name = <$type as Resource>::kind(&()).into_owned();
                 tasks.spawn(follow(api, $config, &name, move |event| {
                     for meta in world.$cache.take(scope, event) {
-                        world.owners(&meta).into_iter().for_each(|key| queue.add(key));
+                        world.owners(&meta).into_iter().for_each(|key| queue.gather(key));
                     }
                 }));
             })*};
@@ -323,26 +364,64 @@ pub fn watch_all(
     if world.kueue.wanted {
         tasks.spawn(follow_workloads(client.clone(), namespaces.to_vec(), world.clone(), queue.clone()));
     }
+    if world.scaling {
+        tasks.spawn(follow_autoscalers(client.clone(), namespaces.to_vec(), world.clone(), queue.clone()));
+    }
     tasks
 }
 
-/// Finds the version of Kueue's API, newest first, and follows its Workloads from then on.
-async fn follow_workloads(client: Client, namespaces: Vec<String>, world: Arc<World>, queue: Arc<Queue>) {
-    let version = loop {
+/// The version of a group that is preferred and served, looked for until there is one.
+async fn discover(client: &Client, name: &str, versions: [&'static str; 2]) -> &'static str {
+    loop {
         match client.list_api_groups().await {
             Ok(groups) => {
-                let group = groups.groups.iter().find(|group| group.name == KUEUE);
+                let group = groups.groups.iter().find(|group| group.name == name);
                 let served = |version: &&str| {
                     group.is_some_and(|group| group.versions.iter().any(|served| served.version == **version))
                 };
-                if let Some(version) = KUEUE_VERSIONS.into_iter().find(served) {
-                    break version;
+                if let Some(version) = versions.into_iter().find(served) {
+                    return version;
                 }
             }
             Err(error) => tracing::warn!(%error, "the API groups cannot be listed"),
         }
-        tokio::time::sleep(KUEUE_PERIOD).await;
-    };
+        tokio::time::sleep(DISCOVERY_PERIOD).await;
+    }
+}
+
+/// Finds the version of the autoscaling API and follows the autoscalers from then on.
+async fn follow_autoscalers(client: Client, namespaces: Vec<String>, world: Arc<World>, queue: Arc<Queue>) {
+    let version = discover(&client, "autoscaling", SCALING_VERSIONS).await;
+    tracing::info!(version, "autoscalers can be made");
+    let scopes: Vec<Option<&String>> =
+        if namespaces.is_empty() { vec![None] } else { namespaces.iter().map(Some).collect() };
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("autoscaling", version, SCALER));
+    let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER},{COMPONENT_LABEL}"));
+    let _ = world.scaling_version.set(version);
+    let mut watches = tokio::task::JoinSet::new();
+    for (scope, namespace) in scopes.into_iter().enumerate() {
+        let api: Api<DynamicObject> = match namespace {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
+        let (world, queue) = (world.clone(), queue.clone());
+        watches.spawn(follow(api, ours.clone(), SCALER, move |event| {
+            let listed = matches!(event, watcher::Event::InitDone);
+            for meta in world.autoscalers.take(scope, event) {
+                world.owners(&meta).into_iter().for_each(|key| queue.add(key));
+            }
+            if listed && world.scaling_version().is_some() {
+                // What has waited for this looks again.
+                world.all_keys().into_iter().for_each(|key| queue.add(key));
+            }
+        }));
+    }
+    while watches.join_next().await.is_some() {}
+}
+
+/// Finds the version of Kueue's API, newest first, and follows its Workloads from then on.
+async fn follow_workloads(client: Client, namespaces: Vec<String>, world: Arc<World>, queue: Arc<Queue>) {
+    let version = discover(&client, KUEUE, KUEUE_VERSIONS).await;
     tracing::info!(version, "Kueue is there");
     let scopes: Vec<Option<&String>> =
         if namespaces.is_empty() { vec![None] } else { namespaces.iter().map(Some).collect() };
@@ -357,7 +436,7 @@ async fn follow_workloads(client: Client, namespaces: Vec<String>, world: Arc<Wo
         watches.spawn(follow(api, watcher::Config::default(), "Workload", move |event| {
             let listed = matches!(event, watcher::Event::InitDone);
             for meta in world.workloads.take(scope, event) {
-                world.owners(&meta).into_iter().for_each(|key| queue.add(key));
+                world.owners(&meta).into_iter().for_each(|key| queue.gather(key));
             }
             if listed && world.knows_workloads() {
                 // What has waited for this looks again.

@@ -4,7 +4,7 @@
 use crate::clock;
 use crate::key::Key;
 use crate::lease::Fence;
-use crate::world::{Kueue, World};
+use crate::world::{Kueue, SCALER, World};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
@@ -201,6 +201,10 @@ impl Writer {
             None if kind == "Workload" => Kueue::resource(self.world.kueue.version().unwrap_or_default(), kind),
             None => resource_of(
                 match kind {
+                    SCALER => self.world.scaling_version().map_or("autoscaling/v2", |version| match version {
+                        "v2beta2" => "autoscaling/v2beta2",
+                        _ => "autoscaling/v2",
+                    }),
                     "Job" => "batch/v1",
                     "Deployment" => "apps/v1",
                     "NetworkPolicy" => "networking.k8s.io/v1",
@@ -265,6 +269,25 @@ impl Writer {
             },
             Writing::Applied => self.apply(key, place, object, live, owners).await,
         }
+    }
+
+    /// Makes a resource of one of the three kinds, which must not exist.
+    pub async fn make(
+        &self,
+        key: &Key,
+        kind: Kind,
+        object: &DynamicObject,
+        owners: &[OwnerReference],
+    ) -> Result<(), Trouble> {
+        let place = (kind.name().to_owned(), object.namespace().unwrap_or_default(), object.name_any());
+        self.create(key, place, object, owners).await.map(drop)
+    }
+
+    /// Changes a resource of one of the three kinds, with preconditions.
+    pub async fn change(&self, key: &Key, kind: Kind, meta: &ObjectMeta, patch: Value) -> Result<(), Trouble> {
+        let place =
+            (kind.name().to_owned(), meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+        self.merge(key, place, meta, patch).await.map(drop)
     }
 
     /// Makes an object that must not exist.
@@ -550,7 +573,7 @@ fn defect(error: serde_json::Error) -> Trouble {
 }
 
 /// The reference of a resource as owner.
-pub fn owner_of(object: &DynamicObject, kind: Kind, controller: bool) -> OwnerReference {
+pub fn owner_of(object: &impl ResourceExt, kind: Kind, controller: bool) -> OwnerReference {
     OwnerReference {
         api_version: s3_crds::API_VERSION.to_owned(),
         kind: kind.name().to_owned(),

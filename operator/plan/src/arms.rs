@@ -4,11 +4,11 @@ use crate::component::in_work;
 use crate::gateway::peer;
 use crate::names::{retriever_name, warm_start_name};
 use crate::sources::{IntoConfig, Reader, take};
-use crate::training::{final_component, search_config};
+use crate::training::{MILESTONES, final_component, search_config};
 use crate::{GRPC_PORT, PlanError, Resources, Sourced, Symbol, convert, index};
 use s3_config::{
     AdapterSpec, ArmConfig, ArmMethod as Method, ArmRetrieverConfig, ModelSpec, PlayedArm, RetrievalMethod,
-    SearchConfig,
+    SearchConfig, milestone_folder,
 };
 use s3_crds::{
     AnswerBy, Arm, ArmMethod, ArmRetriever, ArmSearcher, CheckpointChoice, ControlRetriever, EvalRun, S3TrainingJob,
@@ -212,7 +212,7 @@ impl Arms<'_, '_> {
             (Some(reference), _) => {
                 let job =
                     self.resources.job(&self.reader.resource, &format!("{field}.jobRef.name"), &reference.name)?;
-                let (model, search) = self.of_job(&reference.name, job, searcher.checkpoint, place)?;
+                let (model, search) = self.of_job(&reference.name, job, searcher, place)?;
                 Ok((model, Some(search)))
             }
             (None, Some(source)) => {
@@ -227,33 +227,69 @@ impl Arms<'_, '_> {
         }
     }
 
-    /// The searcher that a job exports, and its loop.
+    /// The searcher that a job exports or keeps, and its loop.
     fn of_job(
         &mut self,
         name: &str,
         job: &Sourced<S3TrainingJob>,
-        choice: CheckpointChoice,
+        searcher: &ArmSearcher,
         place: &str,
     ) -> Result<(ModelSpec, SearchConfig), PlanError> {
         let spec = &job.object.spec;
-        let component = match choice {
+        let choice = searcher.checkpoint;
+        let refuse = |field: &str, reason: &str| {
+            Err(PlanError::field(&self.reader.resource, &format!("{place}.searcher.{field}"), reason))
+        };
+        let train = final_component(name, &job.object);
+        let (component, adapter) = match choice {
             CheckpointChoice::WarmStart if spec.warm_start.is_none() => {
-                let field = format!("{place}.searcher.checkpoint");
                 let reason = format!("S3TrainingJob {name} has no warmStart; name its adapter.init with `model`");
-                return Err(PlanError::field(&self.reader.resource, &field, &reason));
+                return refuse("checkpoint", &reason);
             }
-            CheckpointChoice::WarmStart => warm_start_name(name),
-            CheckpointChoice::Final | CheckpointChoice::Latest => final_component(name, &job.object),
+            CheckpointChoice::WarmStart => {
+                let component = warm_start_name(name);
+                let adapter = AdapterSpec::at(in_work(&component, "export"));
+                (component, adapter)
+            }
+            CheckpointChoice::Final => {
+                let adapter = AdapterSpec::at(in_work(&train, "export"));
+                (train, adapter)
+            }
+            CheckpointChoice::Latest | CheckpointChoice::Step if spec.steps == 0 => {
+                return refuse("checkpoint", &format!("S3TrainingJob {name} has no steps; use Final"));
+            }
+            CheckpointChoice::Latest => {
+                let adapter = AdapterSpec { latest: true, ..AdapterSpec::at(in_work(&train, "checkpoints")) };
+                (train, adapter)
+            }
+            CheckpointChoice::Step => {
+                let step = searcher.step.unwrap_or_default();
+                match &spec.evaluation.runs {
+                    Some(runs) if step > 0 && step <= spec.steps && step.is_multiple_of(runs.every.max(1)) => {}
+                    _ => {
+                        let reason =
+                            format!("S3TrainingJob {name} keeps no searcher of step {step}; see its evaluation.runs");
+                        return refuse("step", &reason);
+                    }
+                }
+                let path = in_work(&train, MILESTONES).join(milestone_folder(step));
+                (train, AdapterSpec { sha256: searcher.sha256.clone(), ..AdapterSpec::at(path) })
+            }
         };
         let mut theirs = Reader::new(&format!("S3TrainingJob/{name}"), job.folder.as_deref());
         let mut model =
             theirs.model(&spec.searcher.model, spec.searcher.device, spec.searcher.dtype, "searcher.model")?;
-        model.adapter = Some(AdapterSpec { path: in_work(&component, "export"), sha256: None });
+        model.adapter = Some(adapter);
         let search = search_config(job, &mut theirs)?;
         take(self.reader, theirs);
-        self.needs.insert(component.clone());
-        // a warm start has no rounds to show
-        if choice != CheckpointChoice::WarmStart && !self.trained.contains(&component) {
+        // What a job has left so far is there while it works, and says itself what it is. On one machine jobs run one
+        // after another.
+        let meanwhile = choice == CheckpointChoice::Latest || searcher.sha256.is_some();
+        if !meanwhile || !self.resources.in_cluster() {
+            self.needs.insert(component.clone());
+        }
+        // a warm start has no rounds to show, and those of a training that goes on are not all there
+        if choice == CheckpointChoice::Final && !self.trained.contains(&component) {
             self.trained.push(component);
         }
         Ok((model, search))

@@ -100,6 +100,8 @@ impl IntoConfig for &crds::Rollout {
             batch: self.batch as usize,
             micro_batch: self.micro_batch as usize,
             mini_batch: self.mini_batch as usize,
+            staleness: self.staleness,
+            workers: self.workers as usize,
         }
     }
 }

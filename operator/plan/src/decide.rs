@@ -207,7 +207,7 @@ pub fn run_digest(plan: &Plan, observed: &Observed) -> Result<String, PlanError>
 /// What the files in a job's folder belong to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkIdentity {
-    /// Of everything but the number of steps.
+    /// Of everything but the number of steps, and what is watched and kept on the way.
     pub settings: String,
     /// Policy update steps.
     pub steps: u64,
@@ -224,7 +224,13 @@ impl WorkIdentity {
 pub fn work_identity(plan: &Plan, component: &Component, observed: &Observed) -> Result<WorkIdentity, String> {
     let mut without = component.clone();
     let steps = match &mut without.config.value {
-        Value::Object(fields) => fields.remove("steps").and_then(|steps| steps.as_u64()),
+        Value::Object(fields) => {
+            // What is watched and kept on the way changes nothing of the work so far.
+            for field in ["milestones", "stop", "guards"] {
+                fields.remove(field);
+            }
+            fields.remove("steps").and_then(|steps| steps.as_u64())
+        }
         _ => None,
     };
     Ok(WorkIdentity { settings: fingerprint(plan, &without, observed)?, steps: steps.unwrap_or(0) })

@@ -9,10 +9,11 @@ use crate::{
 };
 use s3_config::{
     CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig, RerankerConfig,
-    RetrievalMethod, RetrieverServeConfig, VectorsConfig,
+    RetrievalMethod, RetrieverServeConfig, Structure, VectorsConfig,
 };
 use s3_crds::{
-    Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Reranker, Resources, RetrieverIndex, VectorIndexKind,
+    Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Reranker, Resources, RetrieverIndex, VectorIndex,
+    VectorIndexKind,
 };
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -81,7 +82,7 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
     let lexical = made.lexical.map(|lexical| LexicalConfig { k1: lexical.k1, b: lexical.b });
     let dense = match made.vectors {
         MadeVectors::None => None,
-        MadeVectors::Built(dense) => Some(dense_config(dense, &resource, &mut reader)?),
+        MadeVectors::Built(dense) => Some(dense_config(dense, &mut reader)?),
         MadeVectors::Imported(import) => Some(imported(import, &mut reader)?),
     };
     let output = in_work(&build_name, "index");
@@ -162,21 +163,29 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
     Ok([build_component, serve_component])
 }
 
-/// The structures that are built; the others are refused before a plan is made.
-fn dense_kind(dense: &Dense, resource: &str) -> Result<DenseKind, PlanError> {
-    match dense.index.kind {
-        VectorIndexKind::Flat => Ok(DenseKind::Flat),
-        VectorIndexKind::ScalarQuantized => Ok(DenseKind::ScalarQuantized),
-        VectorIndexKind::OneBit => Ok(DenseKind::OneBit),
-        other => Err(PlanError::field(
-            resource,
-            "source.build.dense.index.kind",
-            format!("{other:?} is not built yet; use Flat, ScalarQuantized or OneBit"),
-        )),
-    }
+fn dense_index(index: &VectorIndex) -> DenseIndexConfig {
+    let kind = match index.kind {
+        VectorIndexKind::Flat => DenseKind::Flat,
+        VectorIndexKind::ScalarQuantized => DenseKind::ScalarQuantized,
+        VectorIndexKind::OneBit => DenseKind::OneBit,
+        VectorIndexKind::IvfFlat => DenseKind::IvfFlat,
+        VectorIndexKind::IvfPq => DenseKind::IvfPq,
+        VectorIndexKind::Hnsw => DenseKind::Hnsw,
+        VectorIndexKind::Factory => DenseKind::Factory,
+    };
+    let structure = Structure {
+        lists: index.lists,
+        probes: index.probes,
+        code_bytes: index.code_bytes,
+        neighbors: index.neighbors,
+        ef_construction: index.ef_construction,
+        ef_search: index.ef_search,
+        factory: index.factory.clone(),
+    };
+    DenseIndexConfig { kind, recall_target: index.recall_target, structure }
 }
 
-fn dense_config(dense: &Dense, resource: &str, reader: &mut Reader<'_>) -> Result<DenseConfig, PlanError> {
+fn dense_config(dense: &Dense, reader: &mut Reader<'_>) -> Result<DenseConfig, PlanError> {
     let encoder = &dense.encoder;
     let vectors = match &dense.vectors {
         Some(vectors) => Some(VectorsConfig {
@@ -187,11 +196,11 @@ fn dense_config(dense: &Dense, resource: &str, reader: &mut Reader<'_>) -> Resul
         }),
         None => None,
     };
-    let index = DenseIndexConfig { kind: dense_kind(dense, resource)?, recall_target: dense.index.recall_target };
+    let index = dense_index(&dense.index);
     encoded(encoder, "source.build.dense.encoder.model", index, vectors, reader)
 }
 
-/// The rows of a FAISS index of kind Flat, searched exactly.
+/// A FAISS index of any kind: one of kind Flat is searched exactly, another by itself.
 fn imported(import: &IndexImport, reader: &mut Reader<'_>) -> Result<DenseConfig, PlanError> {
     let mut parts = Vec::new();
     for (at, part) in import.parts.iter().enumerate() {
@@ -201,7 +210,7 @@ fn imported(import: &IndexImport, reader: &mut Reader<'_>) -> Result<DenseConfig
     // the schema demands one
     let path = parts.next().unwrap_or_default();
     let vectors = VectorsConfig { path, parts: parts.collect(), sha256: import.sha256.clone(), verify: VERIFY };
-    let index = DenseIndexConfig::default();
+    let index = DenseIndexConfig { kind: DenseKind::Imported, ..DenseIndexConfig::default() };
     encoded(&import.encoder, "source.import.encoder.model", index, Some(vectors), reader)
 }
 
@@ -231,6 +240,7 @@ fn rerank(reranker: &Reranker, reader: &mut Reader<'_>) -> Result<RerankerConfig
         sha256: reranker.model.sha256.clone(),
         depth: reranker.depth as usize,
         max_tokens: reranker.max_tokens as usize,
+        device: reranker.device.into_config(),
     })
 }
 

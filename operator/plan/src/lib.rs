@@ -17,6 +17,7 @@ mod gateway;
 mod index;
 pub mod lifecycle;
 mod names;
+mod needs;
 pub mod objects;
 mod placement;
 mod planner;
@@ -38,6 +39,7 @@ pub use error::PlanError;
 pub use names::{
     baseline_name, evaluation_name, index_name, retriever_name, searcher_name, training_name, warm_start_name,
 };
+pub use needs::shared_needs;
 pub use placement::{Placement, Placements};
 pub use planner::plan;
 pub use policy::{Exit, ExitKind, Next, RestartPolicy};

@@ -7,7 +7,7 @@ use crate::names::{
 };
 use crate::server::{server_name, servers_of};
 use crate::{Component, Resources};
-use s3_crds::{PodOverrides, Queue, Storage};
+use s3_crds::{Autoscaling, PodOverrides, Queue, Storage};
 use std::collections::BTreeMap;
 
 /// How one component's pods are to be.
@@ -21,6 +21,8 @@ pub struct Placement {
     pub pod: PodOverrides,
     /// The queue that its jobs enter.
     pub queue: Option<Queue>,
+    /// How its servers follow the load, where the cluster can do that.
+    pub autoscaling: Option<Autoscaling>,
 }
 
 /// What only a cluster honours.
@@ -56,6 +58,7 @@ impl Placements {
                     resources: build.resources.clone(),
                     pod: build.pod.clone().unwrap_or_default(),
                     queue: None,
+                    autoscaling: None,
                 };
                 all.components.insert(index_name(name), placement);
             }
@@ -65,6 +68,7 @@ impl Placements {
                 resources: serving.resources.clone(),
                 pod: serving.pod.clone().unwrap_or_default(),
                 queue: None,
+                autoscaling: serving.autoscaling.clone().filter(|_| serving.replicas > 0),
             };
             all.components.insert(retriever_name(name), placement);
         }
@@ -77,6 +81,7 @@ impl Placements {
                 resources: managed.resources.clone(),
                 pod: managed.pod.clone().unwrap_or_default(),
                 queue: None,
+                autoscaling: None,
             };
             // What has no name is in no plan.
             all.components.extend(server_name(managed).ok().map(|name| (name, placement)));
@@ -89,6 +94,7 @@ impl Placements {
                 resources: spec.resources.clone(),
                 pod: spec.pod.clone().unwrap_or_default(),
                 queue: spec.queue.clone(),
+                autoscaling: None,
             };
             for component in [baseline_name(name), warm_start_name(name)] {
                 all.components.insert(component, placement.clone());
@@ -99,6 +105,7 @@ impl Placements {
                     resources: serving.resources.clone(),
                     pod: serving.pod.clone().unwrap_or_default(),
                     queue: None,
+                    autoscaling: None,
                 };
                 all.components.insert(searcher_name(name), placement);
             }
@@ -112,6 +119,7 @@ impl Placements {
                 resources: spec.resources.clone(),
                 pod: spec.pod.clone().unwrap_or_default(),
                 queue: spec.queue.clone(),
+                autoscaling: None,
             };
             all.components.insert(evaluation_name(name), placement);
         }

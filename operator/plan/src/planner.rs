@@ -24,7 +24,8 @@ pub fn plan(resources: &Resources) -> Result<Plan, PlanError> {
     for (name, job) in &resources.jobs {
         training::components(name, job, resources, &mut gateways)?.into_iter().try_for_each(&mut add)?;
     }
-    for (name, run) in &resources.runs {
+    let scheduled = resources.scheduled()?;
+    for (name, run) in resources.runs.iter().chain(&scheduled) {
         add(evaluation::component(name, run, resources, &mut gateways)?)?;
     }
     gateways.into_components()?.into_iter().try_for_each(&mut add)?;

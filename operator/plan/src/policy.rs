@@ -31,6 +31,8 @@ pub enum ExitKind {
     PeerLost,
     /// 77: a newer attempt has taken over.
     Fenced,
+    /// 78: a guard has paused it; a person decides whether it goes on.
+    Paused,
     /// 70, any other code, or a signal.
     Defect,
 }
@@ -47,6 +49,7 @@ impl Exit {
             Self::Code(75) => ExitKind::Interrupted,
             Self::Code(76) => ExitKind::PeerLost,
             Self::Code(77) => ExitKind::Fenced,
+            Self::Code(78) => ExitKind::Paused,
             Self::Code(_) | Self::Signal(_) => ExitKind::Defect,
         }
     }
@@ -100,7 +103,9 @@ impl RestartPolicy {
     pub fn after(&self, role: Role, exit: Exit, restarts: u32) -> Next {
         match (role, exit.kind()) {
             (Role::Job, ExitKind::Done) => Next::Finished,
-            (_, ExitKind::Input | ExitKind::NotANumber | ExitKind::Io | ExitKind::Fenced) => Next::GiveUp,
+            (_, ExitKind::Input | ExitKind::NotANumber | ExitKind::Io | ExitKind::Fenced | ExitKind::Paused) => {
+                Next::GiveUp
+            }
             _ if restarts >= self.restarts => Next::GiveUp,
             _ => Next::Restart(self.first_pause.saturating_mul(1 << restarts.min(16)).min(self.longest_pause)),
         }
@@ -115,7 +120,7 @@ mod tests {
     fn only_what_may_help_is_tried_again_and_not_for_ever() {
         let policy = RestartPolicy::default();
         assert_eq!(policy.after(Role::Job, Exit::Code(0), 0), Next::Finished);
-        for code in [64, 65, 74, 77] {
+        for code in [64, 65, 74, 77, 78] {
             assert_eq!(policy.after(Role::Job, Exit::Code(code), 0), Next::GiveUp);
             assert_eq!(policy.after(Role::Service, Exit::Code(code), 0), Next::GiveUp);
         }

@@ -1,5 +1,6 @@
 //! The resources that a plan is made of.
 
+use crate::lifecycle::{scheduled_name, scheduled_run, steps_of};
 use crate::{Notice, PlanError};
 use s3_crds::{
     Document, EvalRun, Kind, Resource, RetrieverIndex, S3TrainingJob, cluster_only, parse_documents, refuse_unsupported,
@@ -38,6 +39,19 @@ pub struct Resources {
     pub secrets: Secrets,
     /// Fields that only a cluster honours.
     pub notices: Vec<Notice>,
+    extent: Extent,
+}
+
+/// What the resources are of all that there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Extent {
+    /// All that was written down: one machine runs it, one job after another.
+    #[default]
+    Whole,
+    /// A part of that.
+    Part,
+    /// What a cluster's resource refers to; what it makes are resources of their own.
+    Cluster,
 }
 
 impl Resources {
@@ -100,7 +114,7 @@ impl Resources {
     /// An object that is not valid or asks for what no code honours is refused with everything that is wrong
     /// in it; it never keeps the others from being planned.
     pub fn from_cluster(objects: impl IntoIterator<Item = (Kind, Value)>) -> (Self, Refused) {
-        let (mut resources, mut refused) = (Self::default(), Refused::new());
+        let (mut resources, mut refused) = (Self { extent: Extent::Cluster, ..Self::default() }, Refused::new());
         for (kind, mut object) in objects {
             let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
             let title = format!("{}/{name}", kind.name());
@@ -133,7 +147,8 @@ impl Resources {
     /// together with it. What it refers to and is not there is missing here, too, and planning will say so.
     #[must_use]
     pub fn around(&self, kind: Kind, name: &str) -> Self {
-        let mut part = Self { secrets: self.secrets.clone(), ..Self::default() };
+        let extent = if self.in_cluster() { Extent::Cluster } else { Extent::Part };
+        let mut part = Self { secrets: self.secrets.clone(), extent, ..Self::default() };
         match kind {
             Kind::RetrieverIndex => part.with_index(self, name),
             Kind::S3TrainingJob => part.with_job(self, name),
@@ -165,7 +180,12 @@ impl Resources {
     fn with_job(&mut self, all: &Self, name: &str) {
         if let Some(job) = all.jobs.get(name) {
             self.with_index(all, &job.object.spec.retriever.index_ref.name);
-            self.jobs.insert(name.to_owned(), job.clone());
+            if self.jobs.insert(name.to_owned(), job.clone()).is_none()
+                && let Some(from) =
+                    job.object.spec.checkpoint.resume_from.as_ref().and_then(|from| from.job_ref.as_ref())
+            {
+                self.with_job(all, &from.name);
+            }
         }
     }
 
@@ -187,6 +207,37 @@ impl Resources {
             kind: "S3TrainingJob",
             name: name.to_owned(),
         })
+    }
+
+    /// Whether jobs run beside each other, as pods.
+    pub(crate) fn in_cluster(&self) -> bool {
+        self.extent == Extent::Cluster
+    }
+
+    /// The evaluations on the jobs' schedules, which in a cluster the operator makes as resources of their own.
+    pub(crate) fn scheduled(&self) -> Result<BTreeMap<String, Sourced<EvalRun>>, PlanError> {
+        let mut made = BTreeMap::new();
+        if self.extent != Extent::Whole {
+            return Ok(made);
+        }
+        for (name, job) in &self.jobs {
+            let Some(runs) = &job.object.spec.evaluation.runs else { continue };
+            let resource = format!("S3TrainingJob/{name}");
+            let template = self.runs.get(&runs.template_ref.name).ok_or_else(|| PlanError::Missing {
+                resource: resource.clone(),
+                field: "evaluation.runs.templateRef.name".to_owned(),
+                kind: "EvalRun",
+                name: runs.template_ref.name.clone(),
+            })?;
+            for step in steps_of(&job.object.spec) {
+                let spec = scheduled_run(&template.object.spec, name, step, None)
+                    .map_err(|reason| PlanError::field(&resource, "evaluation.runs.templateRef.name", &reason))?;
+                let run = scheduled_name(name, &runs.template_ref.name, step);
+                let object = EvalRun::new(&run, spec);
+                made.insert(run, Sourced { object, ..template.clone() });
+            }
+        }
+        Ok(made)
     }
 
     /// Whether nothing is asked for.

@@ -160,7 +160,14 @@ impl<'a> Reader<'a> {
     pub fn adapter(&mut self, source: &DataSource, field: &str) -> Result<AdapterSpec, PlanError> {
         let files = ["adapter_model.safetensors", "adapter_config.json"];
         let path = self.folder(source.into(), &files, field)?;
-        Ok(AdapterSpec { path, sha256: source.sha256.clone() })
+        Ok(AdapterSpec { sha256: source.sha256.clone(), ..AdapterSpec::at(path) })
+    }
+
+    /// A training's checkpoint; the sha256 is that of its manifest.
+    pub fn checkpoint(&mut self, source: &DataSource, field: &str) -> Result<PathBuf, PlanError> {
+        let files =
+            ["manifest.json", "state.json", "policy.safetensors", "optimizer.safetensors", "adapter_config.json"];
+        self.folder(source.into(), &files, field)
     }
 
     /// A model as a server of another's making reads it: a folder of a volume, or a repository that it fetches itself.

@@ -9,14 +9,22 @@ use crate::{
     WorkerConfig, convert, index,
 };
 use s3_config::{
-    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, LoraConfig, OptimizerConfig, ProbeConfig,
-    RewardConfig, RolloutConfig, SftConfig, TeamConfig, TrainDataConfig, TrainerConfig,
+    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, GuardConfig, GuardMetric, LoraConfig,
+    MilestonesConfig, OptimizerConfig, ProbeConfig, RewardConfig, RolloutConfig, SftConfig, StopConfig, TeamConfig,
+    TrainDataConfig, TrainerConfig,
 };
-use s3_crds::{AdapterKind, ArmMethod, OnInfrastructureFailure, Parallelism, ProbeExport, S3TrainingJob};
+use s3_crds::{
+    AdapterKind, ArmMethod, GuardAction, Guards, OnInfrastructureFailure, Parallelism, ProbeExport, ResumeFrom,
+    S3TrainingJob,
+};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// A checkpoint of low-rank weights with both moments, or an exported adapter, of a small model: bytes.
 const CHECKPOINT: u64 = 96 << 20;
+
+/// Folder of a training's searchers that are kept for evaluations.
+pub(crate) const MILESTONES: &str = "milestones";
 
 /// The components of one job, in order.
 pub(crate) fn components(
@@ -52,6 +60,10 @@ pub(crate) fn components(
             steps: 0,
             // Nothing of the training's: its folder has no name before the baseline has an outcome.
             checkpoint: CheckpointConfig { dir: in_work(&baseline, "checkpoints"), ..base.checkpoint.clone() },
+            milestones: None,
+            stop: None,
+            guards: Vec::new(),
+            resume_from: None,
             export: in_work(&baseline, "export"),
             ..base.clone()
         };
@@ -68,6 +80,10 @@ pub(crate) fn components(
             baseline_store: in_work(&warm, "answers"),
             steps: 0,
             checkpoint: CheckpointConfig { dir: in_work(&warm, "checkpoints"), ..base.checkpoint.clone() },
+            milestones: None,
+            stop: None,
+            guards: Vec::new(),
+            resume_from: None,
             export: in_work(&warm, "export"),
             ..base.clone()
         };
@@ -86,10 +102,16 @@ pub(crate) fn components(
         config.runtime.team = team(&spec.parallelism);
         let mut needs = BTreeSet::from([retriever, gateway, baseline]);
         if spec.warm_start.is_some() {
-            config.searcher.adapter = Some(AdapterSpec { path: in_work(&warm, "export"), sha256: None });
+            config.searcher.adapter = Some(AdapterSpec::at(in_work(&warm, "export")));
             needs.insert(warm);
         }
-        let disk = CHECKPOINT * (u64::from(spec.checkpoint.keep) + 2);
+        let milestones = spec.evaluation.runs.as_ref().map_or(0, |runs| spec.steps / runs.every.max(1));
+        // An adapter is a third of a checkpoint: it goes without both moments.
+        if let Some(from) = &spec.checkpoint.resume_from {
+            config.resume_from = Some(resume_from(from, resources, &mut reader, &mut needs)?);
+        }
+        let builder = Builder { resource: &resource, job, reader: &reader };
+        let disk = CHECKPOINT * (u64::from(spec.checkpoint.keep) + 2) + CHECKPOINT / 3 * u64::from(milestones);
         components.push(builder.component(&train, ComponentKind::Training, "train", needs, config, disk)?);
     }
     if let Some((serving, last)) = spec.serving.as_ref().zip(components.last()) {
@@ -197,11 +219,72 @@ fn base_config(
             every: spec.checkpoint.every,
             keep: spec.checkpoint.keep,
         },
+        milestones: spec
+            .evaluation
+            .runs
+            .as_ref()
+            .map(|runs| MilestonesConfig { every: runs.every, dir: in_work(&train, MILESTONES) }),
+        stop: spec.stop.as_ref().map(|stop| StopConfig { target_gain: stop.target_gbr, patience: stop.patience }),
+        guards: guards(&spec.guards),
+        resume_from: None,
         probe,
         sft: SftConfig::default(),
         export: in_work(&train, "export"),
         export_dtype: spec.searcher.dtype.into_config(),
     })
+}
+
+/// Where a training starts that goes on from another's checkpoint.
+fn resume_from(
+    from: &ResumeFrom,
+    resources: &Resources,
+    reader: &mut Reader<'_>,
+    needs: &mut BTreeSet<String>,
+) -> Result<PathBuf, PlanError> {
+    match (&from.job_ref, &from.source) {
+        (Some(other), None) => {
+            let field = "checkpoint.resumeFrom.jobRef.name";
+            let job = resources.job(&reader.resource, field, &other.name)?;
+            if job.object.spec.steps == 0 {
+                let reason = format!("S3TrainingJob {} has no steps, and so no checkpoint", other.name);
+                return Err(PlanError::field(&reader.resource, field, &reason));
+            }
+            let train = training_name(&other.name);
+            // In a cluster that job need not have succeeded; on one machine jobs run one after another.
+            if !resources.in_cluster() {
+                needs.insert(train.clone());
+            }
+            Ok(in_work(&train, "checkpoints"))
+        }
+        (None, Some(source)) => reader.checkpoint(source, "checkpoint.resumeFrom.source"),
+        _ => {
+            let reason = "set exactly one of jobRef and source";
+            Err(PlanError::field(&reader.resource, "checkpoint.resumeFrom", reason))
+        }
+    }
+}
+
+/// The guards that are set.
+fn guards(of: &Guards) -> Vec<GuardConfig> {
+    let all = [
+        (GuardMetric::Entropy, &of.entropy),
+        (GuardMetric::FormatRate, &of.format_rate),
+        (GuardMetric::SearchesPerQuestion, &of.searches_per_question),
+        (GuardMetric::MismatchKl, &of.mismatch_kl),
+    ];
+    let set = all.into_iter().filter_map(|(metric, guard)| Some((metric, guard.as_ref()?)));
+    set.map(|(metric, guard)| GuardConfig {
+        metric,
+        min: guard.min,
+        max: guard.max,
+        steps: guard.steps,
+        action: match guard.action {
+            GuardAction::Warn => s3_config::GuardAction::Warn,
+            GuardAction::Rollback => s3_config::GuardAction::Rollback,
+            GuardAction::Pause => s3_config::GuardAction::Pause,
+        },
+    })
+    .collect()
 }
 
 /// The loop of a job's searcher; evaluations of it take the same unless they name their own.

@@ -773,6 +773,29 @@ fn a_job_stays_what_it_is_while_others_come_and_share_its_gateway() {
 }
 
 #[test]
+fn equal_needs_of_a_gateway_are_one_need_and_a_budget_is_another() {
+    let values: Vec<(Kind, Value)> = quickstart().iter().map(|text| value_of(text)).collect();
+    let needs = |name: &str, change: &dyn Fn(&mut Value)| {
+        let mut values = values.clone();
+        values.retain(|(kind, _)| *kind != Kind::EvalRun);
+        let (_, job) = values.iter_mut().find(|(kind, _)| *kind == Kind::S3TrainingJob).unwrap();
+        job["metadata"]["name"] = json!(name);
+        change(job);
+        let plan = plan(&Resources::from_cluster(values).0).unwrap();
+        s3_plan::shared_needs(&plan, &format!("S3TrainingJob/{name}")).unwrap()
+    };
+    let first = needs("first", &|_| {});
+    assert_eq!(first.keys().collect::<Vec<_>>(), ["gateway-built-in"]);
+    assert_eq!(first, needs("second", &|job| job["spec"]["steps"] = json!(7)), "whoever asks, and for what work");
+    let model = |job: &mut Value| {
+        job["spec"]["generator"]["provider"]["builtIn"]["model"]["uri"] = json!("pvc://data/models/another.gguf");
+    };
+    assert_ne!(first, needs("third", &model));
+    let budget = |job: &mut Value| job["spec"]["generator"]["budget"] = json!({"calls": 100});
+    assert_ne!(needs("first", &budget), needs("second", &budget), "each is charged by itself");
+}
+
+#[test]
 fn the_part_around_a_resource_plans_it_as_the_whole_does() {
     let (resources, _) = Resources::from_cluster(quickstart().iter().map(|text| value_of(text)));
     let whole = plan(&resources).unwrap();
@@ -794,4 +817,39 @@ fn the_part_around_a_resource_plans_it_as_the_whole_does() {
         }
         assert!(part.components.len() <= whole.components.len());
     }
+}
+
+#[test]
+fn servers_follow_the_load_where_the_cluster_can_do_that() {
+    let texts = |mode: &str| -> Vec<String> {
+        let scaling =
+            "  serving:\n    autoscaling:\n      minReplicas: 2\n      maxReplicas: 5\n      targetQueueDepth: 8\n";
+        let with = format!("  storage:\n    accessMode: {mode}\n{scaling}");
+        quickstart().iter().map(|text| text.replace("  serving:\n", &with)).collect()
+    };
+    let around = Surroundings { autoscaling: Some("v2".into()), ..surroundings() };
+    let objects = |around: &Surroundings| rendered(&planned(&texts("ReadWriteMany")), around).unwrap();
+    let replicas = |objects: &[Object]| {
+        let found =
+            objects.iter().find(|object| object.kind() == "Deployment" && object.name() == "quickstart-retriever");
+        let Some(Object::Deployment(deployment)) = found else { panic!("no deployment") };
+        deployment.spec.as_ref().unwrap().replicas
+    };
+    let scaler = |objects: &[Object]| {
+        objects.iter().find(|object| object.kind() == "HorizontalPodAutoscaler").map(|o| o.to_value().unwrap())
+    };
+    let with = objects(&around);
+    assert_eq!(replicas(&with), None, "it is the autoscaler's");
+    let object = scaler(&with).unwrap();
+    assert_eq!(object["apiVersion"], "autoscaling/v2");
+    assert_eq!(object["spec"]["scaleTargetRef"]["name"], "quickstart-retriever");
+    assert_eq!((&object["spec"]["minReplicas"], &object["spec"]["maxReplicas"]), (&json!(2), &json!(5)));
+    assert_eq!(object["spec"]["metrics"][0]["pods"]["metric"]["name"], "s3_retriever_waiting_queries");
+    assert_eq!(object["spec"]["metrics"][0]["pods"]["target"], json!({"type": "AverageValue", "averageValue": "8"}));
+    assert!(object["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty()));
+    let without = objects(&surroundings());
+    assert_eq!((replicas(&without), scaler(&without)), (Some(1), None));
+    // as many servers as there may be must find the volume
+    let refused = rendered(&planned(&texts("ReadWriteOnce")), &around).unwrap_err();
+    assert!(matches!(refused, PlanError::VolumeShape { .. }), "{refused}");
 }

@@ -433,3 +433,111 @@ fn every_provider_has_a_gateway_with_its_limits_and_budgets() {
     let error = priceless.unwrap_err().iter().map(ToString::to_string).collect::<String>();
     assert!(error.contains("generator.budget.cost") && error.contains("pricePerMillion"), "{error}");
 }
+
+const SCHEDULE: &str =
+    "steps: 3\n  evaluation:\n    runs:\n      every: 1\n      templateRef:\n        name: quickstart\n";
+
+/// The manifest of that kind.
+fn of_kind<'t>(texts: &'t [String], kind: &str) -> &'t str {
+    texts.iter().find(|text| text.contains(&format!("\nkind: {kind}\n"))).unwrap()
+}
+
+/// What a cluster has: the objects alone.
+fn in_cluster(texts: &[String], more: Option<(s3_crds::Kind, serde_json::Value)>) -> Plan {
+    let objects = texts.iter().map(|text| {
+        let object: serde_json::Value = serde_yaml_ng::from_str(text).unwrap();
+        let kind = s3_crds::Kind::ALL.into_iter().find(|kind| object["kind"] == kind.name()).unwrap();
+        (kind, object)
+    });
+    let (resources, refused) = Resources::from_cluster(objects.chain(more));
+    assert!(refused.is_empty(), "{refused:?}");
+    plan(&resources).unwrap()
+}
+
+#[test]
+fn a_schedule_is_planned_with_the_job_on_one_machine_and_made_by_the_operator_in_a_cluster() {
+    let texts: Vec<String> = quickstart().iter().map(|text| text.replace("steps: 3\n", SCHEDULE)).collect();
+    let planned_here = planned(&texts).unwrap();
+    let train = planned_here.component("quickstart-train").unwrap();
+    assert_eq!(
+        train.config.value["milestones"],
+        serde_json::json!({"every": 1, "dir": "work://quickstart-train/milestones"})
+    );
+    for step in 1..=3 {
+        let name = format!("quickstart-quickstart-step-{step}");
+        let evaluation = planned_here.component(&format!("{name}-eval")).unwrap();
+        assert_eq!(evaluation.owners, [format!("EvalRun/{name}")].into());
+        assert!(evaluation.needs.contains("quickstart-train"));
+        let path = &evaluation.config.value["arms"][3]["searcher"]["adapter"]["path"];
+        assert_eq!(path, &format!("work://quickstart-train/milestones/step-00000{step}"));
+    }
+    // the template is an evaluation itself
+    let template = planned_here.component("quickstart-eval").unwrap();
+    assert_eq!(template.config.value["arms"][3]["searcher"]["adapter"]["path"], "work://quickstart-train/export");
+
+    // in a cluster the run is an object of its own, and need not wait for the training once it is pinned
+    let there = in_cluster(&texts, None);
+    assert!(there.component("quickstart-quickstart-step-1-eval").is_none());
+    let template: s3_crds::EvalRun = serde_yaml_ng::from_str(of_kind(&texts, "EvalRun")).unwrap();
+    for (sha256, waits) in [(Some("a".repeat(64)), false), (None, true)] {
+        let spec = s3_plan::lifecycle::scheduled_run(&template.spec, "quickstart", 2, sha256.as_deref()).unwrap();
+        let run = serde_json::json!({"apiVersion": s3_crds::API_VERSION, "kind": "EvalRun",
+            "metadata": {"name": "quickstart-quickstart-step-2"}, "spec": spec});
+        let there = in_cluster(&texts, Some((s3_crds::Kind::EvalRun, run)));
+        let evaluation = there.component("quickstart-quickstart-step-2-eval").unwrap();
+        assert_eq!(evaluation.needs.contains("quickstart-train"), waits);
+        assert_eq!(evaluation.config.value["arms"][3]["searcher"]["adapter"]["sha256"].as_str(), sha256.as_deref());
+    }
+
+    let refused = |from: &str, to: &str| {
+        planned(&texts.iter().map(|text| text.replace(from, to)).collect::<Vec<_>>()).unwrap_err()[0].to_string()
+    };
+    let missing = refused("      templateRef:\n        name: quickstart", "      templateRef:\n        name: other");
+    assert!(missing.contains("other"), "{missing}");
+    let unfit = refused("        jobRef:\n          name: quickstart", "        model:\n          uri: pvc://data/m");
+    assert!(unfit.contains("no arm of the template"), "{unfit}");
+}
+
+#[test]
+fn the_newest_checkpoint_is_an_arm_and_a_start() {
+    let latest: Vec<String> = quickstart()
+        .iter()
+        .map(|text| text.replace("        jobRef:\n", "        checkpoint: Latest\n        jobRef:\n"))
+        .collect();
+    let adapter = serde_json::json!({"path": "work://quickstart-train/checkpoints", "latest": true});
+    for (plan, waits) in [(planned(&latest).unwrap(), true), (in_cluster(&latest, None), false)] {
+        let evaluation = plan.component("quickstart-eval").unwrap();
+        assert_eq!(evaluation.config.value["arms"][3]["searcher"]["adapter"], adapter);
+        assert_eq!(evaluation.needs.contains("quickstart-train"), waits);
+    }
+    let mut texts = quickstart();
+    let second = of_kind(&texts, "S3TrainingJob")
+        .replace("name: quickstart\nspec", "name: second\nspec")
+        .replace("    keep: 2", "    keep: 2\n    resumeFrom:\n      jobRef:\n        name: quickstart");
+    texts.push(second);
+    for (plan, waits) in [(planned(&texts).unwrap(), true), (in_cluster(&texts, None), false)] {
+        let train = plan.component("second-train").unwrap();
+        assert_eq!(train.config.value["resumeFrom"], "work://quickstart-train/checkpoints");
+        assert_eq!(train.needs.contains("quickstart-train"), waits);
+    }
+}
+
+#[test]
+fn what_is_watched_on_the_way_changes_nothing_of_the_work() {
+    let plan = planned(&quickstart()).unwrap();
+    let observed = finished(&plan);
+    let identity = |plan: &Plan| {
+        s3_plan::work_identity(plan, plan.component("quickstart-train").unwrap(), &observed).unwrap().settings
+    };
+    let print =
+        |plan: &Plan| s3_plan::fingerprint(plan, plan.component("quickstart-train").unwrap(), &observed).unwrap();
+    let guards =
+        "steps: 3\n  guards:\n    entropy:\n      min: 0.1\n      action: Rollback\n    formatRate:\n      min: 0.5\n";
+    for (change, entries) in [(SCHEDULE, 0), (guards, 2)] {
+        let changed = changed("steps: 3\n", change);
+        let train = changed.component("quickstart-train").unwrap();
+        assert_eq!(train.config.value["guards"].as_array().map_or(0, Vec::len), entries);
+        assert_eq!(identity(&changed), identity(&plan));
+        assert_ne!(print(&changed), print(&plan));
+    }
+}

@@ -8,11 +8,13 @@ use std::collections::BTreeSet;
 type Call = (String, String, String);
 
 /// Verbs that the roles grant and this test gives no occasion to use; each with the occasion.
-const NO_OCCASION: [(&str, &str, &str); 11] = [
+const NO_OCCASION: [(&str, &str, &str); 13] = [
     ("get", "secrets", "the quickstart needs no Secret"),
     ("patch", "events", "an event repeats"),
     ("delete", "s3trainingjobs", "ttlSecondsAfterFinished"),
     ("delete", "evalruns", "ttlSecondsAfterFinished"),
+    ("create", "evalruns", "a job with evaluation.runs"),
+    ("patch", "evalruns", "a job with evaluation.runs is suspended"),
     ("update", "retrieverindices/finalizers", "a server that guards owners which block deletion"),
     ("update", "s3trainingjobs/finalizers", "a server that guards owners which block deletion"),
     ("update", "evalruns/finalizers", "a server that guards owners which block deletion"),

@@ -4,6 +4,7 @@
 //! a second operator that takes over, a deletion at some moment. `S3_FAULT_PLANS` sets how many plans a kind
 //! (30; `make soak` runs 600), `S3_FAULT_SEED` the first seed.
 
+use crate::kubelet::Play;
 use crate::kueue::Queue;
 use crate::proxy::Fault;
 use crate::scenario::{self, NAME};
@@ -38,10 +39,10 @@ struct Plan {
 }
 
 /// A small generator of numbers: plans are the same everywhere.
-struct Numbers(u64);
+pub struct Numbers(pub u64);
 
 impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
     }
@@ -119,37 +120,55 @@ async fn carry_out(setup: &Setup, kind: Kind, plan: &Plan) -> bool {
     deleted
 }
 
-pub async fn undisturbed(kind: Kind) -> (Value, usize) {
-    calm(kind, false).await
+/// What a life has beside its own kind's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum With {
+    Nothing,
+    /// A queue, which admits at once.
+    Queue,
+    /// Evaluations on a schedule.
+    Schedule,
 }
 
-/// Begins a life; one that queues is admitted at once, whenever it asks.
-async fn begin(setup: &Setup, kind: Kind, queues: bool) {
-    scenario::begin_with(setup, kind, |object| {
-        if queues {
-            object["spec"]["queue"] = json!({"name": "gpus"});
-        }
+/// Begins a life.
+async fn begin(setup: &Setup, kind: Kind, with: With) {
+    if with == With::Schedule {
+        setup.kubelet.play("a-train", Play::Trained { milestones: scenario::milestones(&[1, 2, 3]) });
+        setup.apply(Kind::EvalRun, &scenario::template()).await;
+    }
+    scenario::begin_with(setup, kind, |object| match with {
+        With::Nothing => {}
+        With::Queue => object["spec"]["queue"] = json!({"name": "gpus"}),
+        With::Schedule => object["spec"]["evaluation"] = scenario::every(1),
     })
     .await;
 }
 
-async fn calm(kind: Kind, queues: bool) -> (Value, usize) {
+/// Waits for its good end.
+async fn ended(setup: &Setup, kind: Kind, with: With) {
+    if with == With::Schedule {
+        setup.until_reason(kind, NAME, "Evaluated", "Evaluated").await;
+    }
+    scenario::ended(setup, kind).await;
+}
+
+async fn calm(kind: Kind, with: With) -> (Value, usize) {
     let setup = Setup::new("calm").await;
     let _queue = Queue::start(&setup);
     setup.start().await;
-    begin(&setup, kind, queues).await;
-    scenario::ended(&setup, kind).await;
+    begin(&setup, kind, with).await;
+    ended(&setup, kind, with).await;
     let end = settled(&setup).await;
     setup.done().await;
     end
 }
 
-async fn disturbed(kind: Kind, queues: bool, seed: u64, calm: &(Value, usize)) {
+async fn disturbed(kind: Kind, with: With, seed: u64, calm: &(Value, usize)) {
     let setup = Setup::new("faults").await;
     let _queue = Queue::start(&setup);
     let plan = plan(seed);
     setup.start().await;
-    begin(&setup, kind, queues).await;
+    begin(&setup, kind, with).await;
     let deleted = carry_out(&setup, kind, &plan).await;
     if deleted {
         setup
@@ -159,7 +178,7 @@ async fn disturbed(kind: Kind, queues: bool, seed: u64, calm: &(Value, usize)) {
             })
             .await;
     } else {
-        scenario::ended(&setup, kind).await;
+        ended(&setup, kind, with).await;
         let (state, writes) = settled(&setup).await;
         let log = setup.tail();
         assert_eq!(state, calm.0, "{} seed {seed}: another end after {plan:?}\n{log}", kind.name());
@@ -173,32 +192,37 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
 }
 
-async fn all(kind: Kind, queues: bool) {
+async fn all(kind: Kind, with: With) {
     let (plans, first) = (number("S3_FAULT_PLANS", 30), number("S3_FAULT_SEED", 1));
-    // What a queue adds is little.
-    let plans = if queues { plans.div_ceil(3) } else { plans };
-    let calm = calm(kind, queues).await;
+    // What a queue or a schedule adds is little.
+    let plans = if with == With::Nothing { plans } else { plans.div_ceil(3) };
+    let calm = calm(kind, with).await;
     println!("{}: {plans} plans from seed {first}, {} writes undisturbed", kind.name(), calm.1);
-    let lives = stream::iter(first..first + plans).map(|seed| disturbed(kind, queues, seed, &calm));
+    let lives = stream::iter(first..first + plans).map(|seed| disturbed(kind, with, seed, &calm));
     lives.buffer_unordered(SIDE_BY_SIDE).collect::<()>().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn indices_survive_faults() {
-    all(Kind::RetrieverIndex, false).await;
+    all(Kind::RetrieverIndex, With::Nothing).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_survive_faults() {
-    all(Kind::S3TrainingJob, false).await;
+    all(Kind::S3TrainingJob, With::Nothing).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn evaluations_survive_faults() {
-    all(Kind::EvalRun, false).await;
+    all(Kind::EvalRun, With::Nothing).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_in_queues_survive_faults() {
-    all(Kind::S3TrainingJob, true).await;
+    all(Kind::S3TrainingJob, With::Queue).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_with_schedules_survive_faults() {
+    all(Kind::S3TrainingJob, With::Schedule).await;
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 
 /// A token as the kubelet would mount it: of this pod, for this audience.
-async fn token(setup: &Setup, pod: &str, audience: &str) -> String {
+pub async fn token(setup: &Setup, pod: &str, audience: &str) -> String {
     let uid = setup.api("v1", "Pod").get(pod).await.unwrap().uid().unwrap();
     let body = json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
@@ -28,14 +28,16 @@ async fn token(setup: &Setup, pod: &str, audience: &str) -> String {
     answer["status"]["token"].as_str().unwrap().to_owned()
 }
 
-async fn pod_of(setup: &Setup, component: &str, attempt: u32) -> String {
+pub async fn pod_of(setup: &Setup, component: &str, attempt: u32) -> String {
     let labels = format!("searchagent.dev/component={component},searchagent.dev/attempt={attempt}");
     let pods = setup.api("v1", "Pod").list(&ListParams::default().labels(&labels)).await.unwrap();
     pods.items[0].name_any()
 }
 
-async fn report(setup: &Setup, token: &str, report: ProgressReport) -> Result<ProgressReply, Status> {
-    let channel = Endpoint::from_shared(setup.progress(0).await).unwrap().connect().await.unwrap();
+pub async fn report(setup: &Setup, token: &str, report: ProgressReport) -> Result<ProgressReply, Status> {
+    // an operator that was just started does not listen yet
+    let channel = Endpoint::from_shared(setup.progress(0).await).unwrap().connect().await;
+    let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
     let mut client = ProgressClient::new(channel);
     let mut request = Request::new(report);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());

@@ -56,6 +56,31 @@ pub fn run() -> Value {
     )
 }
 
+/// Name of the template of a schedule.
+pub const TEMPLATE: &str = "full";
+
+/// An evaluation of the job's searcher that is a template alone.
+pub fn template() -> Value {
+    let mut run = run();
+    run["metadata"]["name"] = json!(TEMPLATE);
+    run["spec"]["suspend"] = json!(true);
+    run["spec"]["arms"] = json!([
+        {"name": "rag", "method": "Rag", "topK": 3},
+        {"name": "s3", "method": "S3", "searcher": {"jobRef": {"name": NAME}}},
+    ]);
+    run
+}
+
+/// A schedule after the template.
+pub fn every(steps: u32) -> Value {
+    json!({"runs": {"every": steps, "templateRef": {"name": TEMPLATE}}})
+}
+
+/// Searchers that a training says it has kept, by step.
+pub fn milestones(steps: &[u32]) -> Value {
+    steps.iter().map(|step| (step.to_string(), json!(format!("{step:064x}")))).collect::<serde_json::Map<_, _>>().into()
+}
+
 /// The claim with a person's own files.
 pub async fn data(setup: &Setup) {
     let claim = json!({

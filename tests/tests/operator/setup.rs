@@ -30,10 +30,16 @@ pub struct Setup {
     pub proxy: Arc<Proxy>,
     /// Whether operators that are started may use Kueue.
     pub kueue: AtomicBool,
+    /// Whether operators that are started may make autoscalers.
+    pub autoscaling: AtomicBool,
     operators: Mutex<Vec<Option<Operator>>>,
     folder: tempfile::TempDir,
     /// Lets operators run at their own pace; else leases and resyncs are short, for tests that wait for them.
     pub own_pace: bool,
+    /// Of operators that do not run at their own pace.
+    pub lease_seconds: u16,
+    /// Settings that a chart would give.
+    pub settings: Value,
 }
 
 /// A running operator.
@@ -79,8 +85,20 @@ impl Setup {
         let kubelet = Kubelet::start(client.clone(), &namespace);
         let proxy = Arc::new(Proxy::start(&api_url()).await);
         let folder = tempfile::tempdir().unwrap();
-        let (kueue, operators) = (AtomicBool::new(true), Mutex::default());
-        Self { client, namespace, kubelet, proxy, kueue, operators, folder, own_pace: false }
+        let (kueue, autoscaling, operators) = (AtomicBool::new(true), AtomicBool::new(true), Mutex::default());
+        Self {
+            client,
+            namespace,
+            kubelet,
+            proxy,
+            kueue,
+            autoscaling,
+            operators,
+            folder,
+            own_pace: false,
+            lease_seconds: 3,
+            settings: json!({}),
+        }
     }
 
     /// Starts an operator; returns its place.
@@ -100,18 +118,24 @@ impl Setup {
             "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}],
         });
         std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        let settings = self.folder.path().join("settings");
+        std::fs::write(&settings, self.settings.to_string()).unwrap();
         let programs = ["s3-retriever", "s3-trainer", "s3-generator-gateway", "s3-evaluator", "s3-fetch"];
         let images: Vec<String> = programs.iter().map(|name| format!("{name}=test/{name}:1")).collect();
         let (admin, progress) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
         let program = std::env::var("S3_OPERATOR").expect("no S3_OPERATOR: run the tests with `make test-cluster`");
         let log = std::fs::File::options().create(true).append(true).open(self.log(place)).unwrap();
-        let short: &[&str] = if self.own_pace { &[] } else { &["--lease-seconds", "3", "--resync-seconds", "2"] };
+        let lease = self.lease_seconds.to_string();
+        let short: &[&str] = if self.own_pace { &[] } else { &["--lease-seconds", &lease, "--resync-seconds", "2"] };
         let child = Command::new(program)
             .args(["run", "--namespaces", &self.namespace, "--lease-namespace", &self.namespace])
             .args(["--admin-address", &admin, "--progress-address", &progress])
             .args(["--progress-url", &format!("http://{progress}")])
             .args(short)
             .args(["--kueue", if self.kueue.load(Ordering::SeqCst) { "true" } else { "false" }])
+            .args(["--autoscaling", if self.autoscaling.load(Ordering::SeqCst) { "true" } else { "false" }])
+            .arg("--settings")
+            .arg(&settings)
             .env("S3_IMAGES", images.join(","))
             .env("KUBECONFIG", &kubeconfig)
             .stdout(Stdio::null())

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Kinds of objects that an operator makes.
-const MADE: [(&str, &str); 7] = [
+pub const MADE: [(&str, &str); 7] = [
     ("batch/v1", "Job"),
     ("apps/v1", "Deployment"),
     ("v1", "Service"),

@@ -97,6 +97,37 @@ const INDEX_STORIES: &[(&str, Story)] = &[
         let none = ("serving.replicas", json!(0));
         async move { index(s, &[none], "Serving", "ScaledToZero").await }.boxed_local()
     }),
+    ("without-autoscaler", |s| {
+        let scaling = ("serving.autoscaling", json!({"minReplicas": 2}));
+        async move { index(s, &[scaling], "Autoscaled", "AutoscalingUnavailable").await }.boxed_local()
+    }),
+    ("scaled", |s| {
+        let scaling = ("serving.autoscaling", json!({"minReplicas": 2, "maxReplicas": 3, "targetQueueDepth": 8}));
+        let shared = ("storage.accessMode", json!("ReadWriteMany"));
+        async move {
+            index(s, &[scaling, shared], "Autoscaled", "Following").await;
+            // the cluster's own controller raises it to the fewest, and nobody takes that back
+            let replicas = async || {
+                let deployment = s.api("apps/v1", "Deployment").get_opt("a-retriever").await.unwrap();
+                deployment.and_then(|deployment| deployment.data["spec"]["replicas"].as_u64())
+            };
+            s.until("two servers", async || replicas().await == Some(2)).await;
+            s.until_reason(Kind::RetrieverIndex, NAME, "Ready", "Ready").await;
+            settled(s).await;
+            assert_eq!(replicas().await, Some(2));
+            let scalers = s.api("autoscaling/v2beta2", "HorizontalPodAutoscaler");
+            let scaler = scalers.get("a-retriever").await.unwrap();
+            assert_eq!(scaler.data["spec"]["metrics"][0]["pods"]["target"]["averageValue"], "8");
+            // taken back, it goes, and `replicas` counts again
+            s.change(Kind::RetrieverIndex, NAME, json!({"spec": {"serving": {"autoscaling": null}}})).await;
+            s.until("one server and no autoscaler", async || {
+                replicas().await == Some(1) && scalers.get_opt("a-retriever").await.unwrap().is_none()
+            })
+            .await;
+            settled(s).await;
+        }
+        .boxed_local()
+    }),
     ("invalid", |s| {
         let corpus = ("source.build.corpus.uri", json!("file:///nowhere.jsonl"));
         async move { index(s, &[corpus], "Ready", "InvalidSpec").await }.boxed_local()
@@ -218,8 +249,8 @@ const JOB_STORIES: &[(&str, Story)] = &[
         async move { user(s, Kind::S3TrainingJob, &[model], "Succeeded", "InvalidSpec").await }.boxed_local()
     }),
     ("unsupported", |s| {
-        let replicas = ("parallelism.replicas", json!(2));
-        async move { user(s, Kind::S3TrainingJob, &[replicas], "Succeeded", "UnsupportedField").await }.boxed_local()
+        let failure = ("reward.onInfrastructureFailure", json!("Fail"));
+        async move { user(s, Kind::S3TrainingJob, &[failure], "Succeeded", "UnsupportedField").await }.boxed_local()
     }),
     ("taken", |s| {
         async move {
@@ -234,6 +265,67 @@ const JOB_STORIES: &[(&str, Story)] = &[
             user(s, Kind::S3TrainingJob, &[], "Training", "Stepping").await;
             s.change(Kind::S3TrainingJob, NAME, json!({"spec": {"suspend": true}})).await;
             s.until_reason(Kind::S3TrainingJob, NAME, "Suspended", "Suspended").await;
+        }
+        .boxed_local()
+    }),
+    ("guards", |s| {
+        async move {
+            let text = "entropy is 0.01";
+            s.kubelet.play_attempt("a-train", 1, Play::Guarded { said: text });
+            let guards = ("guards", json!({"entropy": {"min": 0.1, "action": "Pause"}}));
+            user(s, Kind::S3TrainingJob, &[guards], "Suspended", "PausedByGuard").await;
+            let job = s.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
+            assert!(job.data["status"].to_string().contains(text), "{}", job.data["status"]);
+            assert_eq!(s.reason(Kind::S3TrainingJob, NAME, "CollapseSuspected").await.as_deref(), Some("BoundPassed"));
+            settled(s).await;
+            // a person takes note and lets it go on
+            s.change(Kind::S3TrainingJob, NAME, json!({"spec": {"suspend": true}})).await;
+            s.until_reason(Kind::S3TrainingJob, NAME, "Suspended", "Suspended").await;
+            s.change(Kind::S3TrainingJob, NAME, json!({"spec": {"suspend": false}})).await;
+            s.until_reason(Kind::S3TrainingJob, NAME, "Succeeded", "StepsDone").await;
+            let job = s.resources(Kind::S3TrainingJob).get(NAME).await.unwrap();
+            assert_eq!(job.data["status"]["attempts"], 2, "{}", job.data["status"]);
+            assert_eq!(s.reason(Kind::S3TrainingJob, NAME, "CollapseSuspected").await.as_deref(), Some("WithinBounds"));
+        }
+        .boxed_local()
+    }),
+    ("early", |s| {
+        let summary = json!({"stoppedEarly": "2 probes without a higher held-out gain than 0.1"});
+        s.kubelet.play("a-train", Play::Done { digest: "d".into(), summary });
+        let evaluation = json!({"probe": {"datasets": [{"name": "held", "uri": "pvc://data/h.jsonl"}]}});
+        let changes = [("evaluation", evaluation), ("stop", json!({"patience": 2}))];
+        async move { user(s, Kind::S3TrainingJob, &changes, "Succeeded", "StoppedEarly").await }.boxed_local()
+    }),
+    ("resume-from", |s| {
+        async move {
+            let from = ("checkpoint", json!({"resumeFrom": {"jobRef": {"name": "first"}}}));
+            user(s, Kind::S3TrainingJob, &[from], "Training", "WaitingForJob").await;
+            s.kubelet.play("first-train", Play::Guarded { said: "entropy is 0.01" });
+            let mut first = scenario::job();
+            first["metadata"]["name"] = json!("first");
+            s.apply(Kind::S3TrainingJob, &first).await;
+            s.until_reason(Kind::S3TrainingJob, NAME, "Succeeded", "StepsDone").await;
+            let config = s.api("v1", "ConfigMap").get("a-train-a1").await.unwrap();
+            let config = config.data["data"]["r0.yaml"].as_str().unwrap();
+            assert!(config.contains("resumeFrom: /work/first-job-data/first-train/"), "{config}");
+            settled(s).await;
+        }
+        .boxed_local()
+    }),
+    ("schedule", |s| {
+        async move {
+            s.kubelet.play("a-train", Play::Trained { milestones: scenario::milestones(&[1, 2, 3]) });
+            s.kubelet.play("a-full-step-2-eval", Play::Run);
+            let evaluation = ("evaluation", scenario::every(1));
+            user(s, Kind::S3TrainingJob, &[evaluation], "Evaluated", "TemplateUnfit").await;
+            s.apply(Kind::EvalRun, &scenario::template()).await;
+            s.until_reason(Kind::S3TrainingJob, NAME, "Succeeded", "StepsDone").await;
+            s.until_reason(Kind::S3TrainingJob, NAME, "Evaluated", "Scheduled").await;
+            s.kubelet.play("a-full-step-2-eval", fail(64, "Error"));
+            s.until_reason(Kind::S3TrainingJob, NAME, "Evaluated", "EvaluationFailed").await;
+            s.kubelet.play("a-full-step-2-eval", crate::kubelet::done("a-full-step-2-eval"));
+            s.delete(Kind::EvalRun, "a-full-step-2").await;
+            s.until_reason(Kind::S3TrainingJob, NAME, "Evaluated", "Evaluated").await;
         }
         .boxed_local()
     }),
@@ -329,11 +421,6 @@ const RUN_STORIES: &[(&str, Story)] = &[
         let sets = ("datasets", json!([{"name": "nq", "uri": "file:///nq.jsonl"}]));
         async move { user(s, Kind::EvalRun, &[sets], "Succeeded", "InvalidSpec").await }.boxed_local()
     }),
-    ("unsupported", |s| {
-        let searcher = json!({"jobRef": {"name": "other"}, "checkpoint": "Latest"});
-        let arms = ("arms", json!([{"name": "s3", "method": "S3", "searcher": searcher}]));
-        async move { user(s, Kind::EvalRun, &[arms], "Succeeded", "UnsupportedField").await }.boxed_local()
-    }),
     ("taken", |s| {
         async move {
             foreign(s, "a-eval-a1").await;
@@ -352,6 +439,7 @@ async fn every_reason_is_reached() {
         async move {
             let setup = Setup::new(&format!("story-{name}")).await;
             let collectors = collect(&setup, &seen);
+            setup.autoscaling.store(!name.ends_with("without-autoscaler"), std::sync::atomic::Ordering::SeqCst);
             setup.kueue.store(!name.ends_with("without-kueue"), std::sync::atomic::Ordering::SeqCst);
             setup.start().await;
             story(&setup).await;

@@ -57,23 +57,35 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
 
     /// Adds a finished unit; it is on disk when this returns.
     pub fn append(&mut self, key: &str, value: T) -> Result<(), ArtifactError> {
-        if self.entries.contains_key(key) {
-            return Err(ArtifactError::Corrupt {
-                path: self.path.clone(),
-                reason: format!("{key} would be written twice"),
-            });
+        self.append_all(vec![(key.to_owned(), value)])
+    }
+
+    /// Adds finished units with one wait for the disk; they are on it when this returns. When the process dies
+    /// before, some of the first may be there.
+    pub fn append_all(&mut self, units: Vec<(String, T)>) -> Result<(), ArtifactError> {
+        let mut lines = String::new();
+        for (at, (key, value)) in units.iter().enumerate() {
+            if self.entries.contains_key(key) || units[..at].iter().any(|(earlier, _)| earlier == key) {
+                return Err(ArtifactError::Corrupt {
+                    path: self.path.clone(),
+                    reason: format!("{key} would be written twice"),
+                });
+            }
+            let json = serde_json::to_string(&(key, value))?;
+            lines.extend([&digest_bytes(json.as_bytes())[..16], " ", &json, "\n"]);
         }
-        let json = serde_json::to_string(&(key, &value))?;
-        let line = format!("{} {json}\n", &digest_bytes(json.as_bytes())[..16]);
+        if lines.is_empty() {
+            return Ok(());
+        }
         let io = |source| ArtifactError::io("append to journal", &self.path, source);
         let before = self.file.metadata().map_err(io)?.len();
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        let written = self.file.write_all(lines.as_bytes()).and_then(|()| self.file.sync_data());
         if let Err(source) = written {
             // A half line (disk full) must not stand before later ones; if this fails too, opening cuts it.
             let _ = self.file.set_len(before);
             return Err(ArtifactError::io("append to journal", &self.path, source));
         }
-        self.entries.insert(key.to_owned(), value);
+        self.entries.extend(units);
         Ok(())
     }
 }
@@ -121,10 +133,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sub/journal");
         let mut journal = Journal::<String>::open(&path).unwrap();
-        for key in ["a", "b", "c"] {
-            journal.append(key, format!("value of {key}")).unwrap();
-        }
+        journal.append("a", "value of a".into()).unwrap();
+        journal.append_all(["b", "c"].map(|key| (key.to_owned(), format!("value of {key}"))).into()).unwrap();
         assert!(journal.append("a", String::new()).is_err());
+        let twice = |key: &str| (key.to_owned(), String::new());
+        assert!(journal.append_all(vec![twice("x"), twice("y"), twice("x")]).is_err());
+        assert!(journal.append_all(Vec::new()).is_ok() && journal.get("x").is_none());
         let bytes = std::fs::read(&path).unwrap();
         (dir, path, bytes)
     }

@@ -1,10 +1,12 @@
 //! Digests, atomic publishing and resume journals: everything that must survive `kill -9`.
 
+mod checkpoints;
 mod digest;
 mod head;
 mod journal;
 mod publish;
 
+pub use checkpoints::{CHECKPOINT_KIND, POLICY_FILE, checkpoints};
 pub use digest::{DigestWriter, canonical_json, digest_bytes, digest_file, digest_json, verify_file};
 pub use head::{Head, HeadRecord, Published, read_head};
 pub use journal::Journal;

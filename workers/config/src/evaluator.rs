@@ -98,6 +98,21 @@ impl ArmMethod {
         })
     }
 
+    /// The arm's own model, where it has one.
+    pub fn searcher_mut(&mut self) -> Option<&mut ModelSpec> {
+        match self {
+            Self::Direct {} | Self::Rag { .. } | Self::SameBudgetRag { .. } => None,
+            Self::S3 { searcher, .. } => Some(searcher),
+            Self::ChainOfThought(arm)
+            | Self::Sft(arm)
+            | Self::R1(arm)
+            | Self::SearchR1(arm)
+            | Self::SearchO1(arm)
+            | Self::IrCot(arm)
+            | Self::DeepRetrieval(arm) => arm.searcher.as_mut(),
+        }
+    }
+
     /// The search loop's settings, where the arm has a loop.
     pub fn search_mut(&mut self) -> Option<&mut SearchConfig> {
         match self {

@@ -43,6 +43,16 @@ pub struct AdapterSpec {
     /// Expected sha256 of `adapter_model.safetensors`, lower-case hex.
     #[serde(default)]
     pub sha256: Option<String>,
+    /// `path` is a training's folder of checkpoints, of which the newest is taken when the work begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub latest: bool,
+}
+
+impl AdapterSpec {
+    /// The adapter in a folder.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path, sha256: None, latest: false }
+    }
 }
 
 /// Low-rank adaptation (arXiv 2106.09685) of every linear layer.

@@ -56,21 +56,75 @@ pub enum DenseKind {
     ScalarQuantized,
     /// By 1 bit a dimension, the best scored again exactly.
     OneBit,
+    /// By FAISS' inverted lists of rows, the best scored again exactly.
+    IvfFlat,
+    /// By FAISS' inverted lists of product-quantised rows, the best scored again exactly.
+    IvfPq,
+    /// By FAISS' graph, the best scored again exactly.
+    Hnsw,
+    /// By what a factory string of FAISS says, the best scored again exactly.
+    Factory,
+    /// By the FAISS index that `vectors` names, as it is; one of kind Flat is [`DenseKind::Flat`].
+    Imported,
+}
+
+impl DenseKind {
+    /// Whether FAISS chooses the candidates.
+    pub fn is_faiss(self) -> bool {
+        matches!(self, Self::IvfFlat | Self::IvfPq | Self::Hnsw | Self::Factory | Self::Imported)
+    }
 }
 
 /// The index over the vectors.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DenseIndexConfig {
     /// See [`DenseKind`].
     pub kind: DenseKind,
     /// Recall that the build must measure: more candidates are scored again until it does.
     pub recall_target: f64,
+    /// How FAISS' kinds are made.
+    #[serde(skip_serializing_if = "Structure::is_default")]
+    pub structure: Structure,
 }
 
 impl Default for DenseIndexConfig {
     fn default() -> Self {
-        Self { kind: DenseKind::Flat, recall_target: 0.95 }
+        Self { kind: DenseKind::Flat, recall_target: 0.95, structure: Structure::default() }
+    }
+}
+
+/// How an index of FAISS' is made; what is not set follows from the vectors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Structure {
+    /// Inverted lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lists: Option<u32>,
+    /// Lists visited per query at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probes: Option<u32>,
+    /// Bytes per product-quantised vector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code_bytes: Option<u32>,
+    /// Neighbours per node of a graph.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub neighbors: Option<u32>,
+    /// Candidates while building a graph.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ef_construction: Option<u32>,
+    /// Candidates while searching a graph, at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ef_search: Option<u32>,
+    /// FAISS' factory string.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub factory: Option<String>,
+}
+
+impl Structure {
+    /// Whether nothing is set.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -111,7 +165,7 @@ fn default_max_tokens() -> usize {
 }
 
 /// Embeddings computed earlier: a safetensors file with tensor `vectors` [passages, dimensions] f16, or a FAISS
-/// index of kind Flat with inner product, whole or in parts.
+/// index, whole or in parts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VectorsConfig {
@@ -241,6 +295,9 @@ pub struct RerankerConfig {
     /// Query and passage together are cut to this, tokens.
     #[serde(default = "default_pair_tokens")]
     pub max_tokens: usize,
+    /// Processor.
+    #[serde(default)]
+    pub device: DeviceKind,
 }
 
 fn default_rerank_depth() -> usize {

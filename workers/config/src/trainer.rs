@@ -154,17 +154,43 @@ pub struct RolloutConfig {
     pub temperature: f64,
     /// Nucleus; 1 is off.
     pub top_p: f64,
-    /// Episodes decoded together; fixes batches in Bitwise mode.
+    /// Episodes under way at once, each with its keys and values.
     pub batch: usize,
     /// Episodes per backward pass; fixes reductions in Bitwise mode.
     pub micro_batch: usize,
     /// Episodes per optimiser step; 0 takes the whole round.
     pub mini_batch: usize,
+    /// Step t trains on episodes of the policy after t − 1 − this updates.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub staleness: u32,
+    /// Threads that decode; changes no result.
+    #[serde(skip_serializing_if = "is_one")]
+    pub workers: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's shape
+fn is_zero(staleness: &u32) -> bool {
+    *staleness == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's shape
+fn is_one(workers: &usize) -> bool {
+    *workers == 1
 }
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        Self { questions: 120, samples: 1, temperature: 1.0, top_p: 1.0, batch: 64, micro_batch: 4, mini_batch: 0 }
+        Self {
+            questions: 120,
+            samples: 1,
+            temperature: 1.0,
+            top_p: 1.0,
+            batch: 64,
+            micro_batch: 4,
+            mini_batch: 0,
+            staleness: 0,
+            workers: 1,
+        }
     }
 }
 
@@ -187,6 +213,89 @@ fn default_one() -> u32 {
 }
 fn default_keep() -> u32 {
     3
+}
+
+/// Which steps' searchers are kept for evaluations of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MilestonesConfig {
+    /// Every so many steps.
+    pub every: u32,
+    /// Folder of the adapters, one below it per step; see [`milestone_folder`].
+    pub dir: PathBuf,
+}
+
+/// Name of the folder of a step's adapter below [`MilestonesConfig::dir`].
+pub fn milestone_folder(step: u32) -> String {
+    format!("step-{step:06}")
+}
+
+/// Ends a training before its last step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct StopConfig {
+    /// Gain on the held-out questions at which training is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_gain: Option<f64>,
+    /// Probes without a higher gain after which training is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
+}
+
+/// What a guard looks at, step by step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum GuardMetric {
+    /// Mean entropy of action tokens, nats.
+    Entropy,
+    /// Share of turns that could be read.
+    FormatRate,
+    /// Executed searches per question.
+    SearchesPerQuestion,
+    /// Divergence between the policy as sampled and as trained.
+    MismatchKl,
+}
+
+impl GuardMetric {
+    /// For people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Entropy => "entropy",
+            Self::FormatRate => "format rate",
+            Self::SearchesPerQuestion => "searches per question",
+            Self::MismatchKl => "mismatch KL",
+        }
+    }
+}
+
+/// What a guard does, from mild to grave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum GuardAction {
+    /// It says so.
+    #[default]
+    Warn,
+    /// It returns to the newest checkpoint before its bound was passed, and samples otherwise from there.
+    Rollback,
+    /// It saves and ends the process.
+    Pause,
+}
+
+/// Bounds on one measured value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GuardConfig {
+    /// What is looked at.
+    pub metric: GuardMetric,
+    /// Smallest healthy value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// Largest healthy value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+    /// Steps in a row beyond it before anything is done.
+    pub steps: u32,
+    /// What is done.
+    #[serde(default)]
+    pub action: GuardAction,
 }
 
 /// Greedy evaluation on held-out training questions during training.
@@ -299,6 +408,18 @@ pub struct TrainerConfig {
     pub steps: u32,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
+    /// Searchers that are kept for evaluations of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub milestones: Option<MilestonesConfig>,
+    /// When it ends before its last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<StopConfig>,
+    /// What counts as a collapsing policy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guards: Vec<GuardConfig>,
+    /// Folder of another training's checkpoints, or one checkpoint, whose newest this one starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_from: Option<PathBuf>,
     /// Held-out evaluation during training.
     #[serde(default)]
     pub probe: Option<ProbeConfig>,

@@ -63,6 +63,12 @@ pub enum EvalError {
         /// The failure.
         reason: String,
     },
+    /// The newest searcher of a training is asked for before there is one.
+    #[error("{path}: no checkpoint is published there yet; run again once the training has one")]
+    NoCheckpoint {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The page could not be made.
     #[error("report page: {0}")]
     Page(#[from] minijinja::Error),
@@ -101,7 +107,9 @@ impl From<EvalError> for Failure {
             }
             EvalError::Artifact(ref error) if error.is_io() => ExitClass::Io,
             EvalError::Artifact(ref error) if error.is_fenced() => ExitClass::Fenced,
-            EvalError::Outage { .. } | EvalError::Busy { .. } => ExitClass::Unavailable,
+            EvalError::Outage { .. } | EvalError::Busy { .. } | EvalError::NoCheckpoint { .. } => {
+                ExitClass::Unavailable
+            }
             EvalError::Page(_) | EvalError::Export(_) => ExitClass::Internal,
             EvalError::Config(_)
             | EvalError::Line { .. }

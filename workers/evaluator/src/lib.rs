@@ -9,6 +9,7 @@
 
 pub mod arms;
 pub mod ask;
+pub mod calls;
 pub mod compare;
 mod error;
 pub mod export;
@@ -17,6 +18,7 @@ pub mod identity;
 pub mod matrix;
 pub mod measure;
 pub mod pieces;
+pub mod pin;
 pub mod published;
 pub mod questions;
 pub mod report;

@@ -6,7 +6,7 @@ use s3_evaluator::compare::{self, Quadrant, Side};
 use s3_evaluator::export::{self, Format, What};
 use s3_evaluator::results::Results;
 use s3_evaluator::summary::summarise;
-use s3_evaluator::{EvalError, ask, identity, report, run, serve, start};
+use s3_evaluator::{EvalError, ask, identity, pin, report, run, serve, start};
 use s3_telemetry::{Failure, finish, init_logging, write_outcome};
 use std::io::Write;
 use std::path::PathBuf;
@@ -153,14 +153,14 @@ fn evaluate(config: &std::path::Path) -> Result<(), Failure> {
 }
 
 fn answer(config: &std::path::Path, question: String, arm: Option<String>) -> Result<(), Failure> {
-    let config = start::read_config(config)?;
+    let config = pin::pinned(&start::read_config(config)?)?;
     let asked = start::with_runtime(config, move |run| ask::ask(run, &question, arm.as_deref()), |_| Ok(()))?;
     println!("{}", serde_json::to_string_pretty(&asked).map_err(Failure::internal)?);
     Ok(())
 }
 
 fn serve_searcher(config: &std::path::Path) -> Result<(), Failure> {
-    let config = start::read_config(config)?;
+    let config = pin::pinned(&start::read_config(config)?)?;
     let Some(serving) = config.serve.clone() else {
         return Err(Failure::input("serve is not configured; set serve.http"));
     };

@@ -5,6 +5,7 @@
 //! tokens that searchers wrote), `questions.json` (the frozen list) and `summary.json`. Nothing in
 //! these files depends on time or place; seconds and tokens paid for stand in the manifest's facts.
 
+use crate::calls::Calls;
 use crate::error::EvalError;
 use crate::identity;
 use crate::questions::QuestionSet;
@@ -52,6 +53,9 @@ pub struct ResultRow {
     pub refused: Option<String>,
     /// The judge's word.
     pub judge: Option<Verdict>,
+    /// Why the judge did not decide; empty where it did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub judge_reason: String,
     /// Generation accuracy.
     pub verdict: Verdict,
     /// Equal to a gold answer after normalisation.
@@ -163,6 +167,31 @@ pub struct Facts {
     pub latency: BTreeMap<String, Spread>,
     /// Tokens of the answers.
     pub usage: BTreeMap<String, Usage>,
+    /// Seconds per call.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub calls: BTreeMap<String, CallSpreads>,
+}
+
+/// How long calls took; none of a kind that was not made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CallSpreads {
+    /// To the retriever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub search: Option<Spread>,
+    /// To the generator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Spread>,
+    /// To the judge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judge: Option<Spread>,
+}
+
+impl CallSpreads {
+    /// Of these calls.
+    fn of(calls: &Calls) -> Self {
+        Self { search: spread(&calls.search), generation: spread(&calls.generation), judge: spread(&calls.judge) }
+    }
 }
 
 impl Results {
@@ -203,6 +232,9 @@ impl Results {
         for (name, arm) in arms {
             facts.seconds.insert(name.clone(), arm.seconds);
             facts.latency.extend(spread(&arm.latencies).map(|spread| (name.clone(), spread)));
+            if !arm.calls.is_empty() {
+                facts.calls.insert(name.clone(), CallSpreads::of(&arm.calls));
+            }
             if arm.usage != Usage::default() {
                 facts.usage.insert(name.clone(), arm.usage);
             }
@@ -296,6 +328,7 @@ fn scored_row(question: &Question, scored: &Scored) -> ResultRow {
         answer: scored.answer.clone(),
         refused: scored.failure.as_ref().map(|missing| missing.reason.clone()),
         judge: scored.judge,
+        judge_reason: scored.judge_reason.clone(),
         verdict: scored.verdict,
         exact_match: scored.answer.as_ref().map(|answer| exact_match(answer, golds)),
         f1: scored.answer.as_ref().map(|answer| f1(answer, golds)),

@@ -1,15 +1,16 @@
 //! `s3-evaluator run`: from a configuration to a published result.
 
 use crate::arms::{self, Places, Surroundings};
+use crate::calls::Timer;
 use crate::error::EvalError;
 use crate::results::Results;
 use crate::statistics::detectable;
 use crate::summary::{Summary, summarise};
 use crate::units::{ArmResults, ArmRun, UNITS, Unit};
-use crate::{identity, pieces, questions, report};
+use crate::{identity, pieces, pin, questions, report};
 use s3_artifacts::{ArtifactError, Journal};
 use s3_config::EvaluatorConfig;
-use s3_rollout::{GeneratorPeer, Link};
+use s3_rollout::{AnswerSource, ChatSource, GeneratorPeer, Link};
 use s3_telemetry::{Failure, Outcome, Progress};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -44,9 +45,9 @@ pub fn run(run: &Run) -> Result<Outcome, Failure> {
 }
 
 fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
-    let config = &run.config;
+    let _lock = lock(&run.config.runtime.state_dir)?;
+    let config = &pin::pinned(&run.config)?;
     let state = &config.runtime.state_dir;
-    let _lock = lock(state)?;
     let order = arms::order(&config.arms)?;
     check_statistics(config)?;
     run.progress.phase("choose questions", 0);
@@ -72,12 +73,15 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
             .and_then(|(from, by)| Some((config.arms.iter().position(|other| other.name == from)?, by)))
             .and_then(|(from, by)| Some(arms::budgets(done[from].as_ref()?, by, words)))
             .unwrap_or_default();
-        let place = std::cell::OnceCell::new();
+        let (place, timer) = (std::cell::OnceCell::new(), Timer::default());
+        let (answers, chat) = (timer.of(&generator as &dyn AnswerSource), timer.of(&generator as &dyn ChatSource));
+        let searched = std::cell::OnceCell::new();
         let walk = ArmRun {
             name: &arm.name,
             questions: &set.questions,
             chunk: config.chunk,
-            source: &generator,
+            source: &answers,
+            timer: &timer,
             link: &run.link,
             progress: &|questions| run.progress.done(questions as u64),
         };
@@ -85,8 +89,8 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
         let open = || {
             let retriever = places.open(arm, &set.questions)?;
             let around = Surroundings {
-                retriever: &**place.get_or_init(|| retriever),
-                chat: &generator,
+                retriever: searched.get_or_init(|| timer.of(&**place.get_or_init(|| retriever))),
+                chat: &chat,
                 passage_words: words,
                 shutdown: &run.link.shutdown,
                 seed: config.seed,

@@ -3,7 +3,7 @@
 use crate::arms;
 use crate::measure::{Flags, Measures, measure};
 use crate::published::{Beside, beside, reasons};
-use crate::results::{Facts, ResultRow, Results};
+use crate::results::{CallSpreads, Facts, ResultRow, Results};
 use crate::statistics::percentiles::{Spread, spread};
 use crate::statistics::{Interval, bootstrap, correction, detectable, mcnemar, wilson};
 use s3_artifacts::{ArtifactError, digest_json};
@@ -100,6 +100,9 @@ pub struct TableRow {
     /// Seconds per question, of the row of all datasets; like `seconds` in no digest and no file of the artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Spread>,
+    /// Seconds per call to retriever, generator and judge, of the row of all datasets; as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<CallSpreads>,
     /// Tokens of the generator, of the row of all datasets; as above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
@@ -152,7 +155,7 @@ impl Summary {
         let mut summary = self.clone();
         summary.report = None;
         for row in &mut summary.table {
-            (row.seconds, row.latency, row.usage, row.cost) = (None, None, None, None);
+            (row.seconds, row.latency, row.calls, row.usage, row.cost) = (None, None, None, None, None);
         }
         summary
     }
@@ -170,6 +173,7 @@ impl Summary {
             row.seconds = facts.seconds.get(&row.arm).map(|all| all * share);
             if row.dataset == ALL {
                 row.latency = facts.latency.get(&row.arm).copied();
+                row.calls = facts.calls.get(&row.arm).copied();
                 row.usage = facts.usage.get(&row.arm).copied();
             }
         }
@@ -314,6 +318,7 @@ impl Figures<'_> {
             evidence: Some(Interval { low: evidence.low.max(0.0), ..evidence }),
             words: spread(&words),
             latency: None,
+            calls: None,
             usage: None,
             cost: None,
             seconds: None,

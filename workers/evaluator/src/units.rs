@@ -5,6 +5,7 @@
 //! answered are two entries: an episode is never played again because the generator went away.
 
 use crate::arms::{Arm, Gathered};
+use crate::calls::{Calls, Timer};
 use crate::error::EvalError;
 use s3_artifacts::Journal;
 use s3_rollout::{AnswerSource, Ask, Link, RolloutError, Scored, Usage, all_failed, score_answers, score_own};
@@ -29,6 +30,9 @@ pub enum Unit {
         items: Vec<Gathered>,
         /// Wall-clock time.
         seconds: f64,
+        /// Seconds of its calls.
+        #[serde(default, skip_serializing_if = "Calls::is_empty")]
+        calls: Calls,
     },
     /// Key `ARM/CHUNK/answers`.
     Scored {
@@ -39,6 +43,9 @@ pub enum Unit {
         /// What the answers used.
         #[serde(default)]
         usage: Usage,
+        /// Seconds of their calls.
+        #[serde(default, skip_serializing_if = "Calls::is_empty")]
+        calls: Calls,
     },
 }
 
@@ -55,6 +62,8 @@ pub struct ArmResults {
     pub latencies: Vec<f64>,
     /// What the answers used.
     pub usage: Usage,
+    /// Seconds of single calls.
+    pub calls: Calls,
 }
 
 impl ArmResults {
@@ -63,13 +72,14 @@ impl ArmResults {
         let mut results = Self::default();
         for number in 0.. {
             let (
-                Some(Unit::Gathered { items: gathered, seconds: before }),
-                Some(Unit::Scored { items, seconds, usage }),
+                Some(Unit::Gathered { items: gathered, seconds: before, calls: first }),
+                Some(Unit::Scored { items, seconds, usage, calls: then }),
             ) = (entries.get(&key(arm, number, "passages")), entries.get(&key(arm, number, "answers")))
             else {
                 return results;
             };
             results.add(gathered, items, before + seconds, *usage);
+            [first, then].into_iter().for_each(|calls| results.calls.extend(calls));
         }
         results
     }
@@ -96,8 +106,10 @@ pub struct ArmRun<'a> {
     pub questions: &'a [Question],
     /// Questions per chunk.
     pub chunk: usize,
-    /// The generator.
+    /// The generator, timed by `timer`.
     pub source: &'a dyn AnswerSource,
+    /// Notes the seconds of calls to retriever, generator and judge.
+    pub timer: &'a Timer,
     /// Says when to stop.
     pub link: &'a Link,
     /// Told the questions done.
@@ -124,11 +136,15 @@ impl ArmRun<'_> {
                 }
                 if let Some(arm) = &mut arm {
                     let (items, seconds) = self.rounds(first, questions.len(), || arm.gather(first, questions))?;
-                    journal.append(&key("passages"), Unit::Gathered { items, seconds })?;
+                    let calls = self.timer.take();
+                    journal.append(&key("passages"), Unit::Gathered { items, seconds, calls })?;
                 }
             }
             let (gathered, before) = match journal.get(&key("passages")) {
-                Some(Unit::Gathered { items, seconds }) if items.len() == questions.len() => (items.clone(), *seconds),
+                Some(Unit::Gathered { items, seconds, calls }) if items.len() == questions.len() => {
+                    results.calls.extend(calls);
+                    (items.clone(), *seconds)
+                }
                 _ => return Err(self.mixed(number)),
             };
             if journal.get(&key("answers")).is_none() {
@@ -136,10 +152,12 @@ impl ArmRun<'_> {
                 let (items, seconds) = self.rounds(first, questions.len(), || self.answer(questions, &gathered))?;
                 self.count(&items);
                 let usage = self.source.usage().since(used);
-                journal.append(&key("answers"), Unit::Scored { items, seconds, usage })?;
+                let calls = self.timer.take();
+                journal.append(&key("answers"), Unit::Scored { items, seconds, usage, calls })?;
             }
             match journal.get(&key("answers")) {
-                Some(Unit::Scored { items, seconds, usage }) if items.len() == questions.len() => {
+                Some(Unit::Scored { items, seconds, usage, calls }) if items.len() == questions.len() => {
+                    results.calls.extend(calls);
                     results.add(&gathered, items, before + seconds, *usage);
                 }
                 _ => return Err(self.mixed(number)),

@@ -324,6 +324,7 @@ fn many() -> (s3_config::EvaluatorConfig, Results) {
                 answer: Some(if right { question.answers[0].clone() } else { words(place, 1) }),
                 refused: None,
                 judge: None,
+                judge_reason: String::new(),
                 verdict: Verdict::from(right),
                 exact_match: Some(right),
                 f1: Some(f64::from(u8::from(right))),

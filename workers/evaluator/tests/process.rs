@@ -60,6 +60,48 @@ fn a_killed_run_continues_to_the_same_digest() {
     assert!(world.behaviour.answered.lock().unwrap().is_empty());
 }
 
+/// Kills runs at random points until so many were killed; every one ends with the same digest, and only what was under
+/// way is asked again.
+fn killed(kills_wanted: usize) {
+    let world = World::start();
+    let started = std::time::Instant::now();
+    let (code, _, stderr) = run(&["run"], &world.config("whole", 1000, ""));
+    assert_eq!(code, 0, "{stderr}");
+    let whole = started.elapsed();
+    let digest = world.outcome("whole").digest;
+    world.behaviour.answered.lock().unwrap().clear();
+    world.behaviour.latency.store(20, Ordering::SeqCst);
+    let (mut kills, mut runs, mut random) = (0, 0, 3u64);
+    while kills < kills_wanted {
+        let name = format!("killed-{runs}");
+        let config = world.config(&name, 1000, "");
+        // up to twice the undisturbed time: answers take theirs
+        for _ in 0..4 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let share = (random >> 40) as f64 / (1u64 << 24) as f64;
+            kills += usize::from(kill_after(&config, whole.mul_f64(2.0 * share).as_millis() as u64));
+        }
+        let (code, _, stderr) = run(&["run"], &config);
+        assert_eq!(code, 0, "{stderr}");
+        assert_eq!(world.outcome(&name).digest, digest, "after {kills} kills in run {runs}");
+        runs += 1;
+        assert!(runs < 4 * kills_wanted, "the run ends before it can be killed");
+    }
+    let asked: usize = world.behaviour.answered.lock().unwrap().values().sum();
+    assert!(asked <= runs * 4 * ASKED + 4 * kills, "{asked} answers in {runs} runs with {kills} kills");
+}
+
+#[test]
+fn killed_anywhere_the_digest_is_the_same() {
+    killed(6);
+}
+
+#[test]
+#[ignore = "sixty kills; minutes"]
+fn killed_sixty_times_the_digest_is_the_same() {
+    killed(60);
+}
+
 #[test]
 fn budgets_are_equal_and_every_question_counts() {
     let world = World::start();

@@ -9,7 +9,7 @@
 //! and each value carries its own checksum over key and content: a damaged file is refused, never believed.
 
 use crate::memory::Memory;
-use crate::provider::{Call, Completion, Finish, Usage};
+use crate::provider::{Call, Completion, Finish, Sampling, Usage};
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use s3_config::CacheMode;
 use serde::{Deserialize, Serialize};
@@ -68,13 +68,13 @@ pub(crate) fn digest_of(bytes: &[u8]) -> Key {
 }
 
 /// The key of a call to a provider. Every part goes in with its length, so that no two calls run together.
-pub fn key(digest: &str, scope: &str, call: &Call) -> Result<Key, serde_json::Error> {
+pub fn key(digest: &str, scope: &str, call: &Call) -> Key {
     let mut hasher = Sha256::new();
     let mut part = |bytes: &[u8]| {
         hasher.update((bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
-    part(b"s3-answer-2");
+    part(b"s3-answer-3");
     part(digest.as_bytes());
     part(scope.as_bytes());
     part(&(call.messages.len() as u64).to_le_bytes());
@@ -84,9 +84,20 @@ pub fn key(digest: &str, scope: &str, call: &Call) -> Result<Key, serde_json::Er
     }
     part(&[u8::from(call.text.is_some())]);
     part(call.text.as_deref().unwrap_or("").as_bytes());
-    // short, and its JSON names every member, so a member that is added later is never forgotten
-    part(&serde_json::to_vec(&call.sampling)?);
-    Ok(hasher.finalize().into())
+    // taken apart by name, so that a member that is added later is not forgotten
+    let Sampling { temperature, top_p, max_tokens, stop, logprobs } = &call.sampling;
+    for number in [temperature, top_p] {
+        part(&number.to_bits().to_le_bytes());
+    }
+    // no limit, and a limit of nothing, are two things
+    for number in [*max_tokens, logprobs.map(u32::from)] {
+        part(&number.map_or([0xff; 8], |number| u64::from(number).to_le_bytes()));
+    }
+    part(&(stop.len() as u64).to_le_bytes());
+    for stop in stop {
+        part(stop.as_bytes());
+    }
+    hasher.finalize().into()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -598,7 +609,7 @@ mod tests {
     fn every_part_of_a_call_is_in_its_key() {
         let call = Call::chat(vec![Message::new(Role::User, "q")], Sampling::greedy(Some(8), &["\n".to_owned()]));
         let mut keys = std::collections::BTreeSet::new();
-        let mut add = |digest: &str, scope: &str, call: &Call| assert!(keys.insert(key(digest, scope, call).unwrap()));
+        let mut add = |digest: &str, scope: &str, call: &Call| assert!(keys.insert(key(digest, scope, call)));
         add("d", "s", &call);
         add("ds", "", &call);
         add("d", "t", &call);

@@ -276,7 +276,7 @@ impl Gateway {
         call: Call,
         ask: &Ask,
     ) -> Result<Result<Answered, CallFailure>, GatewayError> {
-        let key = key_of(lane.provider(), &call)?;
+        let key = key_of(lane.provider(), &call);
         if let Some(completion) = self.get(key.as_ref())? {
             lane.counts.cached.inc();
             return Ok(Ok(cached(completion)));
@@ -361,7 +361,7 @@ impl Gateway {
         ask: &Ask,
         pieces: mpsc::Sender<String>,
     ) -> Result<Result<Answered, CallFailure>, GatewayError> {
-        let key = key_of(lane.provider(), &call)?;
+        let key = key_of(lane.provider(), &call);
         if let Some(completion) = self.get(key.as_ref())? {
             lane.counts.cached.inc();
             // a caller that is gone gets nothing
@@ -420,9 +420,6 @@ fn needs_fallback(answer: &Result<Answered, CallFailure>) -> bool {
 }
 
 /// The key of a call whose answer may be kept; a sampled answer is asked for to be new.
-fn key_of(provider: &dyn Provider, call: &Call) -> Result<Option<Key>, GatewayError> {
-    if !call.sampling.is_greedy() {
-        return Ok(None);
-    }
-    key(provider.digest(), provider.scope(), call).map(Some).map_err(|e| GatewayError::Internal(e.to_string()))
+fn key_of(provider: &dyn Provider, call: &Call) -> Option<Key> {
+    call.sampling.is_greedy().then(|| key(provider.digest(), provider.scope(), call))
 }

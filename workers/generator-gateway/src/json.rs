@@ -1,17 +1,7 @@
-//! Texts as JSON strings, eight bytes at a time: prompts are long, and little in them needs an escape.
+//! Texts as JSON strings, a block of bytes at a time: prompts are long, and little in them needs an escape.
 
-/// Every byte is 1.
-const ONES: u64 = 0x0101_0101_0101_0101;
-/// The highest bit of every byte.
-const HIGHS: u64 = 0x8080_8080_8080_8080;
-
-/// Whether one of eight bytes may need an escape: a quote, a backslash or a control character. It never says
-/// no when one does.
-fn may_need_escape(word: u64) -> bool {
-    let zero = |word: u64| word.wrapping_sub(ONES) & !word;
-    let below_blank = word.wrapping_sub(ONES * 0x20) & !word;
-    (zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\'))) | below_blank) & HIGHS != 0
-}
+/// Bytes looked at together; compilers turn the look into a few vector instructions.
+const BLOCK: usize = 32;
 
 fn needs_escape(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
@@ -48,23 +38,19 @@ pub(crate) fn push_quoted(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
     out.reserve(bytes.len() + 2);
     out.push(b'"');
-    let (mut done, mut at) = (0, 0);
-    while at < bytes.len() {
-        let end = (at + 8).min(bytes.len());
-        if let Ok(eight) = <[u8; 8]>::try_from(&bytes[at..end])
-            && !may_need_escape(u64::from_le_bytes(eight))
-        {
-            at = end;
-            continue;
-        }
-        for place in at..end {
-            if needs_escape(bytes[place]) {
-                out.extend_from_slice(&bytes[done..place]);
-                push_escape(out, bytes[place]);
-                done = place + 1;
+    let (mut done, mut start) = (0, 0);
+    for block in bytes.chunks(BLOCK) {
+        // without a way out of the loop, which would have to look at one byte after the other
+        if block.iter().fold(false, |any, byte| any | needs_escape(*byte)) {
+            for (place, byte) in (start..).zip(block) {
+                if needs_escape(*byte) {
+                    out.extend_from_slice(&bytes[done..place]);
+                    push_escape(out, *byte);
+                    done = place + 1;
+                }
             }
         }
-        at = end;
+        start += block.len();
     }
     out.extend_from_slice(&bytes[done..]);
     out.push(b'"');
@@ -83,6 +69,13 @@ pub(crate) fn push_number(out: &mut Vec<u8>, mut number: u64) {
         }
     }
     out.extend_from_slice(&digits[at..]);
+}
+
+/// Appends a member's name as it is, and a finite number, with a point even where nothing follows it.
+pub(crate) fn push_float(out: &mut Vec<u8>, name: &str, number: f64) {
+    out.extend_from_slice(name.as_bytes());
+    // writing into memory does not fail
+    let _ = serde_json::to_writer(out, &number);
 }
 
 #[cfg(test)]
@@ -111,10 +104,10 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_at_every_place_of_a_word() {
-        for place in 0..24 {
+    fn every_byte_at_every_place_of_a_block() {
+        for place in 0..2 * BLOCK + 8 {
             for byte in 0..0x80u8 {
-                let mut text = vec![b'a'; 24];
+                let mut text = vec![b'a'; 2 * BLOCK + 8];
                 text[place] = byte;
                 let text = String::from_utf8(text).unwrap();
                 let mut out = Vec::new();

@@ -1,12 +1,11 @@
 //! The wire format of upstream chat completions: request body, strict reading of the reply and of streams.
 
 use crate::FailureKind;
-use crate::json::push_quoted;
+use crate::json::{push_float, push_number, push_quoted};
 use crate::provider::{Call, Completion, Finish};
 use crate::retry::Attempt;
 use serde::Deserialize;
 use serde_json::Value;
-use std::io::Write as _;
 use std::sync::Arc;
 
 /// The request body; `model` is empty where the address names it. Written by hand: a prompt is most of it, and
@@ -34,31 +33,27 @@ pub(crate) fn body(model: &str, call: &Call, stream: bool) -> Vec<u8> {
         }
         out.push(b']');
     }
-    let mut member = |name: &str, value: &dyn std::fmt::Display| {
-        // writing into memory does not fail
-        let _ = write!(out, ",\"{name}\":{value}");
+    push_float(&mut out, ",\"temperature\":", sampling.temperature);
+    push_float(&mut out, ",\"top_p\":", sampling.top_p);
+    let mut count = |name: &str, value: u64| {
+        out.extend_from_slice(name.as_bytes());
+        push_number(&mut out, value);
     };
-    // with a point even where nothing follows it
-    member("temperature", &format_args!("{:?}", sampling.temperature));
-    member("top_p", &format_args!("{:?}", sampling.top_p));
     if let Some(limit) = sampling.max_tokens {
-        member("max_tokens", &limit);
+        count(",\"max_tokens\":", limit.into());
     }
     // chats ask with a switch and a number, plain completions with the number alone
     match (sampling.logprobs, &call.text) {
         (None, _) => {}
-        (Some(count), Some(_)) => member("logprobs", &count),
-        (Some(count), None) => {
-            member("logprobs", &true);
-            if count > 0 {
-                member("top_logprobs", &count);
-            }
-        }
+        (Some(top), Some(_)) => count(",\"logprobs\":", top.into()),
+        (Some(0), None) => out.extend_from_slice(b",\"logprobs\":true"),
+        (Some(top), None) => count(",\"logprobs\":true,\"top_logprobs\":", top.into()),
     }
-    member("stream", &stream);
-    if stream {
-        member("stream_options", &"{\"include_usage\":true}");
-    }
+    out.extend_from_slice(if stream {
+        b",\"stream\":true,\"stream_options\":{\"include_usage\":true}"
+    } else {
+        b",\"stream\":false"
+    });
     if !sampling.stop.is_empty() {
         out.extend_from_slice(b",\"stop\":[");
         for (place, stop) in sampling.stop.iter().enumerate() {

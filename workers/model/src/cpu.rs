@@ -115,6 +115,40 @@ pub fn gemm(
     }
 }
 
+/// How many rows a product `[rows, k] [k, n]` needs at least, so that a row's bits do not depend on how many
+/// others there are: with fewer, gemm takes other roads (dot products for up to 256 results, matrix-vector
+/// products for one row, sums in other pieces for up to 64 rows and columns of a long sum).
+fn enough_rows(n: usize, k: usize) -> usize {
+    let rows = 2.max(256 / n.max(1) + 1);
+    if n <= 64 && k > 512 { rows.max(65) } else { rows }
+}
+
+/// As [`gemm`] with row-major `lhs`, and every row of the result depends on its own row of `lhs` alone: equal
+/// rows have equal bits whatever else is in the batch. A few rows cost as much as some more.
+pub fn gemm_rows(
+    dst: &mut [f32],
+    (m, n, k): (usize, usize, usize),
+    lhs: &[f32],
+    rhs: View,
+    scale: f32,
+    accumulate: bool,
+    threads: usize,
+) {
+    let rows = enough_rows(n, k);
+    // one column is a road of its own for any number of rows
+    if m == 0 || m >= rows || n <= 1 {
+        return gemm(dst, (m, n, k), View::rows(lhs, k), rhs, scale, accumulate, threads);
+    }
+    let mut padded = vec![0f32; rows * k];
+    padded[..m * k].copy_from_slice(&lhs[..m * k]);
+    let mut out = vec![0f32; rows * n];
+    if accumulate {
+        out[..m * n].copy_from_slice(&dst[..m * n]);
+    }
+    gemm(&mut out, (rows, n, k), View::rows(&padded, k), rhs, scale, accumulate, threads);
+    dst[..m * n].copy_from_slice(&out[..m * n]);
+}
+
 /// e^x within two units in the last place for |x| < 87, saturating outside; branch-free so that
 /// it vectorises (constants of the Cephes library's `expf`).
 #[inline(always)]

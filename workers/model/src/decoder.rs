@@ -360,6 +360,12 @@ impl Decoder {
         self.embed.is_packed() || self.layers.iter().flat_map(|layer| &layer.linears).any(|l| l.weight.is_packed())
     }
 
+    /// Whether what a row of a cache brings is the same to the last bit whatever rows are computed beside it, so
+    /// that decoding may go on with whichever rows are ready.
+    pub fn rows_stand_alone(&self) -> bool {
+        self.kernels == Kernels::Slices
+    }
+
     /// An empty cache with `rows` rows.
     pub fn cache(&self, rows: usize) -> Result<KvCache> {
         KvCache::new(&self.config, rows, self.kernels, &self.device, self.dtype)
@@ -558,16 +564,16 @@ pub(crate) fn linear_shapes(c: &DecoderConfig) -> [(usize, usize); 7] {
 
 type Pass<'a> = (Vec<(usize, &'a [u32])>, Vec<u32>);
 
-/// Cuts work into passes of at most `limit` tokens: rows in order, a long row in pieces. With each
-/// pass come the places of the tokens that end a row.
+/// Cuts work into passes of at most `limit` tokens: rows in order, a long row in pieces. Where a row is cut
+/// depends on the row alone, so that the others of its batch change nothing in it. With each pass come the
+/// places of the tokens that end a row.
 fn passes<'a>(items: &[(usize, &'a [u32])], limit: usize) -> Vec<Pass<'a>> {
     let mut out: Vec<Pass<'a>> = Vec::new();
     let (mut pass, mut ends, mut used) = (Vec::new(), Vec::new(), 0);
     for &(row, tokens) in items {
         let mut rest = tokens;
         while !rest.is_empty() {
-            // A row that fits into a pass of its own is not torn apart.
-            if used > 0 && (used == limit || rest.len() > limit - used && rest.len() <= limit) {
+            if used > 0 && rest.len() > limit - used {
                 out.push((std::mem::take(&mut pass), std::mem::take(&mut ends)));
                 used = 0;
             }

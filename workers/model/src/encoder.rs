@@ -46,19 +46,24 @@ pub struct Encoder {
 enum Body {
     /// On slices, f32, on the CPU.
     Slices(Bert<Vec<f32>>),
-    /// By tensor operations on any device, f32.
+    /// By tensor operations on any device: f16 on GPUs, with sums in f32.
     Tensors(Bert<candle_core::Tensor>, Device),
 }
 
 impl Encoder {
     /// From a folder with `config.json`, `model.safetensors` and `tokenizer.json`.
     pub fn load(folder: &Path, spec: &EncoderSpec, device: &Device) -> Result<Self> {
+        Self::load_as(folder, spec, device, if device.is_cpu() { DType::F32 } else { DType::F16 })
+    }
+
+    /// The same with a precision; the CPU computes in f32 only.
+    pub fn load_as(folder: &Path, spec: &EncoderSpec, device: &Device, dtype: DType) -> Result<Self> {
         let (shape, tensors) = weights::read(folder, device)?;
         let body = if device.is_cpu() {
             let to_vec = |tensor: &candle_core::Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
             Body::Slices(Bert::assemble(folder, &shape, &tensors, to_vec)?.turned())
         } else {
-            Body::Tensors(Bert::assemble(folder, &shape, &tensors, |tensor| Ok(tensor.clone()))?, device.clone())
+            Body::Tensors(Bert::assemble(folder, &shape, &tensors, |tensor| tensor.to_dtype(dtype))?, device.clone())
         };
         Ok(Self { tokenizer: tokenizer(folder, spec.max_tokens, &shape)?, shape, pooling: spec.pooling, body })
     }
@@ -104,24 +109,32 @@ impl Encoder {
         device: &Device,
         tokens: &[Vec<u32>],
     ) -> Result<Vec<Vec<f32>>> {
-        let mut order: Vec<usize> = (0..tokens.len()).collect();
-        order.sort_by_key(|at| tokens[*at].len());
+        let lengths: Vec<usize> = tokens.iter().map(Vec::len).collect();
         let mut vectors = vec![Vec::new(); tokens.len()];
-        let mut start = 0;
-        while start < order.len() {
-            // Rising lengths: the last text of a batch is its width.
-            let rest = &order[start..];
-            let fits = |&(at, index): &(usize, &usize)| (at + 1) * tokens[*index].len() <= BATCH_TOKENS;
-            let count = rest.iter().enumerate().take_while(fits).count().max(1);
-            let batch: Vec<&[u32]> = rest[..count].iter().map(|index| &tokens[*index][..]).collect();
+        for places in by_length(&lengths) {
+            let batch: Vec<&[u32]> = places.iter().map(|index| &tokens[*index][..]).collect();
             let found = tensors::forward(bert, &self.shape, &batch, self.pooling, device)?;
-            for (index, vector) in rest[..count].iter().zip(found) {
-                vectors[*index] = vector;
+            for (index, vector) in places.into_iter().zip(found) {
+                vectors[index] = vector;
             }
-            start += count;
         }
         Ok(vectors)
     }
+}
+
+/// Texts of similar length together, few enough for one batch on a device other than the CPU.
+fn by_length(lengths: &[usize]) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|at| lengths[*at]);
+    let (mut batches, mut rest) = (Vec::new(), &order[..]);
+    while !rest.is_empty() {
+        // rising lengths: the last text of a batch is its width
+        let fits = |&(at, index): &(usize, &usize)| (at + 1) * lengths[*index] <= BATCH_TOKENS;
+        let (batch, after) = rest.split_at(rest.iter().enumerate().take_while(fits).count().max(1));
+        batches.push(batch.to_vec());
+        rest = after;
+    }
+    batches
 }
 
 /// Texts in order, in pieces of few tokens, and so many that every thread has some.

@@ -31,7 +31,10 @@ mod tokenizer;
 mod train;
 
 pub use cache::KvCache;
+pub use candle_core::Device;
 pub use config::{Architecture, DecoderConfig};
+#[cfg(feature = "cuda")]
+pub use cuda::nearest::{KEEP as NEAREST_KEPT, Kept, Nearest};
 pub use decoder::{Decoder, Trainable};
 pub use device::{device, gpu, peak_memory, working_dtype};
 #[cfg(feature = "cuda")]
@@ -40,7 +43,7 @@ pub use error::{ModelError, Result};
 pub use generate::{GenerateRequest, Generated, Sampling, generate};
 pub use gguf::Gguf;
 pub use gradients::Gradients;
-pub use lora::{load_tensors, save_tensors};
+pub use lora::{adapter_of_trained, load_tensors, save_tensors};
 pub use memory::{MemoryPlan, Workload};
 pub use optimizer::AdamW;
 pub use parallel::{Summed, Team};

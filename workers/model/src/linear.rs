@@ -235,7 +235,7 @@ fn product(lhs: &Tensor, rhs: &Tensor, transpose_rhs: bool, scale: f64, start: O
         with_slice(rhs, |rhs| {
             let rhs = if transpose_rhs { View::transposed(rhs, cols) } else { View::rows(rhs, cols) };
             let threads = candle_core::utils::get_num_threads();
-            cpu::gemm(&mut dst, (m, n, k), View::rows(lhs, k), rhs, scale as f32, accumulate, threads);
+            cpu::gemm_rows(&mut dst, (m, n, k), lhs, rhs, scale as f32, accumulate, threads);
         })
     })??;
     Ok(dst)

@@ -17,6 +17,12 @@ use crate::{
 /// PEFT's prefix before Hugging Face names.
 const PREFIX: &str = "base_model.model.";
 
+/// An adapter's tensors by PEFT name, from what is trained of it; a value head is left out.
+pub fn adapter_of_trained(trained: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let own = trained.into_iter().filter(|(name, _)| name.ends_with(".lora_A") || name.ends_with(".lora_B"));
+    own.map(|(name, tensor)| (format!("{PREFIX}{name}.weight"), tensor)).collect()
+}
+
 impl Decoder {
     /// Puts fresh pairs beside every linear module and makes them the trained tensors: A normal
     /// with variance 1/in, B zero, so the model's function is unchanged. Equal seeds give equal bytes.
@@ -120,9 +126,19 @@ impl Decoder {
     /// Writes `adapter_config.json` and `adapter_model.safetensors` (f32, or bf16 when `compact`)
     /// into `folder`, which is made when missing. The bytes depend on the tensors only.
     pub fn save_adapter(&self, folder: &Path, compact: bool) -> Result<()> {
-        let Some(lora) = &self.lora else {
+        if self.lora.is_none() {
             return Err(ModelError::invalid("there is no adapter to save; attach one first"));
-        };
+        }
+        self.save_adapter_config(folder)?;
+        let dtype = if compact { DType::BF16 } else { DType::F32 };
+        let tensors =
+            self.adapter_tensors()?.into_iter().map(|(n, t)| Ok((n, t.to_dtype(dtype)?))).collect::<Result<_>>()?;
+        save_tensors(&folder.join("adapter_model.safetensors"), &tensors)
+    }
+
+    /// Writes `adapter_config.json` into `folder`, which is made when missing; nothing without an adapter.
+    pub fn save_adapter_config(&self, folder: &Path) -> Result<()> {
+        let Some(lora) = &self.lora else { return Ok(()) };
         std::fs::create_dir_all(folder).map_err(ModelError::write(folder))?;
         let targets: Vec<&str> = LINEARS.iter().filter_map(|name| name.rsplit('.').next()).collect();
         let config = json!({
@@ -132,11 +148,7 @@ impl Decoder {
         });
         let text = format!("{config:#}\n");
         let path = folder.join("adapter_config.json");
-        std::fs::write(&path, text).map_err(ModelError::write(&path))?;
-        let dtype = if compact { DType::BF16 } else { DType::F32 };
-        let tensors =
-            self.adapter_tensors()?.into_iter().map(|(n, t)| Ok((n, t.to_dtype(dtype)?))).collect::<Result<_>>()?;
-        save_tensors(&folder.join("adapter_model.safetensors"), &tensors)
+        std::fs::write(&path, text).map_err(ModelError::write(&path))
     }
 
     /// Lays the adapter in `folder` over the weights and makes it the trained tensors.

@@ -63,6 +63,50 @@ fn ragged_rows_equal_rows_alone() {
     }
 }
 
+/// Rows of every kind of shape, in batches of every kind: the bits of a row are its own.
+#[test]
+fn a_row_has_the_same_bits_in_any_batch() {
+    let wide = DecoderConfig { hidden: 640, ffn: 1300, heads: 10, kv_heads: 2, ..DecoderConfig::tiny(97, 64, 1) };
+    for (config, rank) in [(DecoderConfig::tiny(97, 64, 3), 0), (qwen(), 8), (qwen3(), 2), (wide, 16)] {
+        let mut model = decoder(config);
+        assert!(model.rows_stand_alone());
+        if rank > 0 {
+            let lora = LoraConfig { rank, ..LoraConfig::default() };
+            model.attach_lora(&lora, 1).unwrap();
+            let names: Vec<String> = model.trained_tensors().into_keys().collect();
+            for name in names {
+                let old = model.trained_tensors().remove(&name).unwrap();
+                let waves: Vec<f32> = (0..old.elem_count()).map(|i| 0.05 * (i as f32 * 0.7).sin()).collect();
+                model.set_trained(&name, Tensor::from_vec(waves, old.shape(), &Device::Cpu).unwrap()).unwrap();
+            }
+        }
+        // a row: its prompt, then what it reads before each token
+        let turns = |row: usize| -> Vec<Vec<u32>> {
+            [1 + row * 13 % 40, 1, 1, 3 + row % 5, 1].iter().enumerate().map(|(t, n)| tokens(row * 7 + t, *n)).collect()
+        };
+        let rows_of = 70;
+        let alone: Vec<Vec<Vec<u32>>> = (0..rows_of)
+            .map(|row| {
+                let mut cache = model.cache(1).unwrap();
+                let step = |turn: Vec<u32>| rows(&model.step(&mut cache, &[turn]).unwrap()).remove(0);
+                turns(row).into_iter().map(step).map(|l| l.iter().map(|x| x.to_bits()).collect()).collect()
+            })
+            .collect();
+        let expected = |row: usize, turn: usize| &alone[row][turn];
+        for together in [2, 3, 5, 9, 17, 33, 70] {
+            let mut cache = model.cache(together).unwrap();
+            for turn in 0..5 {
+                let work: Vec<Vec<u32>> = (0..together).map(|row| turns(row).remove(turn)).collect();
+                let logits = rows(&model.step(&mut cache, &work).unwrap());
+                for (row, logits) in logits.iter().enumerate() {
+                    let bits: Vec<u32> = logits.iter().map(|x| x.to_bits()).collect();
+                    assert_eq!(&bits, expected(row, turn), "row {row} of {together}, turn {turn}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn portable_operations_equal_slice_kernels() {
     let model = decoder(qwen());

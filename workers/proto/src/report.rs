@@ -188,6 +188,8 @@ impl Reporting {
                 digest,
                 summary_json: said.summary.map(|summary| summary.to_string()).unwrap_or_default(),
             }),
+            milestones: said.milestones.into_iter().collect(),
+            guard: said.guard.unwrap_or_default(),
             ..self.template.clone()
         }
     }

@@ -83,7 +83,8 @@ fn dense(arguments: &[String]) {
         let index = indices.entry(name.to_owned()).or_insert_with(|| open(folder.path(), name, &values, d));
         index.set_oversample(oversample);
         let started = cpu_seconds();
-        let found: Vec<_> = queries[..count].chunks(batch).flat_map(|batch| index.search(batch, k, false)).collect();
+        let found: Vec<_> =
+            queries[..count].chunks(batch).flat_map(|batch| index.search(batch, k, false).unwrap()).collect();
         let seconds = cpu_seconds() - started;
         reply(&json!({"seconds": seconds, "ids": positions(&found), "bytes": index.scanned_bytes()}));
     }

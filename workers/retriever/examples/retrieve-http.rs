@@ -7,7 +7,7 @@
 //! Query number n is encoded as row n of QUERIES. Everything else is what `s3-retriever serve` runs.
 #![allow(clippy::unwrap_used)] // a measuring program: anything unexpected ends it
 
-use s3_config::{CorpusConfig, DenseKind, Pooling, RetrieverServeConfig};
+use s3_config::{CorpusConfig, DenseKind, Pooling, RetrieverServeConfig, Structure};
 use s3_retriever::Result;
 use s3_retriever::access::Access;
 use s3_retriever::corpus::{corpus_digest, read_corpus};
@@ -73,6 +73,7 @@ fn index(corpus: &str, rows: &str, d: usize, folder: &Path) -> Index {
         passage_prefix: String::new(),
         max_tokens: 256,
         vectors_sha256: None,
+        structure: Structure::default(),
     };
     Index {
         digest: "0f".repeat(32),
@@ -81,6 +82,7 @@ fn index(corpus: &str, rows: &str, d: usize, folder: &Path) -> Index {
         passages: PassageStore::open(folder).unwrap(),
         lexical: None,
         dense: Some(DenseIndex::new(Rows::open(&path).unwrap())),
+        fidelity: None,
     }
 }
 

@@ -102,18 +102,18 @@ fn main() {
         index.scanned_bytes()
     );
     let asked: Vec<Vec<f32>> = (0..queries).map(|at| vector((n + at) as u64 * 7 + 5, d)).collect();
-    asked.iter().take(3).for_each(|query| drop(index.search(std::slice::from_ref(query), K, false)));
+    asked.iter().take(3).for_each(|query| drop(index.search(std::slice::from_ref(query), K, false).unwrap()));
     let (cpu, mut times) = (cpu_seconds(), Vec::new());
     for query in &asked {
         let started = Instant::now();
-        assert_eq!(index.search(std::slice::from_ref(query), K, false)[0].len(), K);
+        assert_eq!(index.search(std::slice::from_ref(query), K, false).unwrap()[0].len(), K);
         times.push(started.elapsed().as_secs_f64() * 1e3);
     }
     let cpu = (cpu_seconds() - cpu) / queries as f64 * 1e3;
     times.sort_by(f64::total_cmp);
     let (p50, p99) = (times[queries / 2], times[queries * 99 / 100]);
     let batched = Instant::now();
-    asked.chunks(16).for_each(|batch| drop(index.search(batch, K, false)));
+    asked.chunks(16).for_each(|batch| drop(index.search(batch, K, false).unwrap()));
     let batched = batched.elapsed().as_secs_f64() / queries as f64 * 1e3;
     let (all, mapped) = resident();
     println!(

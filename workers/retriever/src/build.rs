@@ -12,7 +12,7 @@ use crate::dense::rows::RowWriter;
 use crate::dense_leg::dense_leg;
 use crate::embed::{Embedding, PassageEncoder, Sink};
 use crate::error::{Result, RetrieverError};
-use crate::flat::is_faiss;
+use crate::flat::{is_faiss, is_flat};
 use crate::index::{
     Answerable, DenseIdentity, FORMAT, Facts, Identity, KIND, LEXICAL, LexicalIdentity, VECTORS, Verified,
     index_digest, set_current, verify,
@@ -93,6 +93,7 @@ fn dense_identity(dense: &DenseConfig, (encoder_sha256, tokenizer_sha256): (Stri
     DenseIdentity {
         kind: dense.index.kind,
         recall_target: (dense.index.kind != DenseKind::Flat).then_some(dense.index.recall_target),
+        structure: dense.index.structure.clone(),
         encoder_sha256,
         tokenizer_sha256,
         pooling: dense.pooling,
@@ -148,13 +149,16 @@ fn publish(
         std::fs::write(&path, builder.finish(parameters).to_bytes()).map_err(RetrieverError::io("write", &path))?;
     }
     let store = PassageStore::open(&staging)?;
-    let mut leg = None;
+    let (mut leg, mut fidelity) = (None, None);
     if let Some(dense) = &config.dense {
         let encoder = PassageEncoder::load(dense)?;
         let embedding = Embedding { encoder: &encoder, store: &store, progress, shutdown };
         let (path, limited) = (staging.join(VECTORS), config.corpus.limit.is_some());
         match &dense.vectors {
-            Some(file) if is_faiss(&file.path)? => embedding.import(file, limited, &path)?,
+            Some(file) if is_flat(&file.path)? => embedding.import(file, limited, &path)?,
+            Some(file) if is_faiss(&file.path)? => {
+                fidelity = embedding.import_any(file, dense.index.kind, config.corpus.limit, &staging)?;
+            }
             given => {
                 let mut rows = RowWriter::create(&path, Kind::Half, encoder.dimensions())?;
                 let sink: Sink<'_> = &mut |part| rows.half(part);
@@ -177,6 +181,8 @@ fn publish(
         passages,
         dimensions: leg.as_ref().map_or(0, |leg| leg.dimensions),
         oversample: leg.as_ref().and_then(|leg| leg.oversample),
+        effort: leg.as_ref().and_then(|leg| leg.effort),
+        fidelity,
         recall: leg.as_ref().map(|leg| leg.recall),
         bytes: folder_bytes(&staging)?,
         answerable,
@@ -249,6 +255,7 @@ fn outcome(digest: String, verified: &Verified, answerable: &[Answerable]) -> Re
         "dimensions": facts.dimensions,
         "recall": facts.recall,
         "oversample": facts.oversample,
+        "effort": facts.effort,
         "bytes": facts.bytes,
         "contentDigest": verified.manifest.content_digest()?,
         "answerable": datasets,

@@ -2,29 +2,41 @@
 
 use crate::build::stop_if_asked;
 use crate::corpus::contents;
+use crate::dense::DenseIndex;
+use crate::dense::approximate::Reading;
 use crate::dense::file::Kind;
 use crate::dense::rows::{RowWriter, Rows};
 use crate::error::{Result, RetrieverError};
 use crate::flat;
+use crate::index::{FAISS, VECTORS};
 use crate::passages::PassageStore;
+use crate::rank::Ranked;
 use crate::vectors::{VectorFile, Vectors};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use s3_config::{DenseConfig, VectorsConfig};
+use s3_config::{DenseConfig, DenseKind, VectorsConfig};
 use s3_model::encoder::{Encoder, EncoderSpec};
 use s3_telemetry::{Progress, Shutdown};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Passages per shard: the most that a killed build computes again.
+/// Passages per shard; on the CPU the most that a killed build computes again.
 const SHARD: usize = 256;
+/// Shards encoded together on a GPU, which is idle between calls.
+const TOGETHER: usize = 64;
 /// Below this a stored vector is not the encoder's.
 const SAME: f64 = 0.9999;
+/// A coded vector is looked for among so many,
+const NEAREST: usize = 10;
+/// and so many are found there.
+const OWN: f64 = 0.9;
 
 /// An encoder with the passage side's settings.
 pub struct PassageEncoder {
     encoder: Encoder,
     prefix: String,
+    /// Shards encoded together.
+    together: usize,
 }
 
 impl PassageEncoder {
@@ -36,8 +48,10 @@ impl PassageEncoder {
     /// Loads the configured encoder.
     pub fn load(dense: &DenseConfig) -> Result<Self> {
         let spec = EncoderSpec { pooling: dense.pooling, max_tokens: dense.max_tokens };
-        let encoder = Encoder::load(&dense.encoder, &spec, &s3_model::device(dense.device)?)?;
-        Ok(Self { encoder, prefix: dense.passage_prefix.clone() })
+        let device = s3_model::device(dense.device)?;
+        let encoder = Encoder::load(&dense.encoder, &spec, &device)?;
+        let together = if device.is_cpu() { 1 } else { TOGETHER };
+        Ok(Self { encoder, prefix: dense.passage_prefix.clone(), together })
     }
 
     /// Elements of a vector.
@@ -94,19 +108,37 @@ impl Embedding<'_> {
         let total = self.store.len();
         self.progress.phase("embed passages", total as u64);
         let dimensions = self.encoder.dimensions();
-        for first in (0..total).step_by(SHARD) {
-            let positions = first..(first + SHARD).min(total);
-            let path = shards.join(format!("{first:012}.shard"));
-            let shard = if let Some(shard) = Vectors::read_shard(&path, positions.len(), dimensions) {
-                shard
-            } else {
+        for start in (0..total).step_by(SHARD * self.encoder.together) {
+            let end = total.min(start + SHARD * self.encoder.together);
+            let ranges = (start..end).step_by(SHARD).map(|first| first..end.min(first + SHARD));
+            let path = |first: usize| shards.join(format!("{first:012}.shard"));
+            let mut found: Vec<Option<Vectors>> = Vec::new();
+            let mut missing = Vec::new();
+            for range in ranges.clone() {
+                found.push(Vectors::read_shard(&path(range.start), range.len(), dimensions));
+                if found.last().is_some_and(Option::is_none) {
+                    missing.push(range);
+                }
+            }
+            if !missing.is_empty() {
                 stop_if_asked(self.shutdown)?;
-                let shard = Vectors::from_rows(&self.encoder.encode(self.store, positions.clone())?, dimensions);
-                shard.write_shard(&path)?;
-                shard
-            };
-            sink(&shard.values)?;
-            self.progress.done(positions.end as u64);
+                let mut rows = self.encoder.encode(self.store, missing.iter().cloned().flatten())?.into_iter();
+                let mut fresh = Vec::with_capacity(missing.len());
+                for range in missing {
+                    let rows: Vec<Vec<f32>> = rows.by_ref().take(range.len()).collect();
+                    let shard = Vectors::from_rows(&rows, dimensions);
+                    shard.write_shard(&path(range.start))?;
+                    fresh.push(shard);
+                }
+                let mut fresh = fresh.into_iter();
+                for shard in found.iter_mut().filter(|shard| shard.is_none()) {
+                    *shard = fresh.next();
+                }
+            }
+            for (shard, range) in found.into_iter().flatten().zip(ranges) {
+                sink(&shard.values)?;
+                self.progress.done(range.end as u64);
+            }
         }
         Ok(())
     }
@@ -167,6 +199,85 @@ impl Embedding<'_> {
         }
         let rows = Rows::open(path)?;
         self.verify(&file.path, &file.sha256, file.verify, &|at| rows.row(at))
+    }
+
+    /// Takes a FAISS index of any kind, in parts, into `folder`: its vectors as FAISS gives them back and, for
+    /// [`DenseKind::Imported`], the index itself. Where it codes its vectors, their least cosine with the encoder's.
+    pub fn import_any(
+        &self,
+        file: &VectorsConfig,
+        kind: DenseKind,
+        limit: Option<u64>,
+        folder: &Path,
+    ) -> Result<Option<f64>> {
+        let bad = |reason: String| Err(RetrieverError::content(&file.path, reason));
+        self.progress.phase("join parts", 0);
+        let joined = folder.join(FAISS);
+        let digest = flat::join(&file.path, &file.parts, &joined)?;
+        if digest != file.sha256.to_ascii_lowercase() {
+            return bad(format!("sha256 of all parts is {digest}, expected {}; fetch them again", file.sha256));
+        }
+        let mut reading = Reading::open(&joined)?;
+        let (count, dimensions) = reading.shape();
+        let total = self.store.len() as u64;
+        if dimensions != self.encoder.dimensions() {
+            return bad(format!("{dimensions} dimensions, the encoder has {}", self.encoder.dimensions()));
+        }
+        let kept = kind == DenseKind::Imported;
+        if limit.is_some() && kept {
+            return bad("an index cannot be imported for a part of its corpus; leave corpus.limit out".to_owned());
+        }
+        if count != total && !(limit.is_some() && count > total) {
+            return bad(format!("{count} vectors for {total} passages; name the corpus that it was built from"));
+        }
+        self.progress.phase("import vectors", count);
+        let path = folder.join(VECTORS);
+        let mut rows = RowWriter::create(&path, Kind::Single, dimensions)?;
+        let (stop, mut done) = (|| self.shutdown.requested(), 0);
+        while done < total as usize {
+            let values = reading.next_rows(&stop)?;
+            let fresh = (values.len() / dimensions).min(total as usize - done);
+            rows.single(&values[..fresh * dimensions])?;
+            done += fresh;
+            self.progress.done(done as u64);
+        }
+        rows.finish()?;
+        drop(reading);
+        if !kept {
+            std::fs::remove_file(&joined).map_err(RetrieverError::io("remove", &joined))?;
+        }
+        self.fidelity(file, &path)
+    }
+
+    /// Encodes a sample again. Vectors that were not coded must be the encoder's; those that were must be nearest to
+    /// their own passages.
+    fn fidelity(&self, file: &VectorsConfig, path: &Path) -> Result<Option<f64>> {
+        let index = DenseIndex::new(Rows::open(path)?);
+        let sample = sample(&file.sha256, self.store.len(), file.verify);
+        self.progress.phase("verify vectors", sample.len() as u64);
+        let fresh = self.encoder.encode(self.store, sample.iter().copied())?;
+        let cosines = sample.iter().zip(&fresh).map(|(at, fresh)| cosine(fresh, &index.vector(*at)));
+        let least = cosines.fold(1.0, |least, cosine| if cosine.is_nan() { -1.0 } else { cosine.min(least) });
+        if least >= SAME {
+            return Ok(None);
+        }
+        let found = index.search(&fresh, NEAREST, true)?;
+        // as good as the last of the nearest: passages that say the same have the same vector
+        let own = |((at, fresh), found): &((&usize, &Vec<f32>), &Vec<Ranked>)| {
+            let own = index.search_among(fresh, 1, &[**at as u32]);
+            own.first().zip(found.last()).is_some_and(|(own, last)| own.score >= last.score)
+        };
+        let share = sample.iter().zip(&fresh).zip(&found).filter(own).count() as f64 / sample.len().max(1) as f64;
+        if share < OWN {
+            let reason = format!(
+                "of {} passages encoded again {:.0} % are among the {NEAREST} nearest to their own vectors, and the                  least cosine is {least:.4}; import it with its own corpus, encoder and prefixes",
+                sample.len(),
+                100.0 * share
+            );
+            return Err(RetrieverError::content(&file.path, reason));
+        }
+        tracing::info!(checked = sample.len(), least_cosine = least, nearest = share, "coded vectors verified");
+        Ok(Some(least))
     }
 
     /// Encodes `count` passages again, drawn by `seed`, and compares them with their `row`.

@@ -68,8 +68,16 @@ const SHARED: usize = 512;
 impl Engine {
     /// Opens the current index, its encoder and the reranker, and asks it about its own passages.
     pub fn open(config: &RetrieverServeConfig) -> Result<Arc<Self>> {
-        let index = Index::open_current(&config.index)?;
-        let encoder = load_encoder(&index, config)?;
+        // the threads that may serve may also verify, and FAISS has as many
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(config.runtime.threads.unwrap_or(0)).build();
+        let pool = pool.map_err(|error| RetrieverError::Internal(format!("threads to open with: {error}")))?;
+        let mut index = pool.install(|| Index::open_current(&config.index))?;
+        drop(pool);
+        let device = s3_model::device(config.device)?;
+        if let Some(dense) = &mut index.dense {
+            dense.put_on(&device)?;
+        }
+        let encoder = load_encoder(&index, config, &device)?;
         let engine = Self::assemble(config, index, encoder.map(|encoder| Box::new(encoder) as Box<dyn QueryEncoder>))?;
         engine.self_query()?;
         s3_telemetry::metrics()
@@ -316,10 +324,16 @@ impl Engine {
                 (&self.index.dense, &self.encoder, &self.index.identity.dense)
             {
                 let text = format!("{}{own}", identity.passage_prefix);
-                let cosine = cosine(&encoder.encode(&[text])?[0], &index.vector(position));
-                if cosine.is_nan() || cosine < 0.999 {
+                let own = encoder.encode(&[text])?;
+                let cosine = cosine(&own[0], &index.vector(position));
+                // vectors that an imported index codes are as near as its build found them
+                let least = self.index.fidelity.map_or(0.999, |fidelity| fidelity - 0.1);
+                if cosine.is_nan() || cosine < least {
                     let reason = format!("passage {position} has cosine {cosine:.4} with its stored vector");
                     return Err(RetrieverError::SelfQuery(reason));
+                }
+                if index.search(&own, 1, false)?[0].is_empty() {
+                    return Err(RetrieverError::SelfQuery(format!("nothing is near to passage {position}")));
                 }
             }
             if let Some(index) = &self.index.lexical
@@ -435,7 +449,7 @@ fn default_method(index: &Index, encoder: bool, configured: RetrievalMethod) -> 
 }
 
 /// Loads the encoder and refuses one that is not the index's.
-fn load_encoder(index: &Index, config: &RetrieverServeConfig) -> Result<Option<Encoder>> {
+fn load_encoder(index: &Index, config: &RetrieverServeConfig, device: &s3_model::Device) -> Result<Option<Encoder>> {
     let (Some(folder), Some(identity)) = (&config.encoder, &index.identity.dense) else { return Ok(None) };
     let (weights, tokenizer) = encoder_files(folder, None)?;
     for (file, found, expected) in [
@@ -451,5 +465,5 @@ fn load_encoder(index: &Index, config: &RetrieverServeConfig) -> Result<Option<E
         }
     }
     let spec = EncoderSpec { pooling: identity.pooling, max_tokens: identity.max_tokens };
-    Ok(Some(Encoder::load(folder, &spec, &s3_model::device(config.device)?)?))
+    Ok(Some(Encoder::load(folder, &spec, device)?))
 }

@@ -1,5 +1,6 @@
 //! The one error type of this crate. Every message is one line that says what to do.
 
+use s3_faiss::FaissError;
 use s3_telemetry::{ExitClass, Failure};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -68,6 +69,14 @@ pub enum RetrieverError {
     /// The served index does not answer as it was built.
     #[error("self-query failed: {0}; build the index again")]
     SelfQuery(String),
+    /// FAISS' process had no answer.
+    #[error("{path}: {source}")]
+    Faiss {
+        /// The index file.
+        path: PathBuf,
+        /// What happened.
+        source: FaissError,
+    },
     /// Encoder trouble.
     #[error(transparent)]
     Model(#[from] s3_model::ModelError),
@@ -103,11 +112,16 @@ impl RetrieverError {
 impl From<RetrieverError> for Failure {
     fn from(error: RetrieverError) -> Self {
         let class = match &error {
-            RetrieverError::Interrupted => return Self::interrupted(),
+            RetrieverError::Interrupted | RetrieverError::Faiss { source: FaissError::Interrupted, .. } => {
+                return Self::interrupted();
+            }
             RetrieverError::Io { .. } => ExitClass::Io,
             RetrieverError::Artifact(inner) if inner.is_io() => ExitClass::Io,
             RetrieverError::Artifact(inner) if inner.is_fenced() => ExitClass::Fenced,
-            RetrieverError::Busy(_) => ExitClass::Unavailable,
+            RetrieverError::Busy(_)
+            | RetrieverError::Faiss { source: FaissError::Ended { .. } | FaissError::Late { .. }, .. } => {
+                ExitClass::Unavailable
+            }
             RetrieverError::Internal(_) | RetrieverError::Model(s3_model::ModelError::Tensor(_)) => ExitClass::Internal,
             _ => ExitClass::Input,
         };

@@ -1,4 +1,5 @@
-//! Reading FAISS indices of kind Flat, as they are published: whole, or cut into parts.
+//! Reading FAISS indices of kind Flat, as they are published: whole, or cut into parts. The other kinds are read by FAISS
+//! itself ([`crate::dense::approximate`]).
 //!
 //! The file is a header of 45 bytes (four letters of the kind, dimensions i32, rows i64, two unused i64, trained
 //! u8, metric i32, number of floats u64) and the rows in f32, little endian. It is read here, front to back and
@@ -7,7 +8,7 @@
 use crate::error::{Result, RetrieverError};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 const HEADER: usize = 45;
@@ -15,6 +16,24 @@ const HEADER: usize = 45;
 pub const MAGIC: &[u8; 4] = b"IxFI";
 /// Rows read at once.
 const BATCH: usize = 4096;
+
+/// Writes parts, joined in order, to one file; the sha256 of the whole.
+pub fn join(first: &Path, more: &[PathBuf], to: &Path) -> Result<String> {
+    let mut out = File::create(to).map_err(RetrieverError::io("create", to))?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    for part in std::iter::once(first).chain(more.iter().map(PathBuf::as_path)) {
+        let mut file = File::open(part).map_err(RetrieverError::open("vectors file", part))?;
+        loop {
+            let read = file.read(&mut buffer).map_err(RetrieverError::io("read", part))?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+            out.write_all(&buffer[..read]).map_err(RetrieverError::io("write", to))?;
+        }
+    }
+    Ok(hex::encode(hasher.finalize()))
+}
 
 /// What a header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +44,22 @@ pub struct Shape {
     pub rows: usize,
 }
 
-/// Whether a file begins like a FAISS index.
+/// Whether a file begins like a FAISS index of any kind.
 pub fn is_faiss(path: &Path) -> Result<bool> {
+    Ok(letters(path)?.is_some_and(|first| first[0] == b'I' && first.iter().all(u8::is_ascii_alphanumeric)))
+}
+
+/// Whether a file begins like an index that [`Reader`] reads.
+pub fn is_flat(path: &Path) -> Result<bool> {
+    Ok(letters(path)?.is_some_and(|first| &first == MAGIC))
+}
+
+fn letters(path: &Path) -> Result<Option<[u8; 4]>> {
     let mut first = [0; 4];
     let mut file = File::open(path).map_err(RetrieverError::open("vectors file", path))?;
     match file.read_exact(&mut first) {
-        Ok(()) => Ok(first.starts_with(b"Ix") || first.starts_with(b"Iw") || first.starts_with(b"IH")),
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+        Ok(()) => Ok(Some(first)),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
         Err(source) => Err(RetrieverError::Io { action: "read", path: path.to_owned(), source }),
     }
 }

@@ -1,7 +1,7 @@
 //! A published index: its identity, the pointer to the current version, and opening it verified.
 //!
 //! Layout: `<output>/<digest>/{manifest.json, passages.jsonl, passages.ends, passages.keys, lexical.bin,
-//! vectors.f16, vectors.codes}` and the pointer `<output>/CURRENT`, one line: the digest and the sha256 of that version's manifest. The
+//! vectors.f16, vectors.codes or vectors.faiss}` and the pointer `<output>/CURRENT`, one line: the digest and the sha256 of that version's manifest. The
 //! pointer thus fixes every byte of the version.
 
 use crate::dense::DenseIndex;
@@ -10,7 +10,7 @@ use crate::error::{Result, RetrieverError};
 use crate::lexical::LexicalIndex;
 use crate::passages::PassageStore;
 use s3_artifacts::{Manifest, digest_file, load_manifest, write_atomic};
-use s3_config::{DenseKind, Pooling};
+use s3_config::{DenseKind, Pooling, Structure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,8 @@ pub const LEXICAL: &str = "lexical.bin";
 pub const VECTORS: &str = "vectors.f16";
 /// File of the codes of quantised vectors.
 pub const CODES: &str = "vectors.codes";
+/// File of the index that FAISS searches.
+pub const FAISS: &str = "vectors.faiss";
 const CURRENT: &str = "CURRENT";
 const HEX: usize = 64;
 
@@ -61,6 +63,9 @@ pub struct DenseIdentity {
     pub kind: DenseKind,
     /// Recall that a search by codes was set to; none for exact search.
     pub recall_target: Option<f64>,
+    /// How FAISS' kinds are made.
+    #[serde(default, skip_serializing_if = "Structure::is_default")]
+    pub structure: Structure,
     /// sha256 of the encoder's `model.safetensors`.
     pub encoder_sha256: String,
     /// sha256 of its `tokenizer.json`.
@@ -87,6 +92,12 @@ pub struct Facts {
     pub dimensions: u64,
     /// Rows scored again per passage asked for; none for exact search.
     pub oversample: Option<u64>,
+    /// Lists that FAISS visits or candidates that it keeps per query; none where it has neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effort: Option<u32>,
+    /// Least cosine of an imported vector with the encoder's own, where the index codes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fidelity: Option<f64>,
     /// Recall at ten against exact search, measured by the build; none without a dense leg.
     pub recall: Option<f64>,
     /// Size of all files but the manifest.
@@ -206,6 +217,8 @@ pub struct Index {
     pub lexical: Option<LexicalIndex>,
     /// The dense leg.
     pub dense: Option<DenseIndex>,
+    /// See [`Facts`].
+    pub fidelity: Option<f64>,
 }
 
 impl Index {
@@ -232,7 +245,7 @@ impl Index {
         }
         let mut dense = None;
         if let Some(identity) = &identity.dense {
-            dense = Some(open_dense(&folder, identity, facts.oversample)?);
+            dense = Some(open_dense(&folder, identity, &facts)?);
         }
         let passages = PassageStore::open(&folder)?;
         let counts = [
@@ -245,14 +258,26 @@ impl Index {
             return Err(RetrieverError::content(&folder, reason));
         }
         let content_digest = manifest.content_digest()?;
-        Ok(Self { digest, content_digest, identity, passages, lexical, dense })
+        let fidelity = facts.fidelity;
+        Ok(Self { digest, content_digest, identity, passages, lexical, dense, fidelity })
     }
 }
 
 /// The dense leg of a folder.
-pub fn open_dense(folder: &Path, identity: &DenseIdentity, oversample: Option<u64>) -> Result<DenseIndex> {
+pub fn open_dense(folder: &Path, identity: &DenseIdentity, facts: &Facts) -> Result<DenseIndex> {
     let rows = Rows::open(&folder.join(VECTORS))?;
-    DenseIndex::open(identity.kind, rows, &folder.join(CODES), oversample.unwrap_or(1) as usize)
+    let oversample = facts.oversample.unwrap_or(1) as usize;
+    let faiss = folder.join(FAISS);
+    match identity.kind {
+        // the manifest, which is verified, names all files
+        DenseKind::Imported if !faiss.exists() => Ok(DenseIndex::new(rows)),
+        kind if kind.is_faiss() => {
+            let index = DenseIndex::open(kind, rows, &faiss, oversample)?;
+            facts.effort.map(|effort| index.set_effort(effort)).transpose()?;
+            Ok(index)
+        }
+        kind => DenseIndex::open(kind, rows, &folder.join(CODES), oversample),
+    }
 }
 
 #[cfg(test)]

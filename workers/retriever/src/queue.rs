@@ -18,6 +18,8 @@ pub struct Queue<J> {
 
 struct State<J> {
     waiting: VecDeque<(usize, J)>,
+    /// Of all that waits together.
+    size: usize,
     /// Whether the thread sleeps.
     idle: bool,
     closed: bool,
@@ -26,7 +28,7 @@ struct State<J> {
 impl<J> Queue<J> {
     /// A queue of rounds of at most `limit`.
     pub fn new(limit: usize) -> Self {
-        let state = State { waiting: VecDeque::new(), idle: false, closed: false };
+        let state = State { waiting: VecDeque::new(), size: 0, idle: false, closed: false };
         Self { state: Mutex::new(state), arrived: Condvar::new(), limit }
     }
 
@@ -41,6 +43,8 @@ impl<J> Queue<J> {
             return;
         }
         state.waiting.push_back((size, job));
+        state.size += size;
+        show(state.size);
         // a thread that works takes it up by itself
         let idle = std::mem::replace(&mut state.idle, false);
         drop(state);
@@ -54,6 +58,8 @@ impl<J> Queue<J> {
         let mut state = self.state();
         state.closed = true;
         state.waiting.clear();
+        state.size = 0;
+        show(0);
         drop(state);
         self.arrived.notify_all();
     }
@@ -83,8 +89,17 @@ impl<J> Queue<J> {
             size <= self.limit
         };
         let count = state.waiting.iter().take_while(fits).count().max(1);
-        Some(state.waiting.drain(..count).map(|(_, job)| job).collect())
+        let taken: Vec<(usize, J)> = state.waiting.drain(..count).collect();
+        state.size -= taken.iter().map(|(size, _)| size).sum::<usize>();
+        show(state.size);
+        Some(taken.into_iter().map(|(_, job)| job).collect())
     }
+}
+
+/// Shows how much waits. A process serves one index, so one queue speaks.
+fn show(waiting: usize) {
+    let none: [&str; 0] = [];
+    s3_telemetry::metrics().retriever_waiting.with_label_values(&none).set(waiting as f64);
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ impl Reranker {
     /// Loads the configured model; refuses weights other than the configured.
     pub fn load(config: &RerankerConfig) -> Result<Self> {
         encoder_files(&config.model, config.sha256.as_deref())?;
-        let model = CrossEncoder::load(&config.model, config.max_tokens)?;
+        let model = CrossEncoder::load(&config.model, config.max_tokens, &s3_model::device(config.device)?)?;
         Ok(Self { model, depth: config.depth.max(1) })
     }
 

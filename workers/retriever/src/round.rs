@@ -131,7 +131,7 @@ impl Engine {
         let started = Instant::now();
         let vectors = self.vectors(jobs)?;
         let encode = started.elapsed();
-        let dense = self.dense(jobs, vectors);
+        let dense = self.dense(jobs, vectors)?;
         let lexical = self.lexical(jobs);
         let queries = jobs.iter().flat_map(|one| one.job.queries.iter().map(move |query| (one, query)));
         let lists: Vec<Vec<Ranked>> = queries
@@ -187,9 +187,9 @@ impl Engine {
 
     /// Dense rankings, in the queries' order. Those of one depth share a reading of the index, since the depth decides how
     /// many candidates are scored.
-    fn dense(&self, jobs: &[Ready], vectors: Vec<Option<Vec<f32>>>) -> Vec<Vec<Ranked>> {
+    fn dense(&self, jobs: &[Ready], vectors: Vec<Option<Vec<f32>>>) -> Result<Vec<Vec<Ranked>>> {
         let mut results: Vec<Vec<Ranked>> = vec![Vec::new(); vectors.len()];
-        let Some(index) = &self.index.dense else { return results };
+        let Some(index) = &self.index.dense else { return Ok(results) };
         let owners: Vec<&Ready> = jobs.iter().flat_map(|one| one.job.queries.iter().map(move |_| one)).collect();
         let mut groups: BTreeMap<(usize, bool), Group> = BTreeMap::new();
         for (at, (vector, one)) in vectors.into_iter().zip(&owners).enumerate() {
@@ -203,11 +203,11 @@ impl Engine {
             group.1.push(vector);
         }
         for ((reach, exact), (places, queries)) in groups {
-            for (at, list) in places.into_iter().zip(index.search(&queries, reach, exact)) {
+            for (at, list) in places.into_iter().zip(index.search(&queries, reach, exact)?) {
                 results[at] = owners[at].allowed.keep(list, owners[at].leg);
             }
         }
-        results
+        Ok(results)
     }
 
     fn lexical(&self, jobs: &[Ready]) -> Vec<Vec<Ranked>> {

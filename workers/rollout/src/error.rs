@@ -47,6 +47,12 @@ pub enum RolloutError {
         /// What is spent; begins with `BudgetExhausted`.
         reason: String,
     },
+    /// A thread of this process could not be started, or died.
+    #[error("a thread: {reason}")]
+    Thread {
+        /// What happened.
+        reason: String,
+    },
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -83,6 +89,7 @@ impl From<RolloutError> for Failure {
             }
             RolloutError::Artifact(artifact) if artifact.is_io() => ExitClass::Io,
             RolloutError::Artifact(artifact) if artifact.is_fenced() => ExitClass::Fenced,
+            RolloutError::Thread { .. } => ExitClass::Internal,
             RolloutError::NotANumber { .. } => ExitClass::NotANumber,
             RolloutError::Model(model) => model_class(model),
             RolloutError::Replicas(error) => replica_class(error),

@@ -96,6 +96,12 @@ impl RetrieverPeer {
         Ok(Self { link: link.clone(), client, digest: info.index_digest, deepest })
     }
 
+    /// The same with calls that are given up when `link` is asked to stop.
+    #[must_use]
+    pub fn on(&self, link: &Link) -> Self {
+        Self { link: link.clone(), ..self.clone() }
+    }
+
     /// Digest of the served index.
     pub fn index_digest(&self) -> &str {
         &self.digest
@@ -158,6 +164,15 @@ pub enum AnswerOutcome {
     },
 }
 
+/// A judge's word on one answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// The word.
+    pub verdict: Verdict,
+    /// Why there is none; empty where it decided.
+    pub reason: String,
+}
+
 /// Answers questions from passages, and judges answers.
 pub trait AnswerSource {
     /// How answers are asked and judged.
@@ -165,7 +180,7 @@ pub trait AnswerSource {
     /// One outcome an item, in order. Items are asked together.
     fn answer(&self, items: &[(&Question, &[Passage])]) -> Result<Vec<AnswerOutcome>, RolloutError>;
     /// One verdict an item, in order. Only called when the configuration names a judge.
-    fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Verdict>, RolloutError>;
+    fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Judged>, RolloutError>;
     /// What answers used so far, where that is counted. Verdicts are not in it: the gateway does not say theirs.
     fn usage(&self) -> Usage {
         Usage::default()
@@ -288,6 +303,12 @@ impl GeneratorPeer {
         })
     }
 
+    /// The same with calls that are given up when `link` is asked to stop.
+    #[must_use]
+    pub fn on(&self, link: &Link) -> Self {
+        Self { link: link.clone(), ..self.clone() }
+    }
+
     /// Digest of weights, adapter, template and decoding.
     pub fn digest(&self) -> &str {
         &self.digest
@@ -351,7 +372,7 @@ impl AnswerSource for GeneratorPeer {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Verdict>, RolloutError> {
+    fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Judged>, RolloutError> {
         let request = v1::JudgeRequest {
             items: items
                 .iter()
@@ -368,7 +389,7 @@ impl AnswerSource for GeneratorPeer {
             Ok(response) => response,
             Err(error) if error.is_outage() => {
                 tracing::warn!(%error, "no verdicts; the samples are masked");
-                return Ok(vec![Verdict::Failed; items.len()]);
+                return Ok(vec![Judged { verdict: Verdict::Failed, reason: error.to_string() }; items.len()]);
             }
             Err(error) => return Err(error),
         };
@@ -379,7 +400,9 @@ impl AnswerSource for GeneratorPeer {
             let reason = spent.reason.trim_start_matches("budget: ").to_owned();
             return Err(RolloutError::Budget { reason });
         }
-        Ok(response.results.iter().map(|result| convert::verdict(result.verdict())).collect())
+        let judged =
+            |result: v1::JudgeResult| Judged { verdict: convert::verdict(result.verdict()), reason: result.reason };
+        Ok(response.results.into_iter().map(judged).collect())
     }
 }
 

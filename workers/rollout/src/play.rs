@@ -39,6 +39,43 @@ pub struct EpisodeRequest {
     pub initial: Vec<Passage>,
 }
 
+/// A codec that knows which tokens end a turn.
+pub trait TurnCodec: Codec {
+    /// Whether generation ends with this token.
+    fn ends(&self, token: u32) -> bool;
+    /// As what the search loop knows.
+    fn plain(&self) -> &dyn Codec;
+}
+
+impl TurnCodec for ModelCodec {
+    fn ends(&self, token: u32) -> bool {
+        Self::ends(self, token)
+    }
+
+    fn plain(&self) -> &dyn Codec {
+        self
+    }
+}
+
+/// Whether a turn is over: by a token that ends it, or by a stop string.
+pub(crate) fn ends_turn(codec: &dyn TurnCodec, tokens: &[u32], stop: &[String]) -> bool {
+    if tokens.last().is_some_and(|&token| codec.ends(token)) {
+        return true;
+    }
+    if stop.is_empty() {
+        return false;
+    }
+    // a stop string ends with the newest token, so most tokens need no look at the whole turn
+    let newest = codec.decode(&tokens[tokens.len().saturating_sub(1)..]);
+    if !stop.iter().any(|stop| stop.chars().next_back().is_some_and(|last| newest.contains(last))) {
+        return false;
+    }
+    let text = codec.decode(tokens);
+    // a line break that ends a sentence does not end a turn that has not begun
+    let text = text.trim_start();
+    stop.iter().any(|stop| text.contains(stop))
+}
+
 /// What identifies a question over datasets.
 pub fn question_key(question: &Question) -> String {
     format!("{}/{}", question.dataset, question.id)
@@ -49,7 +86,7 @@ pub struct Player<'a> {
     /// The searcher.
     pub decoder: &'a Decoder,
     /// Its tokenizer.
-    pub codec: &'a ModelCodec,
+    pub codec: &'a (dyn TurnCodec + Sync),
     /// Answers searches.
     pub retriever: &'a dyn Retrieve,
     /// Limits and policies.
@@ -102,7 +139,7 @@ impl Player<'_> {
     pub fn play_counted(&self, requests: &[EpisodeRequest]) -> Result<(Vec<Trajectory>, u64), RolloutError> {
         let seat = |request: &EpisodeRequest| {
             let EpisodeRequest { question, sample, initial } = request;
-            let play = Episode::new(question, *sample, initial.clone(), self.search, self.codec)?;
+            let play = Episode::new(question, *sample, initial.clone(), self.search, self.codec.plain())?;
             Ok(Seat { play, question: question.clone(), sample: *sample })
         };
         let seats = requests.par_iter().map(seat).collect::<Result<Vec<_>, RolloutError>>()?;
@@ -209,7 +246,8 @@ impl Player<'_> {
             let row = &rows[requests[i].row];
             SampleKey { seed, step, question: &row.key, sample: row.seat.sample, turn: row.turn, token }
         };
-        let mut ended = |i: usize, tokens: &[u32]| self.shutdown.requested() || self.ends(tokens, &stops[i]);
+        let mut ended =
+            |i: usize, tokens: &[u32]| self.shutdown.requested() || ends_turn(self.codec, tokens, &stops[i]);
         let sampling = s3_model::Sampling { temperature: temperature as f32, top_p: top_p as f32 };
         let said = generate(self.decoder, cache, &requests, sampling, &key, &mut ended)?;
         if self.shutdown.requested() {
@@ -223,24 +261,8 @@ impl Player<'_> {
             row.cached.extend_from_slice(&request.prompt);
             row.cached.extend(said.tokens.iter().take(said.tokens.len().saturating_sub(1)));
             row.turn += 1;
-            Ok(row.seat.play.generated(&said.tokens, &said.logprobs, self.codec)?)
+            Ok(row.seat.play.generated(&said.tokens, &said.logprobs, self.codec.plain())?)
         })
-    }
-
-    /// Whether a turn is over: by a token that ends it, or by a stop string.
-    fn ends(&self, tokens: &[u32], stop: &[String]) -> bool {
-        if tokens.last().is_some_and(|&token| self.codec.ends(token)) {
-            return true;
-        }
-        // a stop string ends with the newest token, so most tokens need no look at the whole turn
-        let newest = self.codec.decode(&tokens[tokens.len().saturating_sub(1)..]);
-        if !stop.iter().any(|stop| stop.chars().next_back().is_some_and(|last| newest.contains(last))) {
-            return false;
-        }
-        let text = self.codec.decode(tokens);
-        // a line break that ends a sentence does not end a turn that has not begun
-        let text = text.trim_start();
-        stop.iter().any(|stop| text.contains(stop))
     }
 
     /// All searches that the named rows wait for, each distinct query once.
@@ -271,7 +293,7 @@ impl Player<'_> {
                     .collect();
                 rows.par_iter_mut().enumerate().try_for_each(|(at, row)| {
                     let Some(passages) = found.get(&at) else { return Ok::<(), RolloutError>(()) };
-                    Ok(row.seat.play.retrieved((*passages).clone(), self.codec)?)
+                    Ok(row.seat.play.retrieved((*passages).clone(), self.codec.plain())?)
                 })?;
             }
             Err(error) if error.is_outage() => {

@@ -126,14 +126,16 @@ impl Outcome {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase")]
 pub enum StepEntry {
-    /// A batch of episodes; keys `rollout/0000`, or `probe/rollout/0000` for the held-out evaluation.
+    /// An episode; keys `rollout/000000` by its place in question order, or `probe/rollout/…` for the held-out
+    /// evaluation.
     Episodes {
-        /// In question order.
+        /// One, or several that follow each other.
         episodes: Vec<EpisodeRecord>,
     },
-    /// A part of the step's answers, before they are joined to their episodes; keys `answer/0000` (`probe/…`).
+    /// An answer, before it is joined to its episodes; keys `answer/000000` (`probe/…`) by the place of the first
+    /// episode that asked for it.
     Answers {
-        /// One for each distinct (question, passages).
+        /// One for a (question, passages).
         answers: Vec<Scored>,
     },
     /// What each episode of the step was worth, in the episodes' order; keys `outcomes`, `probe/outcomes`.

@@ -1,7 +1,7 @@
 //! From selected passages to answers and verdicts.
 
 use crate::error::RolloutError;
-use crate::peers::{AnswerOutcome, AnswerSource};
+use crate::peers::{AnswerOutcome, AnswerSource, Judged};
 use s3_search::score::{Verdict, gen_acc};
 use s3_search::{Passage, Question};
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,9 @@ pub struct Scored {
     /// The judge's word, where there is a judge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judge: Option<Verdict>,
+    /// Why the judge did not decide, as the gateway says it; empty where it did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub judge_reason: String,
     /// Generation accuracy; `Failed` masks the sample.
     pub verdict: Verdict,
     /// Why there is no answer.
@@ -43,7 +46,8 @@ pub struct Missing {
 impl Scored {
     /// A sample without an answer; it is masked.
     pub fn missing(reason: String, outage: bool) -> Self {
-        Self { answer: None, judge: None, verdict: Verdict::Failed, failure: Some(Missing { reason, outage }) }
+        let failure = Some(Missing { reason, outage });
+        Self { answer: None, judge: None, judge_reason: String::new(), verdict: Verdict::Failed, failure }
     }
 }
 
@@ -102,10 +106,12 @@ fn score_part(
 ) -> Result<Vec<Scored>, RolloutError> {
     let limit = source.config().max_answer_tokens as usize;
     let verdicts = judged(source, part, &outcomes)?;
-    let scored = part.iter().zip(outcomes).zip(verdicts).map(|((item, outcome), judge)| match outcome {
+    let scored = part.iter().zip(outcomes).zip(verdicts).map(|((item, outcome), judged)| match outcome {
         AnswerOutcome::Answer(answer) => {
+            let (judge, judge_reason) = judged.map(|judged| (judged.verdict, judged.reason)).unzip();
             let verdict = gen_acc(&answer, &item.question.answers, limit, judge);
-            Scored { answer: Some(answer), judge, verdict, failure: None }
+            let judge_reason = judge_reason.unwrap_or_default();
+            Scored { answer: Some(answer), judge, judge_reason, verdict, failure: None }
         }
         AnswerOutcome::Failed { reason, outage } => Scored::missing(reason, outage),
     });
@@ -125,7 +131,7 @@ fn judged(
     source: &dyn AnswerSource,
     items: &[Ask<'_>],
     outcomes: &[AnswerOutcome],
-) -> Result<Vec<Option<Verdict>>, RolloutError> {
+) -> Result<Vec<Option<Judged>>, RolloutError> {
     let mut verdicts = vec![None; items.len()];
     if source.config().judge.is_none() {
         return Ok(verdicts);
@@ -173,8 +179,12 @@ mod tests {
                 })
                 .collect())
         }
-        fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Verdict>, RolloutError> {
-            Ok(items.iter().map(|(_, answer)| Verdict::from(!answer.contains("not"))).collect())
+        fn judge(&self, items: &[(&Question, &str)]) -> Result<Vec<Judged>, RolloutError> {
+            let one = |answer: &str| match answer {
+                "Berlin" => Judged { verdict: Verdict::Undecided, reason: "the two judges disagree".into() },
+                answer => Judged { verdict: Verdict::from(!answer.contains("not")), reason: String::new() },
+            };
+            Ok(items.iter().map(|(_, answer)| one(answer)).collect())
         }
     }
 
@@ -216,6 +226,9 @@ mod tests {
         // a denied span states nothing, with a judge or without
         assert_eq!(verdicts, [Verdict::Correct, Verdict::Failed, Verdict::Incorrect, Verdict::Incorrect]);
         assert!(all_failed(&scored).is_none());
+        let berlin = passage("Berlin");
+        let undecided = score_answers(&fake(true), &[Ask { question: &questions[0], passages: &berlin }]).unwrap();
+        assert_eq!(undecided[0].judge_reason, "the two judges disagree");
         let down = score_answers(&fake(false), &items[1..2]).unwrap();
         assert!(matches!(all_failed(&down), Some(RolloutError::AllFailed { outage: true, .. })));
         assert!(all_failed(&score_answers(&fake(true), &[]).unwrap()).is_none());

@@ -7,8 +7,10 @@ mod tiny;
 use s3_config::{ModelSpec, RetrievalMethod, SearchConfig};
 use s3_model::{Decoder, TrainSequence};
 use s3_rollout::record::EpisodeRecord;
-use s3_rollout::{EpisodeRequest, ModelCodec, Player, Retrieve, RolloutError, Sampling};
-use s3_search::{Passage, Question, StopReason, Trajectory};
+use s3_rollout::{
+    EpisodeRequest, Job, ModelCodec, Pace, Player, Retrieve, RolloutError, Sampling, Seat, Stage, Stream,
+};
+use s3_search::{Episode, Passage, Question, StopReason, Trajectory};
 use s3_telemetry::Shutdown;
 
 struct Fake {
@@ -161,4 +163,121 @@ fn a_dead_retriever_masks_only_those_that_search() {
         .filter_map(|(request, trajectory)| trajectory.failure().map(|_| request.clone()))
         .collect();
     assert!(matches!(play(&setup, true, 1.0, &searching), Err(RolloutError::AllFailed { outage: true, .. })));
+}
+
+/// Takes its time, another one for every call.
+struct Slow(std::sync::atomic::AtomicU64);
+
+impl Retrieve for Slow {
+    fn retrieve(&self, queries: &[String], top_k: u32, _: RetrievalMethod) -> Result<Vec<Vec<Passage>>, RolloutError> {
+        let call = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        std::thread::sleep(std::time::Duration::from_millis(call * 7 % 11));
+        Ok(queries.iter().map(|query| passages(query, top_k)).collect())
+    }
+}
+
+/// Groups of four; what each asks when it ends is answered later.
+struct Kept<'s> {
+    setup: &'s Setup,
+    requests: Vec<EpisodeRequest>,
+    played: Vec<Option<Trajectory>>,
+    answered: Vec<usize>,
+}
+
+impl<'s> Stage<'s> for Kept<'s> {
+    type Play = Episode;
+    type Answer = usize;
+
+    fn opening(&mut self, group: usize) -> Option<(Question, String, usize)> {
+        let question = &self.requests[4 * group].question;
+        Some((question.clone(), "start".into(), 3))
+    }
+    fn seats(&mut self, group: usize, initial: Vec<Passage>) -> Result<Vec<Seat<Episode>>, RolloutError> {
+        self.requests[4 * group..4 * group + 4]
+            .iter()
+            .map(|EpisodeRequest { question, sample, .. }| {
+                let play = Episode::new(question, *sample, initial.clone(), &self.setup.search, &self.setup.codec)?;
+                Ok(Seat { play, question: question.clone(), sample: *sample })
+            })
+            .collect()
+    }
+    fn ended(&mut self, group: usize, run: Seat<Episode>) -> Result<Option<Job<'s, usize>>, RolloutError> {
+        let place = 4 * group + run.sample as usize;
+        self.played[place] = Some(run.play.finish());
+        Ok(Some(Box::new(move || place)))
+    }
+    fn answered(&mut self, place: usize) -> Result<(), RolloutError> {
+        self.answered.push(place);
+        Ok(())
+    }
+    fn keep(&mut self) -> Result<(), RolloutError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn whoever_waits_for_whom_episodes_are_the_same() {
+    let setup = setup();
+    let requests = requests();
+    let lock_step = play(&setup, false, 1.0, &requests).unwrap();
+    let mut first: Option<Vec<Trajectory>> = None;
+    for (pace, workers, slots) in [
+        (Pace::Free, 1, 24),
+        (Pace::Free, 1, 3),
+        (Pace::Free, 3, 9),
+        (Pace::Turns, 1, 7),
+        (Pace::Turns, 2, 24),
+        (Pace::Together, 1, 24),
+        (Pace::Together, 1, 5),
+    ] {
+        let (played, answered) = (vec![None; requests.len()], Vec::new());
+        let kept = std::sync::Mutex::new(Kept { setup: &setup, requests: requests.clone(), played, answered });
+        let (retriever, shutdown) = (Slow(0.into()), Shutdown::default());
+        let stream = Stream {
+            decoder: &setup.decoder,
+            codec: &setup.codec,
+            retriever: &retriever,
+            method: RetrievalMethod::default(),
+            sampling: Sampling { temperature: 1.0, top_p: 1.0, seed: 3, step: 1 },
+            shutdown: &shutdown,
+            slots,
+            workers,
+            calls: (4, 2),
+            pace,
+        };
+        stream.run(6, &kept).unwrap();
+        let Kept { played, mut answered, .. } = kept.into_inner().unwrap();
+        let played: Vec<Trajectory> = played.into_iter().flatten().collect();
+        answered.sort_unstable();
+        assert_eq!(answered, (0..requests.len()).collect::<Vec<_>>());
+        for (a, b) in lock_step.iter().zip(&played) {
+            assert_eq!(a.tokens, b.tokens);
+            assert!(a.logprobs.iter().zip(&b.logprobs).all(|(x, y)| (x - y).abs() < 1e-5));
+        }
+        // and the same to the last bit
+        assert_eq!(first.get_or_insert_with(|| played.clone()), &played, "{pace:?}, {workers} workers, {slots} slots");
+    }
+}
+
+#[test]
+fn a_stream_that_is_asked_to_stop_stops() {
+    let setup = setup();
+    let shutdown = Shutdown::default();
+    shutdown.request();
+    let (requests, retriever) = (requests(), Slow(0.into()));
+    let played = vec![None; requests.len()];
+    let kept = std::sync::Mutex::new(Kept { setup: &setup, requests, played, answered: Vec::new() });
+    let stream = Stream {
+        decoder: &setup.decoder,
+        codec: &setup.codec,
+        retriever: &retriever,
+        method: RetrievalMethod::default(),
+        sampling: Sampling { temperature: 1.0, top_p: 1.0, seed: 3, step: 1 },
+        shutdown: &shutdown,
+        slots: 8,
+        workers: 2,
+        calls: (2, 2),
+        pace: Pace::Free,
+    };
+    assert!(matches!(stream.run(6, &kept), Err(RolloutError::Interrupted)));
 }

@@ -75,6 +75,7 @@ catalogue! {
     report_failures: Counter "s3_progress_report_failures_total" ["code"] "Progress reports that the operator did not take, by gRPC code.";
     retriever_seconds: Histogram "s3_retriever_request_seconds" ["api", "method"] "Duration of a search request.";
     retriever_queries: Counter "s3_retriever_queries_total" ["method", "cache"] "Queries served, by cache outcome (hit, miss).";
+    retriever_waiting: Gauge "s3_retriever_waiting_queries" [] "Queries that wait for the engine; `serving.autoscaling` follows it.";
     retriever_refused: Counter "s3_retriever_refused_total" ["reason"] "Requests refused before any work.";
     retriever_passages: Gauge "s3_retriever_index_passages" [] "Passages in the served index.";
     gateway_requests: Counter "s3_gateway_requests_total" ["provider", "outcome"] "Answers and verdicts, by outcome (ok, cached, unavailable, `rate_limited`, rejected, malformed, deadline, budget).";
@@ -91,10 +92,11 @@ catalogue! {
     training_grad_norm: Gauge "s3_training_gradient_norm" [] "Global gradient norm before clipping.";
     training_entropy: Gauge "s3_training_entropy" [] "Mean entropy over action tokens, nats.";
     training_mismatch: Gauge "s3_training_mismatch_kl" [] "KL between rollout and training log-probabilities (k3 estimate), nats.";
+    training_staleness: Gauge "s3_training_staleness" [] "Optimiser steps between the policy that played the last step's episodes and the one that learned from them.";
     training_searches: Gauge "s3_training_searches_mean" [] "Executed searches per episode of the last step.";
     training_masked: Counter "s3_training_masked_episodes_total" ["reason"] "Episodes left out because of an infrastructure failure.";
     training_tokens: Counter "s3_training_tokens_total" ["kind"] "Tokens sampled (action) and trained on (context).";
-    training_phase_seconds: Histogram "s3_training_phase_seconds" ["phase"] "Duration of a step's phase (rollout, reward, update, checkpoint).";
+    training_phase_seconds: Histogram "s3_training_phase_seconds" ["phase"] "Duration of a step's phase (rollout, reward, wait, update, checkpoint; with staleness, rollout and reward run beside the others).";
     training_collective_seconds: Histogram "s3_training_collective_seconds" ["operation"] "Duration of an exchange among a trainer's replicas, waiting for the others included (barrier, broadcast, `all_gather`, `reduce_scatter`, fold).";
     training_collective_bytes: Counter "s3_training_collective_bytes_total" ["direction"] "Bytes that this replica sent to and received from others over TCP.";
     operator_reconciles: Counter "s3_operator_reconciles_total" ["kind", "result"] "Reconciles, by result (done, waiting, changed, refused, error).";

@@ -23,6 +23,8 @@ pub enum ExitClass {
     PeerLost,
     /// 77: another try of the same job has taken over; nothing of this process counts any more.
     Fenced,
+    /// 78: a guard's bound is passed; everything is saved, and a person decides whether it goes on.
+    Paused,
 }
 
 impl ExitClass {
@@ -37,22 +39,16 @@ impl ExitClass {
             Self::Interrupted => 75,
             Self::PeerLost => 76,
             Self::Fenced => 77,
+            Self::Paused => 78,
         }
     }
 
     /// The class of a code, when it is one of ours.
     pub fn from_code(code: i32) -> Option<Self> {
-        const ALL: [ExitClass; 8] = [
-            ExitClass::Input,
-            ExitClass::NotANumber,
-            ExitClass::Unavailable,
-            ExitClass::Internal,
-            ExitClass::Io,
-            ExitClass::Interrupted,
-            ExitClass::PeerLost,
-            ExitClass::Fenced,
-        ];
-        ALL.into_iter().find(|class| i32::from(class.code()) == code)
+        use ExitClass::{Fenced, Input, Internal, Interrupted, Io, NotANumber, Paused, PeerLost, Unavailable};
+        [Input, NotANumber, Unavailable, Internal, Io, Interrupted, PeerLost, Fenced, Paused]
+            .into_iter()
+            .find(|class| i32::from(class.code()) == code)
     }
 }
 
@@ -99,6 +95,11 @@ impl Failure {
     /// See [`ExitClass::Fenced`].
     pub fn fenced(error: impl std::fmt::Display) -> Self {
         Self::new(ExitClass::Fenced, error)
+    }
+
+    /// See [`ExitClass::Paused`].
+    pub fn paused(why: &str) -> Self {
+        Self::new(ExitClass::Paused, format!("paused by a guard: {why}; everything is saved: start again to go on"))
     }
 
     /// See [`ExitClass::Interrupted`].

@@ -5,6 +5,7 @@
 
 use crate::{ExitClass, Failure, Outcome};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -43,6 +44,13 @@ pub struct Termination {
     /// The newest checkpoint that this process published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<CheckpointNote>,
+    /// Sha256 of the adapters that are kept for evaluations, by step; the oldest are left out when the message would
+    /// be too long with them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub milestones: BTreeMap<u32, String>,
+    /// What guards say of the policy; none while all values are within their bounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<String>,
 }
 
 impl Termination {
@@ -55,6 +63,10 @@ impl Termination {
     pub fn to_text(&self) -> Result<String, serde_json::Error> {
         let mut short = self.clone();
         let mut text = serde_json::to_string(&short)?;
+        // They were reported while the work went on.
+        while text.len() > TERMINATION_LIMIT && short.milestones.pop_first().is_some() {
+            text = serde_json::to_string(&short)?;
+        }
         if text.len() > TERMINATION_LIMIT {
             short.summary = None;
             text = serde_json::to_string(&short)?;
@@ -85,7 +97,15 @@ pub struct LastWords(Mutex<State>);
 
 static LAST_WORDS: LastWords = LastWords(Mutex::new(State {
     file: None,
-    said: Termination { class: None, message: None, digest: None, summary: None, checkpoint: None },
+    said: Termination {
+        class: None,
+        message: None,
+        digest: None,
+        summary: None,
+        checkpoint: None,
+        milestones: BTreeMap::new(),
+        guard: None,
+    },
     fenced: false,
 }));
 
@@ -114,6 +134,21 @@ impl LastWords {
     /// Notes a checkpoint.
     pub fn checkpoint(&self, checkpoint: CheckpointNote) {
         self.state().said.checkpoint = Some(checkpoint);
+    }
+
+    /// Notes an adapter that is kept for evaluations, by its sha256.
+    pub fn milestone(&self, step: u32, sha256: &str) {
+        self.state().said.milestones.insert(step, sha256.to_owned());
+    }
+
+    /// Forgets adapters of later steps: the training has gone back.
+    pub fn milestones_until(&self, step: u32) {
+        self.state().said.milestones.retain(|of, _| *of <= step);
+    }
+
+    /// Notes what guards say.
+    pub fn guard(&self, said: Option<String>) {
+        self.state().said.guard = said;
     }
 
     /// Notes that another process has taken over.
@@ -197,5 +232,9 @@ mod tests {
             assert!(text.len() <= TERMINATION_LIMIT, "{}", text.len());
             assert_eq!(Termination::parse(&text).unwrap().digest.as_deref(), Some("d"));
         }
+        let milestones = (1..=100).map(|step| (step, "e".repeat(64))).collect();
+        let termination = Termination { summary: Some(json!({"steps": 100})), milestones, ..Default::default() };
+        let read = Termination::parse(&termination.to_text().unwrap()).unwrap();
+        assert!(read.summary.is_some() && read.milestones.len() > 40 && read.milestones.contains_key(&100));
     }
 }

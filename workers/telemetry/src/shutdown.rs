@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Set by SIGTERM or SIGINT; long work looks at it between units and saves before it leaves.
 #[derive(Clone, Default)]
-pub struct Shutdown(Arc<AtomicBool>);
+pub struct Shutdown(Arc<AtomicBool>, Option<Arc<AtomicBool>>);
 
 impl Shutdown {
     /// Listens for the signals; needs a running tokio runtime.
@@ -24,10 +24,17 @@ impl Shutdown {
 
     /// Whether to stop now.
     pub fn requested(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.load(Ordering::SeqCst) || self.1.as_ref().is_some_and(|above| above.load(Ordering::SeqCst))
     }
 
-    /// Asks this process to stop, as a signal does.
+    /// For one part of the work: asked to stop with the whole, or alone. A part of a part stops with the whole
+    /// or alone, too.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self(Arc::default(), Some(self.1.clone().unwrap_or_else(|| self.0.clone())))
+    }
+
+    /// Asks this process (or this part of its work) to stop, as a signal does.
     pub fn request(&self) {
         self.0.store(true, Ordering::SeqCst);
     }

@@ -11,14 +11,19 @@ use s3_config::TrainerConfig;
 use s3_rollout::{
     Ask, GeneratorPeer, Link, Missing, Retrieve, RetrieverPeer, RolloutError, Scored, all_failed, score_answers,
 };
-use s3_search::Question;
 use s3_search::score::{Verdict, gen_acc};
+use s3_search::{Passage, Question};
 use s3_telemetry::{Failure, Outcome};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 
 /// So many lost answers in a row are an outage that waiting within this call does not end.
 const GONE: usize = 8;
+
+/// Parts that are asked at once.
+const PARTS: usize = 4;
 
 /// One stored answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +90,13 @@ impl<'a> BaselineStore<'a> {
             Some(answer) => {
                 let limit = self.config.generator.max_answer_tokens as usize;
                 let verdict = gen_acc(answer, &question.answers, limit, stored.judge);
-                Scored { answer: Some(answer.clone()), judge: stored.judge, verdict, failure: None }
+                Scored {
+                    answer: Some(answer.clone()),
+                    judge: stored.judge,
+                    judge_reason: String::new(),
+                    verdict,
+                    failure: None,
+                }
             }
             None => Scored::missing(stored.refused.clone().unwrap_or_default(), false),
         })
@@ -96,7 +107,7 @@ impl<'a> BaselineStore<'a> {
         self.journal.get(&self.key(question)).map(|stored| stored.passages.as_slice())
     }
 
-    /// Computes what is missing, in parts of the generator's chunk. Questions whose answer was lost in an
+    /// Computes what is missing, in parts of the generator's chunk, each kept as it comes. Questions whose answer was lost in an
     /// outage stay missing and are counted; when nothing comes back any more, the call fails.
     pub fn ensure(&mut self, questions: &[Question], mut each: impl FnMut(usize)) -> Result<usize, RolloutError> {
         let missing: Vec<&Question> = {
@@ -107,40 +118,78 @@ impl<'a> BaselineStore<'a> {
             };
             questions.iter().filter(new).collect()
         };
-        let (mut lost, mut gone) = (0, 0);
-        for (at, part) in missing.chunks(self.config.generator.chunk.max(1)).enumerate() {
-            self.link.check()?;
+        let parts: Vec<&[&Question]> = missing.chunks(self.config.generator.chunk.max(1)).collect();
+        let (config, link, retriever, generator) = (self.config, self.link, self.retriever, self.generator);
+        let ask = |part: &[&Question]| -> Result<(Vec<Vec<Passage>>, Vec<Scored>), RolloutError> {
+            link.check()?;
             let queries: Vec<String> = part.iter().map(|question| question.question.clone()).collect();
-            let found = self.retriever.retrieve(&queries, self.config.baseline.top_k, self.config.search.method)?;
+            let found = retriever.retrieve(&queries, config.baseline.top_k, config.search.method)?;
             let asks: Vec<Ask> =
                 part.iter().zip(&found).map(|(question, passages)| Ask { question, passages }).collect();
-            let scored = score_answers(self.generator, &asks)?;
-            if scored.iter().all(is_outage) {
-                gone += scored.len();
-            } else {
-                gone = 0;
+            let scored = score_answers(generator, &asks)?;
+            Ok((found, scored))
+        };
+        let (next, given_up) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let (mut lost, mut gone, mut done) = (0, 0, 0);
+        std::thread::scope(|scope| {
+            let (sender, answers) = channel();
+            for _ in 0..PARTS.min(parts.len()) {
+                let sender = sender.clone();
+                scope.spawn(|| {
+                    let sender = sender;
+                    while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if given_up.load(Ordering::Relaxed) || sender.send((*part, ask(part))).is_err() {
+                            break;
+                        }
+                    }
+                });
             }
-            if let Some(error) = all_failed(&scored).filter(|_| gone >= part.len().max(GONE)) {
-                return Err(error);
-            }
-            for ((question, passages), one) in part.iter().zip(&found).zip(scored) {
-                // an outage is no property of the question; a refusal is, and so is a verdict
-                if is_outage(&one) || one.judge == Some(Verdict::Failed) {
-                    lost += 1;
-                    continue;
+            drop(sender);
+            for (part, answer) in answers {
+                let kept = answer.and_then(|(found, scored)| {
+                    gone = if scored.iter().all(is_outage) { gone + scored.len() } else { 0 };
+                    if let Some(error) = all_failed(&scored).filter(|_| gone >= part.len().max(GONE)) {
+                        return Err(error);
+                    }
+                    lost += self.store(part, &found, scored)?;
+                    Ok(())
+                });
+                if kept.is_err() {
+                    given_up.store(true, Ordering::Relaxed);
+                    return kept;
                 }
-                let stored = BaselineAnswer {
-                    question: question.question.clone(),
-                    passages: passages.iter().map(|passage| passage.id.clone()).collect(),
-                    answer: one.answer,
-                    judge: one.judge,
-                    refused: one.failure.map(|missing| missing.reason),
-                };
-                let key = self.key(question);
-                self.journal.append(&key, stored)?;
+                done += part.len();
+                each(done);
             }
-            each((at * self.config.generator.chunk + part.len()).min(missing.len()));
+            Ok(())
+        })?;
+        Ok(lost)
+    }
+
+    /// Keeps a part's answers; how many were lost.
+    fn store(
+        &mut self,
+        part: &[&Question],
+        found: &[Vec<Passage>],
+        scored: Vec<Scored>,
+    ) -> Result<usize, RolloutError> {
+        let mut units = Vec::with_capacity(part.len());
+        for ((question, passages), one) in part.iter().zip(found).zip(scored) {
+            // an outage is no property of the question; a refusal is, and so is a verdict
+            if is_outage(&one) || one.judge == Some(Verdict::Failed) {
+                continue;
+            }
+            let stored = BaselineAnswer {
+                question: question.question.clone(),
+                passages: passages.iter().map(|passage| passage.id.clone()).collect(),
+                answer: one.answer,
+                judge: one.judge,
+                refused: one.failure.map(|missing| missing.reason),
+            };
+            units.push((self.key(question), stored));
         }
+        let lost = part.len() - units.len();
+        self.journal.append_all(units)?;
         Ok(lost)
     }
 }

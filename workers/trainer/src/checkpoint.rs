@@ -1,8 +1,12 @@
 //! Checkpoints: trained tensors, optimiser state and position, published atomically.
 
 use crate::identity::Identity;
+use crate::train::{Policies, Watch};
 use candle_core::Tensor;
-use s3_artifacts::{ArtifactError, DigestWriter, Head, Published, load_manifest, publish_folder, read_head};
+use s3_artifacts::{
+    ArtifactError, CHECKPOINT_KIND as KIND, DigestWriter, Head, POLICY_FILE as POLICY, Published, checkpoints,
+    load_manifest, publish_folder,
+};
 use s3_config::{CheckpointConfig, DTypeKind, TrainerConfig};
 use s3_model::{AdamW, Decoder, load_tensors, save_tensors};
 use s3_rollout::RolloutError;
@@ -12,11 +16,15 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const KIND: &str = "checkpoint";
 const FORMAT: u32 = 1;
-const POLICY: &str = "policy.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+const EARLIER: &str = "earlier-";
+
+/// The file of an earlier policy, which rounds under way are played with.
+fn earlier(updates: u32, steps: u64) -> String {
+    format!("{EARLIER}{updates:06}-{steps}.safetensors")
+}
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -28,6 +36,9 @@ pub struct Position {
     pub results: String,
     /// Figures kept for the summary.
     pub summary: serde_json::Value,
+    /// What guards and stop rules remember.
+    #[serde(default)]
+    pub watch: Watch,
 }
 
 impl Position {
@@ -74,19 +85,31 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// Publishes a checkpoint and removes those beyond the number kept.
-    pub fn save(&self, decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<PathBuf, Failure> {
+    pub fn save(
+        &self,
+        decoder: &Decoder,
+        optimizer: &AdamW,
+        position: &Position,
+        policies: &Policies,
+    ) -> Result<PathBuf, Failure> {
         let state = optimizer.state().map_err(RolloutError::from)?;
-        self.save_tensors(&Whole { policy: decoder.trained_tensors(), state }, position)
+        self.save_tensors(decoder, &Whole { policy: decoder.trained_tensors(), state }, position, policies)
     }
 
     /// As [`Self::save`], of tensors that were brought together.
-    pub fn save_tensors(&self, whole: &Whole, position: &Position) -> Result<PathBuf, Failure> {
+    pub fn save_tensors(
+        &self,
+        decoder: &Decoder,
+        whole: &Whole,
+        position: &Position,
+        policies: &Policies,
+    ) -> Result<PathBuf, Failure> {
         self.check()?;
         let mine = self.head.as_ref().map(|head| format!("-{}", head.tag())).unwrap_or_default();
         let name = format!("step-{:06}{mine}", position.step);
         let target = self.config.dir.join(&name);
         let staging = self.config.dir.join(format!(".staging-{:06}{mine}", position.step));
-        Self::write(&staging, whole, position).inspect_err(|_| {
+        Self::write(&staging, decoder, whole, position, policies).inspect_err(|_| {
             // a half-written folder helps nobody; the error that counts is the first
             let _ = std::fs::remove_dir_all(&staging);
         })?;
@@ -126,7 +149,13 @@ impl<'a> Checkpoints<'a> {
         Ok(())
     }
 
-    fn write(staging: &Path, whole: &Whole, position: &Position) -> Result<(), Failure> {
+    fn write(
+        staging: &Path,
+        decoder: &Decoder,
+        whole: &Whole,
+        position: &Position,
+        policies: &Policies,
+    ) -> Result<(), Failure> {
         let io = |source| {
             RolloutError::from(ArtifactError::Io { action: "write checkpoint", path: staging.to_owned(), source })
         };
@@ -135,15 +164,20 @@ impl<'a> Checkpoints<'a> {
         }
         std::fs::create_dir_all(staging).map_err(io)?;
         save_tensors(&staging.join(POLICY), &whole.policy).map_err(RolloutError::from)?;
+        // Whoever evaluates the newest checkpoint makes an adapter of it.
+        decoder.save_adapter_config(staging).map_err(RolloutError::from)?;
         save_tensors(&staging.join(OPTIMIZER), &whole.state).map_err(RolloutError::from)?;
+        for (updates, steps, tensors) in policies.earlier(position.step) {
+            save_tensors(&staging.join(earlier(updates, steps)), &tensors).map_err(RolloutError::from)?;
+        }
         let state = serde_json::to_vec_pretty(position).map_err(Failure::internal)?;
         std::fs::write(staging.join(STATE), state).map_err(io)?;
         Ok(())
     }
 
     fn prune(&self) -> Result<(), Failure> {
-        for step in steps(&self.config.dir)?.into_iter().skip(self.config.keep.max(1) as usize) {
-            let folder = folder(&self.config.dir, step);
+        let all = checkpoints(&self.config.dir).map_err(RolloutError::from)?;
+        for (_, folder) in all.into_iter().skip(self.config.keep.max(1) as usize) {
             std::fs::remove_dir_all(&folder).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
         }
         Ok(())
@@ -151,22 +185,34 @@ impl<'a> Checkpoints<'a> {
 
     /// Restores the newest whole checkpoint of this run; none when there is none yet. A checkpoint of another
     /// run is refused.
-    pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<Option<Position>, Failure> {
-        let Some((whole, position, folder)) = self.load()? else { return Ok(None) };
-        whole.lay_over(&folder, decoder, optimizer)?;
-        Ok(Some(position))
+    pub fn restore(
+        &self,
+        decoder: &mut Decoder,
+        optimizer: &mut AdamW,
+        policies: &mut Policies,
+    ) -> Result<Option<Position>, Failure> {
+        self.newest()?.map(|checkpoint| checkpoint.restore_all(decoder, optimizer, policies)).transpose()
     }
 
-    /// What [`Self::restore`] would restore, and where it was read.
-    pub fn load(&self) -> Result<Option<(Whole, Position, PathBuf)>, Failure> {
-        let Some(Checkpoint { folder, run, .. }) = newest(&self.config.dir)? else { return Ok(None) };
-        self.identity.check(&run, &folder)?;
-        let policy = load_tensors(&folder.join(POLICY)).map_err(RolloutError::from)?;
-        let state = load_tensors(&folder.join(OPTIMIZER)).map_err(RolloutError::from)?;
-        let text = std::fs::read(folder.join(STATE)).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
-        let position =
-            serde_json::from_slice(&text).map_err(|e| Failure::input(format!("{}: {e}", folder.display())))?;
-        Ok(Some((Whole { policy, state }, position, folder)))
+    /// What [`Self::restore`] would restore.
+    pub fn newest(&self) -> Result<Option<Checkpoint>, Failure> {
+        let Some(checkpoint) = newest(&self.config.dir)? else { return Ok(None) };
+        self.identity.check(&checkpoint.run, &checkpoint.folder)?;
+        Ok(Some(checkpoint))
+    }
+
+    /// Takes back every checkpoint of more steps: the training goes back.
+    pub fn take_back(&self, step: u32) -> Result<(), Failure> {
+        if let Some(head) = &self.head {
+            head.publish(|list| list.retain(|published| published.step <= step)).map_err(RolloutError::from)?;
+            return self.sweep(head);
+        }
+        for (_, folder) in
+            checkpoints(&self.config.dir).map_err(RolloutError::from)?.iter().filter(|(of, _)| *of > step)
+        {
+            std::fs::remove_dir_all(folder).map_err(|e| Failure::io(format!("{}: {e}", folder.display())))?;
+        }
+        Ok(())
     }
 }
 
@@ -187,6 +233,23 @@ impl Whole {
     }
 }
 
+/// What another training has left to start from: the newest checkpoint of its folder, or the one that the folder is.
+pub fn other(from: &Path, identity: &Identity) -> Result<Checkpoint, Failure> {
+    let found = if from.join("manifest.json").exists() { Some(Checkpoint::at(from)?) } else { newest(from)? };
+    let checkpoint = found
+        .ok_or_else(|| Failure::unavailable(format!("{}: there is no checkpoint to start from", from.display())))?;
+    // Its rewards, questions and schedule may be others; the model and what is trained of it may not.
+    let same = |key: &str| checkpoint.run.get(key) == identity.0.get(key);
+    if let Some(key) = ["model", "lora", "dtype"].into_iter().find(|key| !same(key)) {
+        return Err(Failure::input(format!(
+            "{}: the checkpoint is of another {key}; start from one of the same searcher",
+            checkpoint.folder.display()
+        )));
+    }
+    tracing::info!(folder = %checkpoint.folder.display(), step = checkpoint.step, "starts from another training");
+    Ok(checkpoint)
+}
+
 /// A published checkpoint whose files are whole.
 pub struct Checkpoint {
     folder: PathBuf,
@@ -203,12 +266,13 @@ pub fn newest(dir: &Path) -> Result<Option<Checkpoint>, Failure> {
 
 /// The newest whole checkpoint of fewer steps.
 pub fn before(dir: &Path, limit: u32) -> Result<Option<Checkpoint>, Failure> {
-    let head = read_head(dir).map_err(RolloutError::from)?;
-    let candidates: Vec<(u32, PathBuf)> = match head {
-        Some(head) => head.published.into_iter().map(|p| (p.step, dir.join(p.name))).collect(),
-        None => steps(dir)?.into_iter().map(|step| (step, folder(dir, step))).collect(),
-    };
-    for (step, folder) in candidates.into_iter().filter(|(step, _)| *step < limit) {
+    before_where(dir, limit, |_| true)
+}
+
+/// The newest whole checkpoint of fewer steps whose step is wanted.
+pub fn before_where(dir: &Path, limit: u32, wanted: impl Fn(u32) -> bool) -> Result<Option<Checkpoint>, Failure> {
+    let candidates = checkpoints(dir).map_err(RolloutError::from)?;
+    for (step, folder) in candidates.into_iter().filter(|(step, _)| *step < limit && wanted(*step)) {
         match load_manifest(&folder, KIND) {
             Ok(manifest) => return Ok(Some(Checkpoint { folder, step, run: manifest.identity["run"].clone() })),
             Err(error) => tracing::warn!(%error, step, "checkpoint is damaged and passed over"),
@@ -223,11 +287,72 @@ fn epoch_of(tag: &str) -> Option<u32> {
 }
 
 impl Checkpoint {
+    fn at(folder: &Path) -> Result<Self, Failure> {
+        let manifest = load_manifest(folder, KIND).map_err(RolloutError::from)?;
+        let step = manifest.identity["step"].as_u64().and_then(|step| u32::try_from(step).ok()).unwrap_or_default();
+        Ok(Self { folder: folder.to_owned(), step, run: manifest.identity["run"].clone() })
+    }
+
+    /// Puts the earlier policies back that rounds under way are played with; `decoder` trains the same tensors.
+    pub fn restore_policies(&self, decoder: &Decoder, policies: &mut Policies) -> Result<(), Failure> {
+        for (updates, steps) in self.earlier()? {
+            let mut policy = decoder.clone();
+            self.lay_earlier(updates, steps, &mut policy)?;
+            policies.keep(updates, &policy, steps);
+        }
+        Ok(())
+    }
+
+    /// Where the run stood.
+    pub fn position(&self) -> Result<Position, Failure> {
+        let folder = self.folder.display();
+        let state = std::fs::read(self.folder.join(STATE)).map_err(|e| Failure::io(format!("{folder}: {e}")))?;
+        serde_json::from_slice(&state).map_err(|e| Failure::input(format!("{folder}: {e}")))
+    }
+
+    /// Puts tensors, optimiser state and earlier policies back, and says where the run stood.
+    pub fn restore_all(
+        &self,
+        decoder: &mut Decoder,
+        optimizer: &mut AdamW,
+        policies: &mut Policies,
+    ) -> Result<Position, Failure> {
+        self.restore(decoder, optimizer)?;
+        self.restore_policies(decoder, policies)?;
+        self.position()
+    }
+
+    /// Its own policy and the optimiser's state.
+    pub fn whole(&self) -> Result<Whole, Failure> {
+        let read = |name: &str| load_tensors(&self.folder.join(name)).map_err(RolloutError::from);
+        Ok(Whole { policy: read(POLICY)?, state: read(OPTIMIZER)? })
+    }
+
     /// Puts tensors and optimiser state back.
     pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<(), Failure> {
         self.lay_over(decoder)?;
         optimizer.load(&self.folder.join(OPTIMIZER), decoder).map_err(RolloutError::from)?;
         Ok(())
+    }
+
+    /// The earlier policies that it holds: updates and optimiser steps behind each, in order.
+    pub fn earlier(&self) -> Result<Vec<(u32, u64)>, Failure> {
+        let io = |e: std::io::Error| Failure::io(format!("{}: {e}", self.folder.display()));
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(io)? {
+            let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+            let numbers =
+                name.strip_prefix(EARLIER).and_then(|rest| rest.strip_suffix(".safetensors")?.split_once('-'));
+            found.extend(numbers.and_then(|(updates, steps)| updates.parse().ok().zip(steps.parse().ok())));
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Puts an earlier policy's tensors into a decoder that trains the same ones.
+    pub fn lay_earlier(&self, updates: u32, steps: u64, decoder: &mut Decoder) -> Result<(), Failure> {
+        let file = self.folder.join(earlier(updates, steps));
+        lay_over(load_tensors(&file).map_err(RolloutError::from)?, &file, decoder)
     }
 
     /// Puts the checkpoint's tensors into a decoder that trains the same tensors; a value head that the decoder
@@ -252,26 +377,6 @@ pub fn lay_over(mut tensors: BTreeMap<String, Tensor>, file: &Path, decoder: &mu
         decoder.set_trained(&name, tensor).map_err(RolloutError::from)?;
     }
     Ok(())
-}
-
-/// Steps with a published checkpoint, newest first.
-fn steps(dir: &Path) -> Result<Vec<u32>, Failure> {
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Failure::io(format!("{}: {error}", dir.display()))),
-    };
-    let mut steps = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(|e| Failure::io(format!("{}: {e}", dir.display())))?.file_name();
-        steps.extend(name.to_string_lossy().strip_prefix("step-").and_then(|digits| digits.parse::<u32>().ok()));
-    }
-    steps.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(steps)
-}
-
-fn folder(dir: &Path, step: u32) -> PathBuf {
-    dir.join(format!("step-{step:06}"))
 }
 
 /// Digest of what a run made: trained tensors, optimiser state and all results, in this order.
@@ -304,16 +409,31 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>, s3_model::ModelError> {
     Ok(out)
 }
 
-/// Writes the adapter in PEFT's layout as a published folder; returns the sha256 of its tensors' file.
+/// Kind of a published adapter.
+pub const ADAPTER: &str = "adapter";
+
+/// Writes the adapter in PEFT's layout as the job's export; returns the sha256 of its tensors' file.
 pub fn export_adapter(
     decoder: &Decoder,
     identity: &Identity,
     step: u32,
     config: &TrainerConfig,
 ) -> Result<String, Failure> {
-    let target = &config.export;
+    export_to(decoder, identity, step, config, &config.export)
+}
+
+/// Writes the adapter in PEFT's layout as a published folder; returns the sha256 of its tensors' file.
+pub fn export_to(
+    decoder: &Decoder,
+    identity: &Identity,
+    step: u32,
+    config: &TrainerConfig,
+    target: &Path,
+) -> Result<String, Failure> {
     let mut staging = target.as_os_str().to_owned();
-    staging.push(".staging");
+    // Several tries may be alive.
+    let epoch = config.runtime.attempt.as_ref().map(|attempt| format!("-{}", attempt.epoch)).unwrap_or_default();
+    staging.push(format!(".staging{epoch}"));
     let staging = PathBuf::from(staging);
     if staging.exists() {
         std::fs::remove_dir_all(&staging).map_err(|e| Failure::io(format!("{}: {e}", staging.display())))?;
@@ -321,6 +441,6 @@ pub fn export_adapter(
     decoder.save_adapter(&staging, config.export_dtype == DTypeKind::Bf16).map_err(RolloutError::from)?;
     let identity = json!({ "run": identity.digest()?, "step": step });
     let manifest =
-        publish_folder(&staging, target, "adapter", FORMAT, identity, json!({})).map_err(RolloutError::from)?;
+        publish_folder(&staging, target, ADAPTER, FORMAT, identity, json!({})).map_err(RolloutError::from)?;
     Ok(manifest.files.get("adapter_model.safetensors").cloned().unwrap_or_default())
 }

@@ -8,9 +8,10 @@ use crate::checkpoint::before;
 use crate::run::Run;
 use crate::train::{Again, Updater, needs_critic, round_again};
 use s3_artifacts::digest_json;
-use s3_model::{AdamW, Team};
+use s3_config::TrainerConfig;
+use s3_model::{AdamW, Decoder, Team};
 use s3_rollout::record::{StepRecord, read_training};
-use s3_rollout::{RolloutError, question_key};
+use s3_rollout::{RolloutError, policy_of, question_key};
 use s3_search::reward::shaped;
 use s3_search::score::gen_acc;
 use s3_telemetry::{Failure, Outcome};
@@ -55,26 +56,26 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         decoder.attach_value_head().map_err(RolloutError::from)?;
     }
     let mut optimizer = AdamW::new(&config.optimizer);
-    let start = match before(&config.checkpoint.dir, wanted.step)? {
-        Some(checkpoint) => {
-            checkpoint.restore(&mut decoder, &mut optimizer)?;
-            checkpoint.step
-        }
-        None => 0,
-    };
-    let updater = Updater { config, reference: reference.as_ref(), shutdown: &run.link.shutdown, team: &Team::alone() };
+    let policy = policy_of(wanted.step, config.rollout.staleness);
+    let (start, mut player) = start_from(config, wanted.step, policy, &mut decoder, &mut optimizer)?;
+    let team = Team::alone();
+    let updater = Updater { config, reference: reference.as_ref(), shutdown: &run.link.shutdown, team: &team };
     run.progress.phase("apply steps again", u64::from(wanted.step - start - 1));
     for step in start + 1..wanted.step {
         let Some(record) = finished(&steps, step) else {
             return Err(Failure::input(format!("the journal of step {step} is missing; the policy after it is lost")));
         };
         updater.update(&mut decoder, &mut optimizer, &round_again(record)?)?;
+        if step == policy {
+            player = Some(decoder.clone());
+        }
         run.progress.done(u64::from(step - start));
     }
 
     let played = round_again(record)?;
     let (episode, outcome) = (&played.episodes[at], &played.outcomes[at]);
-    let Again { logprobs, advantage, loss } = updater.again(&decoder, &played, at)?;
+    let gone = || Failure::input(format!("the policy after {policy} updates, which played the episode, is lost"));
+    let Again { logprobs, advantage, loss } = updater.again(&decoder, &player.ok_or_else(gone)?, &played, at)?;
     let differences: Vec<f64> =
         logprobs.iter().zip(&episode.logprobs).map(|(new, old)| f64::from((new - old).abs())).collect();
     let largest = (0..differences.len()).max_by(|a, b| differences[*a].total_cmp(&differences[*b]));
@@ -103,12 +104,13 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         text.push(format!("wrote        {}\n", turn.text.split_whitespace().collect::<Vec<_>>().join(" ")));
     }
     text.push(format!(
-        "answer       {} ({:?}; the baseline's: {:?})\npolicy       {}, {} steps applied again\n",
+        "answer       {} ({:?}; the baseline's: {:?})\npolicy       {}, {} steps applied again{}\n",
         outcome.searcher.answer.as_deref().unwrap_or("none"),
         outcome.searcher.verdict,
         outcome.baseline.verdict,
         if start == 0 { "as it began".to_owned() } else { format!("checkpoint of step {start}") },
         wanted.step - start - 1,
+        if policy + 1 == wanted.step { String::new() } else { format!("; played by that after {policy} updates") },
     ));
     if let Some(token) = largest {
         text.push(format!(
@@ -146,6 +148,29 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         "figures": compared,
     });
     Ok(Outcome { digest: digest_json(&summary).map_err(RolloutError::from)?, summary })
+}
+
+/// Puts back the newest checkpoint before `step`: its step, and the policy after `policy` updates where it holds it.
+fn start_from(
+    config: &TrainerConfig,
+    step: u32,
+    policy: u32,
+    decoder: &mut Decoder,
+    optimizer: &mut AdamW,
+) -> Result<(u32, Option<Decoder>), Failure> {
+    let Some(checkpoint) = before(&config.checkpoint.dir, step)? else {
+        return Ok((0, (policy == 0).then(|| decoder.clone())));
+    };
+    checkpoint.restore(decoder, optimizer)?;
+    if checkpoint.step == policy {
+        return Ok((checkpoint.step, Some(decoder.clone())));
+    }
+    let Some((updates, steps)) = checkpoint.earlier()?.into_iter().find(|(updates, _)| *updates == policy) else {
+        return Ok((checkpoint.step, None));
+    };
+    let mut earlier = decoder.clone();
+    checkpoint.lay_earlier(updates, steps, &mut earlier)?;
+    Ok((checkpoint.step, Some(earlier)))
 }
 
 /// A step whose update is done.

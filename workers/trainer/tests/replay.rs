@@ -25,9 +25,11 @@ fn number(text: &str, line: &str, word: &str) -> f64 {
 #[test]
 fn an_episode_comes_out_as_it_was_stored() {
     let world = World::start();
-    for (name, algorithm) in [("rloo", "{}"), ("ppo", "{estimator: Ppo}")] {
+    let ahead = "{importance: {correction: TokenTruncated}}";
+    for (name, algorithm, staleness) in [("rloo", "{}", 0), ("ppo", "{estimator: Ppo}", 0), ("ahead", ahead, 2)] {
         let more = format!(
-            "steps: 5\nalgorithm: {algorithm}\nrollout: {{questions: 4, samples: 4, batch: 8, microBatch: 4, miniBatch: 8}}"
+            "steps: 5\nalgorithm: {algorithm}\nrollout: {{questions: 4, samples: 4, batch: 8, microBatch: 4, miniBatch: 8, \
+             staleness: {staleness}}}"
         );
         let config = world.config(name, &more);
         let (code, _, stderr) = run("train", &config);
@@ -44,6 +46,7 @@ fn an_episode_comes_out_as_it_was_stored() {
             assert_eq!(code, 0, "{stderr}");
             assert!(text.contains(from), "{text}");
             assert!(number(&text, "log-probs", "largest") <= 1e-5, "{text}");
+            assert_eq!(text.contains("; played by that after"), staleness > 0, "{text}");
             let reward = rewarded.outcome.as_ref().unwrap().reward.unwrap();
             assert!((number(&text, "reward", "again") - reward).abs() < 1e-9, "{text}");
             for figure in ["loss", "gradNorm", "entropy", "mismatchKl"] {

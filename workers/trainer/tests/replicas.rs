@@ -196,3 +196,42 @@ fn what_ends_one_ends_all_with_its_class() {
     assert_eq!(digest(&world, "stopped", "0"), digest(&world, "free", "0"));
     assert!(read_head(&world.dir.path().join("stopped/checkpoints")).unwrap().is_none());
 }
+
+/// Guards, milestones and returns to an earlier checkpoint, with two ranks as with one.
+#[test]
+fn replicas_pause_go_back_and_keep_searchers_as_one_does() {
+    let world = World::start();
+    let root = world.dir.path().display().to_string();
+    let rollout = "rollout: {questions: 5, samples: 4, batch: 4, microBatch: 2, miniBatch: 10}\n";
+    let ended = |name: &str, team: &str| {
+        let kept = format!("{rollout}milestones: {{every: 2, dir: {root}/{name}/milestones}}\n");
+        let (code, _, stderr) = run("train", &config(&world, name, "0", &format!("steps: 2\n{kept}"), team));
+        assert_eq!(code, 0, "{stderr}");
+        // the entropy of a random model is far above the bound, so it goes back from step 5 to step 2 until it pauses
+        let guard = "guards: [{metric: Entropy, max: 0.0001, steps: 3, action: Rollback}]\n";
+        let (code, _, stderr) = run("train", &config(&world, name, "0", &format!("steps: 5\n{kept}{guard}"), team));
+        assert_eq!(code, 78, "{stderr}");
+        assert!(stderr.contains("not cured by going back"), "{stderr}");
+        assert!(world.dir.path().join(name).join("state/training/rolled-back-3/done").exists());
+        let said = message(&world, name, 0);
+        let checkpoint = said.checkpoint.unwrap();
+        assert_eq!((said.class, checkpoint.step), (Some(ExitClass::Paused), 5));
+        assert_eq!(said.milestones.keys().copied().collect::<Vec<_>>(), [2, 4]);
+        (checkpoint.digest, said.milestones)
+    };
+    let one = ended("guarded-1", "");
+    assert_eq!(ended("guarded-2", ", team: {local: 2}"), one);
+
+    // another number of replicas goes on from a checkpoint of one
+    let from = format!("steps: 6\n{rollout}resumeFrom: {root}/guarded-1/checkpoints\n");
+    let digests = [("from-1", ""), ("from-3", ", team: {local: 3}")].map(|(name, team)| {
+        let (code, _, stderr) = run("train", &config(&world, name, "0", &from, team));
+        assert_eq!(code, 0, "{stderr}");
+        digest(&world, name, "0")
+    });
+    assert_eq!(digests[0], digests[1]);
+
+    let ahead = "steps: 2\nrollout: {questions: 2, samples: 4, batch: 4, microBatch: 2, staleness: 1}\n";
+    let (code, _, stderr) = run("train", &config(&world, "ahead", "0", ahead, ", team: {local: 2}"));
+    assert!(code == 64 && stderr.contains("rollout.staleness plays rounds ahead"), "{code} {stderr}");
+}

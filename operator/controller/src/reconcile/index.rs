@@ -5,7 +5,6 @@ use crate::key::Key;
 use crate::ledger;
 use crate::operator::Shared;
 use crate::scene::{Scene, conditions_of, serves};
-use crate::world::references;
 use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
@@ -22,10 +21,11 @@ pub const FINALIZER: &str = "searchagent.dev/in-use";
 pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) -> Result<Again, Trouble> {
     let Some(scene) = Scene::read(shared, Kind::RetrieverIndex, namespace, name) else { return Ok(None) };
     let meta = &scene.object.metadata;
-    let users = users(shared, namespace, name);
     let mut finalizers = meta.finalizers.clone().unwrap_or_default();
     let held = finalizers.iter().any(|finalizer| finalizer == FINALIZER);
     let terminating = meta.deletion_timestamp.is_some();
+    // Nobody asks before it is to go.
+    let users = if terminating { users(shared, namespace, name) } else { Vec::new() };
     if terminating && users.is_empty() {
         if held {
             finalizers.retain(|finalizer| finalizer != FINALIZER);
@@ -89,6 +89,10 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     }
     .await;
     let mut said = decision.said;
+    match autoscaled(shared, &plan.placements.of(server)) {
+        Some(scaled) => said.push(scaled),
+        None => now_status.conditions.retain(|condition| condition.type_ != condition_type::AUTOSCALED),
+    }
     match acted {
         Ok(()) => {}
         Err(Trouble::NameTaken(what)) => said.push((reason::INDEX_NAME_TAKEN, what)),
@@ -118,6 +122,21 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     }
     let again = status::write(shared, key, scene.kind, &scene.object, &now_status).await?;
     Ok(sooner(again, next_look(&scene, decision.again)))
+}
+
+/// What to say of servers that are to follow the load.
+fn autoscaled(shared: &Shared, placement: &s3_plan::Placement) -> Option<Said> {
+    placement.autoscaling.as_ref()?;
+    Some(match (shared.world.scaling_version(), shared.world.scaling) {
+        (Some(_), _) => (reason::AUTOSCALED, String::new()),
+        (None, false) => {
+            (reason::AUTOSCALING_UNAVAILABLE, "the operator runs without --autoscaling; serving.replicas counts".into())
+        }
+        (None, true) => {
+            let why = "the server serves neither autoscaling/v2 nor autoscaling/v2beta2; serving.replicas counts";
+            (reason::AUTOSCALING_UNAVAILABLE, why.into())
+        }
+    })
 }
 
 /// The plan, or why there is none.
@@ -166,8 +185,12 @@ fn users(shared: &Shared, namespace: &str, index: &str) -> Vec<String> {
     let mut users = Vec::new();
     for kind in [Kind::S3TrainingJob, Kind::EvalRun] {
         for object in shared.world.resources(kind).in_namespace(namespace) {
+            if !object.refers.contains(&wanted) {
+                continue;
+            }
+            let object = object.object();
             let begun = object.data.pointer("/status/startTime").is_some_and(|time| !time.is_null());
-            if begun && references(&object).contains(&wanted) && holds(&conditions_of(&object), serves(&object)) {
+            if begun && holds(&conditions_of(&object), serves(&object)) {
                 users.push(format!("{}/{}", kind.name(), object.name_any()));
             }
         }

@@ -1,11 +1,11 @@
 //! `S3TrainingJob`.
 
 use super::index::status_of;
-use super::{Again, end, next_look, queue, refusal, service, sooner, stage, status};
+use super::{Again, end, next_look, queue, refusal, schedule, service, sooner, stage, status};
 use crate::clock;
 use crate::key::Key;
 use crate::operator::Shared;
-use crate::scene::Scene;
+use crate::scene::{Scene, conditions_of};
 use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
@@ -36,7 +36,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     new.observed_generation = meta.generation;
     let finished = is_true(&old.conditions, condition_type::SUCCEEDED);
     let index = scene.index_supply(shared, old.start_time.is_some());
-    let plan = match planned(&scene, &index).cloned() {
+    let plan = match planned(shared, &scene, &index).cloned() {
         Ok(plan) => plan,
         // What it was made from may have gone; it stays what it is.
         Err(_) if finished => return expire(shared, key, &scene, &old).await,
@@ -55,7 +55,8 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let prints: Vec<Option<String>> = components.iter().map(|component| scene.print(component)).collect();
     let attempts: Vec<Vec<Attempted>> = components.iter().map(|component| scene.attempts_of(&component.name)).collect();
     let running = attempts.iter().flatten().any(Attempted::open);
-    let supplies = supplies(shared, &scene, index, Supply::Ready, running || finished || spec.suspend).await?;
+    let other = start_supply(shared, &scene, old.start_time.is_some());
+    let supplies = supplies(shared, &scene, index, other, running || finished || spec.suspend).await?;
     let stages = components
         .iter()
         .zip(&prints)
@@ -86,7 +87,8 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         queue::count(key, waited);
         return Ok(again);
     }
-    let wanted = !decision.finished && !spec.suspend;
+    let paused = decision.said.iter().any(|(said, _)| *said == reason::JOB_PAUSED);
+    let wanted = !decision.finished && !spec.suspend && !paused;
     let ready = [&view.supplies.index, &view.supplies.job, &view.supplies.secret].iter().all(|s| **s == Supply::Ready);
     queue::carry_out(shared, key, &scene, &queued, (wanted, ready), attempts.iter().flatten()).await?;
     if makes_pods(&decision.moves.iter().map(|(.., step)| step).collect::<Vec<_>>(), attempts.iter().flatten()) {
@@ -116,6 +118,14 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     for (component, attempts) in components.iter().zip(&attempts) {
         fill(shared, &scene, &plan, component, attempts, &uid, &mut new);
     }
+    let trained = components.iter().position(|component| component.kind == ComponentKind::Training);
+    let milestones = trained.map(|at| Attempted::milestones(attempts[at].iter())).unwrap_or_default();
+    let schedule = schedule::hold(shared, key, &scene, spec, decision.finished, &milestones).await?;
+    if schedule.said.is_empty() {
+        new.conditions.retain(|condition| condition.type_ != condition_type::EVALUATED);
+    }
+    status::say(&mut new.conditions, &schedule.said, &scene.object);
+    new.evaluations = schedule.evaluations;
     end::note(decision.finished, &new.conditions, &mut new.completion_time);
     if is_true(&new.conditions, condition_type::SUCCEEDED) {
         new.endpoint = serve(shared, key, &scene, &plan).await?;
@@ -166,14 +176,42 @@ async fn serve(shared: &Shared, key: &Key, scene: &Scene, plan: &s3_plan::Plan) 
     Ok(answers.then(|| format!("http://{}.{namespace}.svc:8080", service_name(&server.name))))
 }
 
+/// Whether the job is there, and works no more, whose checkpoint this one starts from. What has begun goes on from its
+/// own.
+fn start_supply(shared: &Shared, scene: &Scene, begun: bool) -> Supply {
+    let name = scene.object.data.pointer("/spec/checkpoint/resumeFrom/jobRef/name").and_then(serde_json::Value::as_str);
+    let Some(name) = name.filter(|_| !begun) else { return Supply::Ready };
+    let Some(job) = shared.world.resource(Kind::S3TrainingJob, &scene.namespace(), name) else {
+        return Supply::Missing(format!("S3TrainingJob/{name} does not exist"));
+    };
+    if scene.refused.contains_key(&format!("S3TrainingJob/{name}")) {
+        return Supply::Missing(format!("S3TrainingJob/{name} is not valid"));
+    }
+    let conditions = conditions_of(&job);
+    let over = condition(&conditions, condition_type::SUCCEEDED).is_some_and(|over| over.status != "Unknown");
+    if !over && !is_true(&conditions, condition_type::SUSPENDED) {
+        return Supply::Missing(format!("S3TrainingJob/{name} still works; it has to be over or suspended"));
+    }
+    if job.data.pointer("/status/lastCheckpoint").is_none() {
+        return Supply::Missing(format!("S3TrainingJob/{name} has no checkpoint"));
+    }
+    Supply::Ready
+}
+
 /// The plan, or what to say while there is none.
-fn planned<'a>(scene: &'a Scene, index: &Supply) -> Result<&'a s3_plan::Plan, Vec<Said>> {
+fn planned<'a>(shared: &Shared, scene: &'a Scene, index: &Supply) -> Result<&'a s3_plan::Plan, Vec<Said>> {
     if let Some(said) = refusal(scene, reason::JOB_UNSUPPORTED, reason::JOB_INVALID) {
         return Err(vec![said]);
     }
     scene.plan.as_ref().map_err(|error| match error {
         PlanError::Missing { .. } => vec![
-            (reason::TRAINING_WAITING_INDEX, index.missing().unwrap_or_default().to_owned()),
+            match index.missing() {
+                Some(what) => (reason::TRAINING_WAITING_INDEX, what.to_owned()),
+                None => {
+                    let other = start_supply(shared, scene, false);
+                    (reason::TRAINING_WAITING_JOB, other.missing().unwrap_or_default().to_owned())
+                }
+            },
             (reason::JOB_PROGRESSING, String::new()),
             (reason::JOB_NOT_SUSPENDED, String::new()),
         ],
@@ -254,10 +292,48 @@ fn fill(
 
 /// Deletes a finished job when its time is over, never one whose last checkpoint is not verified.
 async fn expire(shared: &Shared, key: &Key, scene: &Scene, status: &S3TrainingJobStatus) -> Result<Again, Trouble> {
-    let checkpointed = condition(&status.conditions, condition_type::CHECKPOINTED);
-    // Without any checkpoint there is nothing to lose.
-    if !checkpointed.is_none_or(|condition| condition.status == "True" || condition.reason == "NoCheckpoint") {
+    if !may_go(status) {
+        return Ok(None);
+    }
+    // Its evaluations would go with it; the end of the last one looks here again.
+    if condition(&status.conditions, condition_type::EVALUATED).is_some_and(|condition| condition.status == "Unknown") {
         return Ok(None);
     }
     end::expire(shared, key, scene, status.completion_time.as_ref()).await
+}
+
+/// Whether nothing is lost with a finished job: its last checkpoint is verified, or it never had one.
+fn may_go(status: &S3TrainingJobStatus) -> bool {
+    match condition(&status.conditions, condition_type::CHECKPOINTED) {
+        Some(condition) if condition.status == "True" => true,
+        Some(condition) if condition.reason != reason::CHECKPOINT_NONE.name => false,
+        _ => status.last_checkpoint.is_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use s3_crds::{CheckpointStatus, set_condition};
+
+    #[test]
+    fn a_job_whose_checkpoint_is_not_verified_stays() {
+        let checkpoint = CheckpointStatus { uri: "pvc://a".into(), digest: "d".into(), step: 3 };
+        let mut status = S3TrainingJobStatus::default();
+        assert!(may_go(&status), "it failed before it said anything of checkpoints");
+        set_condition(&mut status.conditions, &reason::CHECKPOINT_NONE, "", None, &clock::now());
+        assert!(may_go(&status));
+        // What was seen once, and of which nothing tells any more whether it is whole.
+        status.last_checkpoint = Some(checkpoint);
+        assert!(!may_go(&status));
+        set_condition(&mut status.conditions, &reason::CHECKPOINT_VERIFIED, "", None, &clock::now());
+        assert!(may_go(&status));
+        for said in ["Unknown", "False"] {
+            status.conditions[0].status = said.into();
+            status.conditions[0].reason = "Verifying".into();
+            assert!(!may_go(&status), "{said}");
+        }
+        status.last_checkpoint = None;
+        assert!(!may_go(&status));
+    }
 }

@@ -6,6 +6,7 @@ mod index;
 mod job;
 mod queue;
 mod run;
+mod schedule;
 mod service;
 mod stage;
 mod status;

@@ -49,7 +49,7 @@ pub async fn look(shared: &Shared, scene: &Scene, plan: &Plan) -> Result<Queued,
                 Some(class) => priority(shared, scene, class).await?,
                 None => None,
             };
-            let owners = [owner_of(&scene.object, scene.kind, true)];
+            let owners = [owner_of(scene.object.as_ref(), scene.kind, true)];
             workload(plan, resource, &scene.surroundings, &owners, &Queueing { version, priority })?
         }
     };
@@ -132,7 +132,7 @@ pub async fn carry_out<'a>(
     let step = queue_step(wanted, holding, live.map(|(_, admission)| admission));
     match (step, &queued.desired, live) {
         (QueueStep::Hold, Some(desired), _) => {
-            shared.writer.hold(key, desired, &[owner_of(&scene.object, scene.kind, true)]).await?;
+            shared.writer.hold(key, desired, &[owner_of(scene.object.as_ref(), scene.kind, true)]).await?;
         }
         (QueueStep::Clear, _, Some((live, _))) => {
             shared.writer.workload_status(key, &live.metadata, cleared(&live.data)).await?;

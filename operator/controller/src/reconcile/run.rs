@@ -115,7 +115,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
 
 /// The plan, or what to say while there is none.
 fn planned<'a>(scene: &'a Scene, index: &Supply, job: &Supply) -> Result<&'a s3_plan::Plan, Vec<Said>> {
-    if let Some(said) = refusal(scene, reason::EVAL_UNSUPPORTED, reason::EVAL_INVALID) {
+    if let Some(said) = refusal(scene, reason::EVAL_INVALID, reason::EVAL_INVALID) {
         return Err(vec![said]);
     }
     scene.plan.as_ref().map_err(|error| match error {
@@ -130,27 +130,82 @@ fn planned<'a>(scene: &'a Scene, index: &Supply, job: &Supply) -> Result<&'a s3_
     })
 }
 
-/// Whether the jobs are done whose searchers are evaluated.
+/// What an evaluation waits for of a job.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Wanted {
+    /// Of one whose questions are left out only the spec is read; what is pinned by its digest is there.
+    Nothing,
+    /// Any checkpoint.
+    Checkpoint,
+    /// What it exports in the end.
+    End,
+}
+
+/// What the arms of a run want of a job.
+fn wanted(arms: &[serde_json::Value], job: &str) -> Wanted {
+    let text =
+        |arm: &serde_json::Value, pointer: &str| arm.pointer(pointer).and_then(|v| v.as_str()).map(str::to_owned);
+    let of_job = arms.iter().filter(|arm| text(arm, "/searcher/jobRef/name").as_deref() == Some(job));
+    let wanted: Vec<Option<Wanted>> = of_job
+        .map(|arm| match text(arm, "/searcher/checkpoint").as_deref() {
+            Some("Step") if text(arm, "/searcher/sha256").is_some() => Some(Wanted::Nothing),
+            Some("Latest") => Some(Wanted::Checkpoint),
+            // Where anything of the training is there, the warm start is over.
+            Some("WarmStart") => None,
+            _ => Some(Wanted::End),
+        })
+        .collect();
+    match wanted.iter().flatten().max() {
+        Some(most) => *most,
+        None if wanted.is_empty() => Wanted::Nothing,
+        None => Wanted::End,
+    }
+}
+
+/// Whether the jobs have made what is evaluated.
 fn job_supply(shared: &Shared, scene: &Scene) -> Supply {
-    let arms = scene.object.data.pointer("/spec/arms").and_then(serde_json::Value::as_array);
-    let evaluated = arms.into_iter().flatten().filter_map(|arm| arm.pointer("/searcher/jobRef/name")?.as_str());
-    let evaluated: Vec<&str> = evaluated.collect();
+    let arms =
+        scene.object.data.pointer("/spec/arms").and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
     for (kind, name) in references(&scene.object) {
         if kind != Kind::S3TrainingJob {
             continue;
         }
-        let Some(job) = shared.world.jobs.get(&scene.namespace(), &name) else {
+        let Some(job) = shared.world.resource(kind, &scene.namespace(), &name) else {
             return Supply::Missing(format!("S3TrainingJob/{name} does not exist"));
         };
         if scene.refused.contains_key(&format!("S3TrainingJob/{name}")) {
             return Supply::Missing(format!("S3TrainingJob/{name} is not valid"));
         }
-        // Of one whose questions are left out only the spec is read.
-        if evaluated.contains(&name.as_str()) && !is_true(&conditions_of(&job), condition_type::SUCCEEDED) {
-            let conditions = conditions_of(&job);
-            let state = condition(&conditions, condition_type::SUCCEEDED).map_or("Progressing", |c| c.reason.as_str());
-            return Supply::Missing(format!("S3TrainingJob/{name} has not succeeded ({state})"));
-        }
+        let conditions = conditions_of(&job);
+        let missing = match wanted(&arms, &name) {
+            _ if is_true(&conditions, condition_type::SUCCEEDED) => continue,
+            Wanted::Nothing => continue,
+            Wanted::Checkpoint if job.data.pointer("/status/lastCheckpoint").is_some() => continue,
+            Wanted::Checkpoint => "has no checkpoint yet",
+            Wanted::End => "has not succeeded",
+        };
+        let state = condition(&conditions, condition_type::SUCCEEDED).map_or("Progressing", |c| c.reason.as_str());
+        return Supply::Missing(format!("S3TrainingJob/{name} {missing} ({state})"));
     }
     Supply::Ready
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_evaluation_waits_for_no_more_than_its_arms_need() {
+        let arm = |checkpoint: &str| json!({"searcher": {"jobRef": {"name": "a"}, "checkpoint": checkpoint}});
+        let mut pinned = arm("Step");
+        pinned["searcher"]["sha256"] = json!("d");
+        let of = |arms: &[serde_json::Value]| wanted(arms, "a");
+        assert!(of(&[]) == Wanted::Nothing && of(&[pinned.clone()]) == Wanted::Nothing);
+        assert!(of(&[arm("Step")]) == Wanted::End && of(&[arm("WarmStart")]) == Wanted::End);
+        assert!(of(&[arm("WarmStart"), pinned.clone()]) == Wanted::Nothing);
+        assert!(of(&[pinned.clone(), arm("Latest")]) == Wanted::Checkpoint);
+        assert!(of(&[arm("Latest"), json!({"searcher": {"jobRef": {"name": "a"}}})]) == Wanted::End);
+        assert!(wanted(&[arm("Final")], "b") == Wanted::Nothing);
+    }
 }

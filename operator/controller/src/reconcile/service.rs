@@ -2,6 +2,7 @@
 
 use crate::key::Key;
 use crate::operator::Shared;
+use crate::world::SCALER;
 use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -20,6 +21,11 @@ pub async fn hold(
 ) -> Result<(), Trouble> {
     for object in objects {
         shared.writer.hold(key, object, owners).await?;
+    }
+    if let Some(scaler) = shared.world.autoscalers.get(namespace, &server.name)
+        && !objects.iter().any(|object| object.kind() == SCALER)
+    {
+        shared.writer.delete(key, SCALER, &scaler.metadata).await?;
     }
     let Some(deployment) = shared.world.deployments.get(namespace, &server.name) else { return Ok(()) };
     let status = deployment.status.clone().unwrap_or_default();

@@ -6,7 +6,7 @@ use crate::key::Key;
 use crate::operator::Shared;
 use crate::progress::STATUS_PERIOD;
 use crate::scene::conditions_of;
-use crate::write::{Trouble, brief, terminating};
+use crate::write::Trouble;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
@@ -63,7 +63,7 @@ pub async fn write(
     tracing::debug!(%key, %status, "status");
     let echo = shared.writer.status(key, kind, &object.metadata, status).await?;
     shared.statuses.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), Instant::now());
-    tell(shared, kind, object, &conditions_of(&echo)).await;
+    tell(shared, kind, object, &conditions_of(&echo));
     Ok(None)
 }
 
@@ -98,7 +98,7 @@ fn quiet(status: &Value) -> Value {
 }
 
 /// An event for each condition whose reason changed.
-async fn tell(shared: &Shared, kind: Kind, object: &DynamicObject, conditions: &[Condition]) {
+fn tell(shared: &Shared, kind: Kind, object: &DynamicObject, conditions: &[Condition]) {
     let old = conditions_of(object);
     let reference = ObjectReference {
         api_version: Some(s3_crds::API_VERSION.to_owned()),
@@ -129,15 +129,7 @@ async fn tell(shared: &Shared, kind: Kind, object: &DynamicObject, conditions: &
             action: condition.type_.clone(),
             secondary: None,
         };
-        if !shared.writer.leads() {
-            return;
-        }
-        // An event that is lost loses nothing: the condition says the same.
-        if let Err(error) = shared.recorder.publish(&event, &reference).await
-            && !terminating(&error)
-        {
-            tracing::warn!(error = brief(&error), reason = condition.reason, "event not published");
-        }
+        shared.teller.tell(event, reference.clone());
     }
 }
 

@@ -3,6 +3,7 @@
 use s3_crds::{CheckpointStatus, FailureClass};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Why an attempt was stopped that had not ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,8 @@ pub enum StopCause {
     Superseded,
     /// Its queue wants the quota back, or never granted it.
     Queue,
+    /// A guard has paused it.
+    Guard,
 }
 
 /// What became of an attempt.
@@ -60,6 +63,19 @@ pub struct Record {
     /// The newest checkpoint that is known of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<CheckpointStatus>,
+    /// Sha256 of the adapters that it has kept for evaluations, by step.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub milestones: BTreeMap<u32, String>,
+    /// What guards said of the policy at its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<String>,
+}
+
+impl Record {
+    /// Of an attempt that has left nothing.
+    pub fn new(verdict: Verdict, at: i64, seconds: u64) -> Self {
+        Self { verdict, at, seconds, checkpoint: None, milestones: BTreeMap::new(), guard: None }
+    }
 }
 
 /// How an attempt ended, as the cluster shows it.
@@ -72,6 +88,8 @@ pub enum End {
         /// The worker's summary.
         summary: Value,
     },
+    /// A guard has paused it.
+    Paused,
     /// One replica failed, and with it the attempt.
     Failed {
         /// How.
@@ -106,6 +124,10 @@ pub struct Live {
     pub end: Option<End>,
     /// The newest checkpoint that it reported.
     pub checkpoint: Option<CheckpointStatus>,
+    /// Sha256 of the adapters that it says it has kept for evaluations, by step.
+    pub milestones: BTreeMap<u32, String>,
+    /// What guards say of the policy.
+    pub guard: Option<String>,
     /// What is being done, as the worker reports it.
     pub phase: String,
 }
@@ -146,13 +168,34 @@ impl Attempted {
 
     /// The record that ends it with this verdict.
     pub(crate) fn ended(&self, verdict: Verdict, now: i64) -> Record {
-        Record { verdict, at: now, seconds: self.seconds(now), checkpoint: self.live.checkpoint.clone() }
+        let (checkpoint, milestones) = (self.live.checkpoint.clone(), self.live.milestones.clone());
+        let guard = self.live.guard.clone();
+        Record { checkpoint, milestones, guard, ..Record::new(verdict, now, self.seconds(now)) }
+    }
+
+    /// What guards say of the policy of the newest of several attempts.
+    pub fn guard<'a>(attempts: impl Iterator<Item = &'a Self>) -> Option<&'a str> {
+        let newest = attempts.max_by_key(|attempt| attempt.number)?;
+        match &newest.record {
+            Some(record) => record.guard.as_deref(),
+            None => newest.live.guard.as_deref(),
+        }
     }
 
     /// The newest checkpoint that is known of several attempts: what began anew counts before what was before.
     pub fn newest_checkpoint<'a>(attempts: impl Iterator<Item = &'a Self>) -> Option<&'a CheckpointStatus> {
         let known = attempts.filter_map(|attempt| Some((attempt.anew, attempt.checkpoint()?)));
         known.max_by_key(|(anew, checkpoint)| (*anew, checkpoint.step)).map(|(_, checkpoint)| checkpoint)
+    }
+
+    /// Sha256 of the adapters that several attempts have kept for evaluations, by step: only what began anew counts.
+    pub fn milestones<'a>(attempts: impl Iterator<Item = &'a Self> + Clone) -> BTreeMap<u32, String> {
+        let anew = attempts.clone().map(|attempt| attempt.anew).max().unwrap_or(0);
+        let known = attempts.filter(|attempt| attempt.anew == anew).flat_map(|attempt| {
+            let recorded = attempt.record.iter().flat_map(|record| &record.milestones);
+            recorded.chain(&attempt.live.milestones)
+        });
+        known.map(|(step, sha256)| (*step, sha256.clone())).collect()
     }
 
     /// The newest checkpoint that is known of it.

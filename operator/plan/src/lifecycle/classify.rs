@@ -60,6 +60,8 @@ pub fn classify(end: &PodEnd) -> (FailureClass, String) {
         ExitKind::Io => (FailureClass::Storage, said("reading or writing failed")),
         // It saved and left because the pod was to go.
         ExitKind::Interrupted => (FailureClass::NodeLost, said("interrupted from outside")),
+        // Of a component that has no guards: nobody pauses it.
+        ExitKind::Paused => (FailureClass::Unknown, said("paused")),
         ExitKind::Fenced => (FailureClass::NodeLost, said("fenced by another process")),
         ExitKind::Done => (FailureClass::Unknown, said("ended well and left no outcome")),
         // 137 and 143: killed, most often because the pod was deleted.

@@ -131,7 +131,7 @@ mod tests {
 
     fn built() -> Attempted {
         let verdict = Verdict::Done { digest: "d".into(), summary: serde_json::Value::Null };
-        let record = Some(Record { verdict, at: 5, seconds: 1, checkpoint: None });
+        let record = Some(Record::new(verdict, 5, 1));
         Attempted { number: 1, print: "p".into(), started: 1, gpus: 0, anew: 0, record, live: Live::default() }
     }
 

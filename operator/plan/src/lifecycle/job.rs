@@ -1,7 +1,7 @@
 //! `S3TrainingJob`: baseline and warm start, then training, by attempts.
 
 use super::Said;
-use super::attempt::{Attempted, Live, StopCause};
+use super::attempt::{Attempted, Live, StopCause, Verdict};
 use super::queue::Grant;
 use super::stage::{Failing, Move, Stage, Waiting, gpu_seconds, held_seconds, next_move};
 use super::supply::Supplies;
@@ -138,7 +138,9 @@ pub fn decide_job(view: &JobView<'_>) -> JobDecision {
         Some(StopCause::Budget) if stopped => Some(reason::JOB_GPU_BUDGET),
         _ => None,
     };
+    let paused = moves.iter().any(|(.., step)| *step == Move::Stopped(StopCause::Guard));
     said.push(match stop {
+        _ if paused => (reason::JOB_PAUSED, String::new()),
         Some(StopCause::Suspended) if !done && failing.is_none() => {
             if stopped {
                 (reason::JOB_SUSPENDED, String::new())
@@ -148,16 +150,31 @@ pub fn decide_job(view: &JobView<'_>) -> JobDecision {
         }
         _ => (reason::JOB_NOT_SUSPENDED, String::new()),
     });
-    // No guard is watched yet, so none is tripped.
-    said.push((reason::COLLAPSE_NONE, String::new()));
+    let training = view.stages.iter().filter(|(kind, _)| *kind == ComponentKind::Training);
+    said.push(match Attempted::guard(training.flat_map(|(_, stage)| stage.attempts.iter())) {
+        Some(what) => (reason::COLLAPSE_SUSPECTED, what.to_owned()),
+        None => (reason::COLLAPSE_NONE, String::new()),
+    });
     said.push(match (done, failing, finished_by) {
-        (true, ..) => (reason::JOB_SUCCEEDED, String::new()),
+        (true, ..) => match stopped_early(view, moves.last()) {
+            Some(why) => (reason::JOB_STOPPED_EARLY, why),
+            None => (reason::JOB_SUCCEEDED, String::new()),
+        },
         (_, Some((_, failing)), _) => (failed(failing), failing.message.clone()),
         (_, _, Some(limit)) => (limit, format!("{} s held, {} GPU-seconds used", used.0, used.1)),
         _ => (reason::JOB_PROGRESSING, String::new()),
     });
     let finished = done || failing.is_some() || finished_by.is_some();
     JobDecision { moves, said, again: again.filter(|_| !finished), finished }
+}
+
+/// Which rule ended the training before its last step, if one did.
+fn stopped_early(view: &JobView<'_>, last: Option<&(ComponentKind, String, Move)>) -> Option<String> {
+    let (kind, _, Move::Done { attempt, .. }) = last? else { return None };
+    let (_, stage) = view.stages.iter().find(|(of, _)| of == kind)?;
+    let record = stage.attempts.iter().find(|entry| entry.number == *attempt)?.record.as_ref()?;
+    let Verdict::Done { summary, .. } = &record.verdict else { return None };
+    summary.get("stoppedEarly")?.as_str().map(str::to_owned)
 }
 
 fn failed(failing: &Failing) -> Reason {
@@ -211,11 +228,13 @@ fn working(view: &JobView<'_>, moves: &[(ComponentKind, String, Move)], stop: Op
             _ => {}
         }
     }
-    if stop.is_some() {
+    if stop.is_some() || moves.iter().any(|(.., step)| matches!(step, Move::Stopped(_))) {
         return (reason::TRAINING_STOPPING, String::new());
     }
     if let Some(what) = supplies.index.missing() {
         (reason::TRAINING_WAITING_INDEX, what.to_owned())
+    } else if let Some(what) = supplies.job.missing() {
+        (reason::TRAINING_WAITING_JOB, what.to_owned())
     } else if let Some(what) = supplies.secret.missing() {
         (reason::TRAINING_WAITING_SECRET, what.to_owned())
     } else if let Grant::Unavailable(why) = &view.queue {

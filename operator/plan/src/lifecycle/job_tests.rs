@@ -8,7 +8,7 @@ use serde_json::Value;
 fn attempt(verdict: Option<Verdict>) -> Attempted {
     let live = Live { jobs: 1, holding: 1, running: true, since: Some(100), phase: "step 1".into(), ..Live::default() };
     let live = if verdict.is_some() { Live::default() } else { live };
-    let record = verdict.map(|verdict| Record { verdict, at: 900, seconds: 40, checkpoint: None });
+    let record = verdict.map(|verdict| Record::new(verdict, 900, 40));
     Attempted { number: 1, print: "p".into(), started: 1, gpus: 2, anew: 0, record, live }
 }
 

@@ -10,6 +10,7 @@ mod index;
 mod job;
 mod queue;
 mod run;
+mod schedule;
 mod stage;
 mod summary;
 mod supply;
@@ -21,9 +22,12 @@ pub use index::{IndexDecision, IndexView, Serving, decide_index};
 pub use job::{JobDecision, JobView, decide_job};
 pub use queue::{Admission, Grant, QueueStep, admission, queue_step};
 pub use run::{RunDecision, RunView, decide_run};
+pub use schedule::{
+    ScheduleDecision, ScheduleMove, ScheduleView, SeenRun, decide_schedule, scheduled_name, scheduled_run, steps_of,
+};
 pub use stage::{Failing, Move, Stage, Waiting, begins_anew, gpu_seconds, held_seconds, next_move, pause_after};
 pub use summary::{fill_index, fill_job, fill_run};
-pub use supply::{Supplies, Supply, holds, wants_gateway};
+pub use supply::{Supplies, Supply, holds, waits_for_gateway, wants_gateway};
 pub use why::{Why, why};
 
 use s3_crds::Reason;

@@ -145,7 +145,7 @@ mod tests {
     fn attempt(verdict: Option<Verdict>) -> Attempted {
         let live = Live { jobs: 1, holding: 1, running: true, since: Some(90), ..Live::default() };
         let live = if verdict.is_some() { Live::default() } else { live };
-        let record = verdict.map(|verdict| Record { verdict, at: 95, seconds: 5, checkpoint: None });
+        let record = verdict.map(|verdict| Record::new(verdict, 95, 5));
         Attempted { number: 1, print: "p".into(), started: 1, gpus: 0, anew: 0, record, live }
     }
 

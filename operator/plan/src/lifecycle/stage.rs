@@ -114,6 +114,7 @@ pub fn next_move(stage: &Stage<'_>) -> Move {
     for attempt in stage.attempts.iter().filter(|attempt| attempt.open()) {
         let verdict = match &attempt.live.end {
             Some(End::Done { digest, summary }) => Verdict::Done { digest: digest.clone(), summary: summary.clone() },
+            Some(End::Paused) => Verdict::Stopped { cause: StopCause::Guard },
             Some(End::Failed { class, message }) => Verdict::Failed { class: *class, message: message.clone() },
             None => continue,
         };
@@ -138,6 +139,19 @@ pub fn next_move(stage: &Stage<'_>) -> Move {
     }
     if let Some(done) = outcome(stage) {
         return done;
+    }
+    if let Some(paused) = paused(stage, newest) {
+        // Asking for a suspension takes note of the guard; taking it back lets the next attempt start.
+        if stage.stop == Some(StopCause::Suspended)
+            && let Some(record) = &paused.record
+        {
+            let verdict = Verdict::Stopped { cause: StopCause::Suspended };
+            let record = Record { verdict, ..record.clone() };
+            return Move::Record { attempt: paused.number, record: Box::new(record) };
+        }
+        if stage.stop.is_none() && paused.live.holding == 0 {
+            return Move::Stopped(StopCause::Guard);
+        }
     }
     if let Some(open) = stage.attempts.iter().find(|attempt| attempt.open()) {
         let live = &open.live;
@@ -182,6 +196,13 @@ fn action(policy: &FailurePolicy, class: FailureClass) -> FailureAction {
 
 fn record(attempt: &Attempted, verdict: Verdict, now: i64) -> Move {
     Move::Record { attempt: attempt.number, record: Box::new(attempt.ended(verdict, now)) }
+}
+
+/// The newest attempt, where a guard has paused it and the settings are still the same.
+fn paused<'a>(stage: &Stage<'a>, newest: u32) -> Option<&'a Attempted> {
+    let attempt = stage.attempts.iter().find(|attempt| attempt.number == newest)?;
+    let record = attempt.record.as_ref().filter(|_| stage.print.is_none_or(|print| print == attempt.print))?;
+    (record.verdict == Verdict::Stopped { cause: StopCause::Guard }).then_some(attempt)
 }
 
 /// The newest outcome of the settings that are asked for.

@@ -10,7 +10,7 @@ fn open(number: u32) -> Attempted {
 }
 
 fn over(number: u32, verdict: Verdict) -> Attempted {
-    let record = Record { verdict, at: 1000, seconds: 50, checkpoint: None };
+    let record = Record::new(verdict, 1000, 50);
     Attempted { record: Some(record), live: Live::default(), ..open(number) }
 }
 

@@ -1,7 +1,7 @@
 //! What jobs and evaluations need before an attempt may start, and who needs what.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use s3_crds::{condition, condition_type, is_true};
+use s3_crds::{condition, condition_type, is_true, reason};
 
 /// One thing that is needed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +61,14 @@ pub fn wants_gateway(conditions: &[Condition], serves: bool, admitted_whole: boo
         && work.is_some_and(|work| !early.contains(&work.reason.as_str()))
 }
 
+/// Whether a job or evaluation with these conditions waits for its gateway and nothing else.
+pub fn waits_for_gateway(conditions: &[Condition]) -> bool {
+    let work = [condition_type::TRAINING, condition_type::EVALUATING];
+    work.iter().filter_map(|type_| condition(conditions, type_)).any(|work| {
+        [reason::TRAINING_WAITING_GATEWAY, reason::EVAL_WAITING_GATEWAY].iter().any(|reason| reason.name == work.reason)
+    })
+}
+
 /// Whether a job or evaluation with these conditions, once it has begun, still holds what it uses: until it is over,
 /// and after that while its searcher is served.
 pub fn holds(conditions: &[Condition], serves: bool) -> bool {
@@ -76,7 +84,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use s3_crds::{Reason, reason, set_condition};
+    use s3_crds::{Reason, set_condition};
 
     fn said(reasons: &[Reason]) -> Vec<Condition> {
         let mut list = Vec::new();
@@ -106,6 +114,8 @@ mod tests {
         }
         assert!(wants_gateway(&said(&[reason::TRAINING_DONE, reason::JOB_SUCCEEDED]), true, false));
         assert!(!wants_gateway(&said(&[reason::TRAINING_DONE, reason::JOB_DEADLINE]), true, false));
+        assert!(waits_for_gateway(&said(&[reason::EVAL_WAITING_GATEWAY])));
+        assert!(!waits_for_gateway(&said(&[reason::TRAINING_WAITING_INDEX])) && !waits_for_gateway(&[]));
         let by_label = said(&[reason::TRAINING_QUEUED, reason::JOB_PROGRESSING]);
         assert!(wants_gateway(&by_label, false, false), "its Job may be admitted at any time");
         assert!(holds(&said(&[reason::JOB_SUCCEEDED]), true) && !holds(&said(&[reason::JOB_SUCCEEDED]), false));

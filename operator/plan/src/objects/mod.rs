@@ -17,6 +17,7 @@ mod network;
 mod object;
 mod pod;
 mod queue;
+mod scale;
 mod server;
 mod surroundings;
 mod workload;
@@ -92,5 +93,6 @@ pub fn render(
         }
         Role::Service => workload::service(&context, &binder, &mut objects)?,
     }
+    objects.extend(scale::object(&context)?);
     Ok(objects)
 }

@@ -60,7 +60,7 @@ pub(crate) fn template(
 ) -> Result<PodTemplateSpec, PlanError> {
     let component = context.component;
     let pod = context.plan.placements.of(component).pod;
-    let (mut volumes, mut mounts) = binder.mounts(context.attempt.replicas)?;
+    let (mut volumes, mut mounts) = binder.mounts(super::scale::most(context))?;
     volumes.push(Volume {
         name: "config".into(),
         config_map: Some(ConfigMapVolumeSource { name: config_map.to_owned(), ..ConfigMapVolumeSource::default() }),

@@ -67,6 +67,8 @@ pub struct Surroundings {
     pub gateway_resources: s3_crds::Resources,
     /// Storage class of claims that are made and name none; none takes the cluster's default.
     pub storage_class: Option<String>,
+    /// Version of the autoscaling API whose objects can be made; none where none can.
+    pub autoscaling: Option<String>,
 }
 
 /// One try of a job; of services only the replicas count.

@@ -196,7 +196,10 @@ pub(crate) fn service(
     objects.push(Object::Deployment(Box::new(Deployment {
         metadata,
         spec: Some(DeploymentSpec {
-            replicas: Some(i32::try_from(context.attempt.replicas).unwrap_or(i32::MAX)),
+            // What scales them says how many there are.
+            replicas: super::scale::of(context)
+                .is_none()
+                .then(|| i32::try_from(context.attempt.replicas).unwrap_or(i32::MAX)),
             selector: LabelSelector { match_labels: Some(component_selector(component)), match_expressions: None },
             strategy: Some(strategy),
             template,

@@ -123,12 +123,7 @@ impl World {
         let open = stage.attempts.iter().find(|attempt| attempt.open());
         let stopped = |attempt: &Attempted, cause| Move::Record {
             attempt: attempt.number,
-            record: Box::new(Record {
-                verdict: Verdict::Stopped { cause },
-                at: self.now,
-                seconds: 0,
-                checkpoint: None,
-            }),
+            record: Box::new(Record::new(Verdict::Stopped { cause }, self.now, 0)),
         };
         let failed = |number: u32| {
             let record = stage.attempts.iter().find(|attempt| attempt.number == number)?.record.as_ref()?;

@@ -28,6 +28,7 @@ pub fn questions(results: &Results, identity: &Value) -> Frame {
         ("f1", Real),
         ("span", Truth),
         ("judge", Truth),
+        ("judge_reason", Text),
         ("gain", Real),
         ("evidence_recall", Real),
         ("searches", Whole),
@@ -57,6 +58,7 @@ pub fn questions(results: &Results, identity: &Value) -> Frame {
             row.f1.into(),
             measures.span.into(),
             measures.judge.into(),
+            Some(row.judge_reason.clone()).filter(|reason| !reason.is_empty()).into(),
             row.gain.into(),
             measures.evidence.into(),
             row.searches.into(),
@@ -86,7 +88,7 @@ pub fn table(summary: &Summary) -> Frame {
     for mean in ["searches", "passages", "searcher_tokens"] {
         name(&mut frame, mean, Real);
     }
-    for spread in ["passage_words", "seconds"] {
+    for spread in ["passage_words", "seconds", "search_call_seconds", "generation_call_seconds", "judge_call_seconds"] {
         for part in ["mean", "p50", "p90", "p95", "p99"] {
             name(&mut frame, &format!("{spread}_{part}"), Real);
         }
@@ -104,7 +106,8 @@ pub fn table(summary: &Summary) -> Frame {
             cells.extend([part(|f| f.value), part(|f| f.low), part(|f| f.high)]);
         }
         cells.extend([row.searches.into(), row.passages.into(), row.tokens.into()]);
-        for spread in [row.words, row.latency] {
+        let calls = row.calls.unwrap_or_default();
+        for spread in [row.words, row.latency, calls.search, calls.generation, calls.judge] {
             let parts = spread.map(|s| [s.mean, s.p50, s.p90, s.p95, s.p99]);
             cells.extend((0..5).map(|at| Cell::from(parts.map(|parts| parts[at]))));
         }

@@ -326,7 +326,7 @@ impl Pool {
 
     fn result(&self, row: &ResultRow, golds: &[String]) -> ResultData {
         let refused = row.refused.clone();
-        let reason = why(row.answer.as_deref(), golds, self.limit, row.judge, row.verdict);
+        let reason = why(row.answer.as_deref(), golds, self.limit, (row.judge, &row.judge_reason), row.verdict);
         ResultData(row.answer.clone(), known(row.verdict), row.f1, self.places(&row.passages), refused, reason)
     }
 
@@ -385,7 +385,8 @@ impl Pool {
             let share = scored.answer.as_ref().map(|answer| f1(answer, &episode.question.answers));
             let refused = scored.failure.as_ref().map(|missing| missing.reason.clone());
             let golds = &episode.question.answers;
-            let reason = why(scored.answer.as_deref(), golds, None, scored.judge, scored.verdict);
+            let reason =
+                why(scored.answer.as_deref(), golds, None, (scored.judge, &scored.judge_reason), scored.verdict);
             ResultData(scored.answer.clone(), known(scored.verdict), share, passages, refused, reason)
         };
         let selected: Vec<usize> = passages(self, &episode.selected);

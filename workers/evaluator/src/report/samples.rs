@@ -53,7 +53,7 @@ pub fn results(config: &EvaluatorConfig) -> Results {
     let scored = |question: &Question, right: bool| {
         let answer = if right { "gold".to_owned() } else { format!("nothing {EVIL}") };
         let verdict = if right { gen_acc(&answer, &question.answers, 16, None) } else { Verdict::Incorrect };
-        Scored { answer: Some(answer), judge: None, verdict, failure: None }
+        Scored { answer: Some(answer), judge: None, judge_reason: String::new(), verdict, failure: None }
     };
     let arm = |passages: usize, right: &dyn Fn(usize) -> bool, episode: bool| {
         let mut results = ArmResults { seconds: 3.0, ..ArmResults::default() };

@@ -2,12 +2,12 @@
 
 use s3_search::score::{Verdict, answer_tokens, exact_match, has_span};
 
-/// The rule that decided; `limit` is the number of words that an answer may have, where it is known.
+/// The rule that decided, with the judge's word and its reason; `limit` is the number of words that an answer may have, where it is known.
 pub(super) fn why(
     answer: Option<&str>,
     golds: &[String],
     limit: Option<usize>,
-    judge: Option<Verdict>,
+    (judge, reason): (Option<Verdict>, &str),
     verdict: Verdict,
 ) -> String {
     let Some(answer) = answer else { return String::new() };
@@ -28,7 +28,11 @@ pub(super) fn why(
             None => "a gold answer stands in it, but it does not state it".to_owned(),
         },
     };
-    if judged.is_empty() { span } else { format!("{span}; {judged}") }
+    match (judged.is_empty(), reason.is_empty()) {
+        (true, _) => span,
+        (false, true) => format!("{span}; {judged}"),
+        (false, false) => format!("{span}; {judged}: {reason}"),
+    }
 }
 
 #[cfg(test)]
@@ -38,7 +42,7 @@ mod tests {
     #[test]
     fn the_deciding_rule_is_named() {
         let golds = ["Paris".to_owned()];
-        let say = |answer, judge, verdict| why(Some(answer), &golds, Some(4), judge, verdict);
+        let say = |answer, judge, verdict| why(Some(answer), &golds, Some(4), (judge, ""), verdict);
         assert_eq!(say("Paris", None, Verdict::Correct), "equal to a gold answer");
         assert_eq!(say("in Paris", None, Verdict::Correct), "a gold answer stands in it");
         assert_eq!(say("Rome", None, Verdict::Incorrect), "no gold answer stands in it");
@@ -46,6 +50,9 @@ mod tests {
         assert!(say("not Paris, Rome", None, Verdict::Incorrect).contains("does not state it"));
         let denied = say("in Paris", Some(Verdict::Incorrect), Verdict::Incorrect);
         assert_eq!(denied, "a gold answer stands in it; the judge says it holds no gold answer");
-        assert_eq!(why(None, &golds, None, None, Verdict::Failed), "");
+        let undecided = (Some(Verdict::Undecided), "the two judges disagree");
+        let told = why(Some("Rome"), &golds, None, undecided, Verdict::Undecided);
+        assert!(told.ends_with("the judge said neither yes nor no: the two judges disagree"), "{told}");
+        assert_eq!(why(None, &golds, None, (None, ""), Verdict::Failed), "");
     }
 }

@@ -16,7 +16,7 @@ impl Gateway {
         calls: Vec<Call>,
         ask: &Ask,
     ) -> Result<Answers, GatewayError> {
-        let Distinct { unique, index } = distinct(lane.provider(), calls)?;
+        let Distinct { unique, index } = distinct(lane.provider(), calls);
         let mut outcomes: Vec<Option<Result<Answered, CallFailure>>> = Vec::with_capacity(unique.len());
         for (key, _) in &unique {
             outcomes.push(self.get(key.as_ref())?.map(|completion| Ok(cached(completion))));
@@ -281,13 +281,13 @@ struct Distinct {
     index: Vec<usize>,
 }
 
-fn distinct(provider: &dyn Provider, calls: Vec<Call>) -> Result<Distinct, GatewayError> {
+fn distinct(provider: &dyn Provider, calls: Vec<Call>) -> Distinct {
     let mut unique: Vec<(Option<Key>, Call)> = Vec::with_capacity(calls.len());
     let mut places: HashMap<Key, usize> = HashMap::new();
     let mut index = Vec::with_capacity(calls.len());
     let several = calls.len() > 1;
     for call in calls {
-        let key = key_of(provider, &call)?;
+        let key = key_of(provider, &call);
         if let Some(key) = key.filter(|_| several) {
             match places.entry(key) {
                 std::collections::hash_map::Entry::Occupied(at) => {
@@ -302,5 +302,5 @@ fn distinct(provider: &dyn Provider, calls: Vec<Call>) -> Result<Distinct, Gatew
         index.push(unique.len());
         unique.push((key, call));
     }
-    Ok(Distinct { unique, index })
+    Distinct { unique, index }
 }

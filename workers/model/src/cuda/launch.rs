@@ -25,12 +25,13 @@ use candle_core::{
 use crate::error::{ModelError, Result};
 
 /// Kernels by module: name, machine code.
-const MODULES: [(&str, &[u8]); 5] = [
+const MODULES: [(&str, &[u8]); 6] = [
     ("rows", include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin"))),
     ("head", include_bytes!(concat!(env!("OUT_DIR"), "/head.fatbin"))),
     ("adamw", include_bytes!(concat!(env!("OUT_DIR"), "/adamw.fatbin"))),
     ("attention", include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin"))),
     ("decode", include_bytes!(concat!(env!("OUT_DIR"), "/decode.fatbin"))),
+    ("nearest", include_bytes!(concat!(env!("OUT_DIR"), "/nearest.fatbin"))),
 ];
 
 /// Scratch memory of cuBLAS: what it takes by itself on Hopper.
@@ -322,6 +323,7 @@ pub(crate) fn at(tensor: &Tensor) -> Result<u64> {
     let (device, offset) = (&storage.device, layout.start_offset());
     match &storage.slice {
         CudaStorageSlice::BF16(slice) => Ok(start(slice, device, offset)),
+        CudaStorageSlice::F16(slice) => Ok(start(slice, device, offset)),
         CudaStorageSlice::F32(slice) => Ok(start(slice, device, offset)),
         CudaStorageSlice::F64(slice) => Ok(start(slice, device, offset)),
         CudaStorageSlice::U32(slice) => Ok(start(slice, device, offset)),
@@ -348,12 +350,12 @@ pub(crate) fn fresh(shape: impl Into<candle_core::Shape>, dtype: DType, device: 
 #[derive(Clone, Copy)]
 pub(crate) struct Side<'a>(pub(crate) &'a Tensor, pub(crate) bool);
 
-/// `out = scale * lhs rhs + keep * out`, bf16 sides, f32 sums, `out` in bf16 or f32.
+/// `out = scale * lhs rhs + keep * out`, sides both bf16 or both f16, f32 sums, `out` in bf16 or f32.
 pub(crate) fn product(out: &Tensor, lhs: Side, rhs: Side, scale: f32, keep: f32) -> Result<()> {
     let dims = |Side(tensor, transposed): Side| -> Result<(usize, usize)> {
         let (rows, columns) = tensor.dims2()?;
-        if tensor.dtype() != DType::BF16 {
-            return Err(ModelError::invalid(format!("a GPU product of {:?}", tensor.dtype())));
+        if tensor.dtype() != lhs.0.dtype() {
+            return Err(ModelError::invalid(format!("a GPU product of {:?} and {:?}", lhs.0.dtype(), tensor.dtype())));
         }
         Ok(if transposed { (columns, rows) } else { (rows, columns) })
     };
@@ -361,6 +363,11 @@ pub(crate) fn product(out: &Tensor, lhs: Side, rhs: Side, scale: f32, keep: f32)
     if k != k2 || out.dims2()? != (m, n) {
         return Err(ModelError::invalid(format!("a GPU product of [{m}, {k}] and [{k2}, {n}] to {:?}", out.dims())));
     }
+    let of = match lhs.0.dtype() {
+        DType::BF16 => blas::cudaDataType_t::CUDA_R_16BF,
+        DType::F16 => blas::cudaDataType_t::CUDA_R_16F,
+        other => return Err(ModelError::invalid(format!("a GPU product of {other:?}"))),
+    };
     let to = match out.dtype() {
         DType::BF16 => blas::cudaDataType_t::CUDA_R_16BF,
         DType::F32 => blas::cudaDataType_t::CUDA_R_32F,
@@ -391,10 +398,10 @@ pub(crate) fn product(out: &Tensor, lhs: Side, rhs: Side, scale: f32, keep: f32)
                 int(k)?,
                 std::ptr::from_ref(&scale).cast(),
                 a as *const _,
-                blas::cudaDataType_t::CUDA_R_16BF,
+                of,
                 int(rhs.0.dim(1)?)?,
                 b as *const _,
-                blas::cudaDataType_t::CUDA_R_16BF,
+                of,
                 int(lhs.0.dim(1)?)?,
                 std::ptr::from_ref(&keep).cast(),
                 c as *mut _,

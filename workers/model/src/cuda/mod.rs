@@ -6,6 +6,7 @@ pub(crate) mod decode;
 pub(crate) mod head;
 pub(crate) mod launch;
 pub(crate) mod nccl;
+pub(crate) mod nearest;
 pub(crate) mod ops;
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,58 @@
 //! A padded batch of texts through the encoder by tensor operations, on any device.
 
-use super::weights::{Bert, Layer, Linear, Norm, Shape};
+use super::weights::{Bert, Head, Layer, Linear, Norm, Shape};
 use crate::error::Result;
 use candle_core::{D, DType, Device, Tensor};
 use s3_config::Pooling;
+
+/// A padded batch's last states `[texts, width, hidden]` and its mask `[texts, width]`, both in the weights' precision;
+/// of pairs the second segments begin at `second`.
+fn states(
+    bert: &Bert<Tensor>,
+    shape: &Shape,
+    batch: &[&[u32]],
+    second: Option<&[usize]>,
+    device: &Device,
+) -> Result<(Tensor, Tensor)> {
+    let (rows, dtype) = (batch.len(), bert.words.dtype());
+    let width = batch.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
+    let padded = |at: usize, tokens: &[u32]| tokens.get(at).copied().unwrap_or(0);
+    let ids: Vec<u32> = batch.iter().flat_map(|tokens| (0..width).map(move |at| padded(at, tokens))).collect();
+    let real: Vec<f32> =
+        batch.iter().flat_map(|tokens| (0..width).map(|at| f32::from(u8::from(at < tokens.len())))).collect();
+    let mask = Tensor::from_vec(real, (rows, width), device)?;
+    // Added to attention scores: zero for tokens, far below any score for padding, within f16.
+    let hidden = ((1.0 - &mask)? * -6e4)?.reshape((rows, 1, 1, width))?.to_dtype(dtype)?;
+    let ids = Tensor::from_vec(ids, rows * width, device)?;
+    let words = bert.words.index_select(&ids, 0)?.reshape((rows, width, shape.hidden))?;
+    let mut x = words.broadcast_add(&bert.positions.narrow(0, 0, width)?)?;
+    if let Some(second) = second {
+        let kinds: Vec<f32> =
+            second.iter().flat_map(|from| (0..width).map(|at| f32::from(u8::from(at >= *from)))).collect();
+        let kinds = Tensor::from_vec(kinds, (rows, width, 1), device)?.to_dtype(dtype)?;
+        x = (x + kinds.broadcast_mul(&bert.second)?)?;
+    }
+    let mut x = layer_norm(&x, &bert.norm, shape.eps)?;
+    for layer in &bert.layers {
+        x = transform(layer, shape, &x, &hidden)?;
+    }
+    Ok((x, mask))
+}
+
+/// The scores of a batch of pairs, whose second segments begin at `second`.
+pub fn scores(
+    bert: &Bert<Tensor>,
+    head: &Head<Tensor>,
+    shape: &Shape,
+    batch: &[&[u32]],
+    second: &[usize],
+    device: &Device,
+) -> Result<Vec<f32>> {
+    let (x, _) = states(bert, shape, batch, Some(second), device)?;
+    let first = x.narrow(1, 0, 1)?.contiguous()?;
+    let pooled = linear(&first, &head.pooler)?.tanh()?;
+    Ok(linear(&pooled, &head.classifier)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+}
 
 /// The pooled states, not yet normalised, in the batch's order.
 pub fn forward(
@@ -13,21 +62,8 @@ pub fn forward(
     pooling: Pooling,
     device: &Device,
 ) -> Result<Vec<Vec<f32>>> {
-    let rows = batch.len();
-    let width = batch.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
-    let padded = |at: usize, tokens: &[u32]| tokens.get(at).copied().unwrap_or(0);
-    let ids: Vec<u32> = batch.iter().flat_map(|tokens| (0..width).map(move |at| padded(at, tokens))).collect();
-    let real: Vec<f32> =
-        batch.iter().flat_map(|tokens| (0..width).map(|at| f32::from(u8::from(at < tokens.len())))).collect();
-    let mask = Tensor::from_vec(real, (rows, width), device)?;
-    // Added to attention scores: zero for tokens, far below any score for padding.
-    let hidden = ((1.0 - &mask)? * -1e9)?.reshape((rows, 1, 1, width))?;
-    let ids = Tensor::from_vec(ids, rows * width, device)?;
-    let words = bert.words.index_select(&ids, 0)?.reshape((rows, width, shape.hidden))?;
-    let mut x = layer_norm(&words.broadcast_add(&bert.positions.narrow(0, 0, width)?)?, &bert.norm, shape.eps)?;
-    for layer in &bert.layers {
-        x = transform(layer, shape, &x, &hidden)?;
-    }
+    let (x, mask) = states(bert, shape, batch, None, device)?;
+    let x = x.to_dtype(DType::F32)?;
     let pooled = match pooling {
         Pooling::Cls => x.narrow(1, 0, 1)?.squeeze(1)?,
         Pooling::Mean => {
@@ -35,7 +71,7 @@ pub fn forward(
             total.broadcast_div(&mask.sum_keepdim(1)?)?
         }
     };
-    Ok(pooled.to_dtype(DType::F32)?.to_vec2()?)
+    Ok(pooled.to_vec2()?)
 }
 
 fn linear(x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {

@@ -6,7 +6,7 @@
 
 use crate::error::{Result, RetrieverError};
 use crate::mapped::map;
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 use rayon::prelude::*;
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
@@ -136,6 +136,15 @@ impl Data {
         let map = map(path)?;
         let (header, bytes) = verify(&map).map_err(|reason| RetrieverError::content(path, reason))?;
         Ok((header, Self { map, bytes }))
+    }
+
+    /// Says how the data will be read: front to back, or here and there, when reading ahead would only drive other
+    /// pages out of memory.
+    pub fn read_scattered(&self, scattered: bool) {
+        let advice = if scattered { Advice::Random } else { Advice::Normal };
+        if let Err(error) = self.map.advise(advice) {
+            tracing::debug!(%error, "the system takes no advice about a map");
+        }
     }
 }
 

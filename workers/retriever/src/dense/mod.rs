@@ -1,18 +1,22 @@
 //! Inner-product search over all passages' vectors: exact, or by small codes with the best scored again.
 //!
 //! Every score that leaves this module is the exact one of [`kernels::scores`]: the same to the bit whatever
-//! the batch, the number of threads and the processor. Codes ([`bytes`], [`bits`]) only choose which rows are
-//! scored; how many are chosen is set when the index is built, by its measured recall.
+//! the batch, the number of threads and the processor. Codes ([`bytes`], [`bits`]) and FAISS' structures ([`approximate`])
+//! only choose which rows are scored; how many are chosen is set when the index is built, by its measured recall.
 
+pub mod approximate;
 pub mod bits;
 pub mod bytes;
 pub mod file;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod kernels;
 pub mod rotation;
 pub mod rows;
 
-use crate::error::Result;
+use crate::error::{Result, RetrieverError};
 use crate::rank::{Ranked, TopK};
+use approximate::Approximate;
 use bits::{BitCodes, BitQuery, BitScratch};
 use bytes::{ByteCodes, ByteQueries};
 use kernels::{Level, Out};
@@ -33,6 +37,7 @@ enum Codes {
     None,
     Bytes(ByteCodes),
     Bits(BitCodes),
+    Faiss(Approximate),
 }
 
 /// All passages' vectors, ready to be searched.
@@ -42,6 +47,8 @@ pub struct DenseIndex {
     /// Rows scored again per passage asked for.
     oversample: usize,
     level: Level,
+    #[cfg(feature = "cuda")]
+    gpu: Option<gpu::OnGpu>,
 }
 
 #[derive(Default)]
@@ -58,13 +65,21 @@ pub fn write_codes(kind: DenseKind, rows: &Rows, path: &Path) -> Result<()> {
         DenseKind::Flat => Ok(()),
         DenseKind::ScalarQuantized => bytes::write(rows, path),
         DenseKind::OneBit => bits::write(rows, path),
+        other => Err(RetrieverError::Internal(format!("{other:?} has no codes; approximate::build makes it"))),
     }
 }
 
 impl DenseIndex {
     /// Exact search over rows.
     pub fn new(rows: Rows) -> Self {
-        Self { rows, codes: Codes::None, oversample: 1, level: Level::detect() }
+        Self {
+            rows,
+            codes: Codes::None,
+            oversample: 1,
+            level: Level::detect(),
+            #[cfg(feature = "cuda")]
+            gpu: None,
+        }
     }
 
     /// Search of a kind over rows, with its codes from a file.
@@ -73,8 +88,21 @@ impl DenseIndex {
             DenseKind::Flat => Codes::None,
             DenseKind::ScalarQuantized => Codes::Bytes(ByteCodes::open(codes, &rows)?),
             DenseKind::OneBit => Codes::Bits(BitCodes::open(codes, &rows)?),
+            _ => Codes::Faiss(Approximate::open(codes, &rows)?),
         };
-        Ok(Self { rows, codes, oversample: oversample.max(1), level: Level::detect() })
+        rows.read_scattered(!matches!(codes, Codes::None));
+        Ok(Self { codes, oversample: oversample.max(1), ..Self::new(rows) })
+    }
+
+    /// Copies the rows to a GPU, which from then on is searched exactly whatever the kind. On the CPU nothing changes.
+    pub fn put_on(&mut self, device: &s3_model::Device) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            self.gpu = Some(gpu::OnGpu::new(&self.rows, device)?);
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = device;
+        Ok(())
     }
 
     /// Number of passages.
@@ -107,32 +135,84 @@ impl DenseIndex {
         self.oversample = oversample.max(1);
     }
 
-    /// Bytes per passage that every search reads.
+    /// Sets how much of one of FAISS' structures a search looks at. Says what parameter that is, where it has one.
+    pub fn set_effort(&self, effort: u32) -> Result<Option<String>> {
+        match &self.codes {
+            Codes::Faiss(index) => index.set_effort(effort),
+            _ => Ok(None),
+        }
+    }
+
+    /// Bytes per passage that every search reads; 0 where FAISS does not say.
     pub fn scanned_bytes(&self) -> f64 {
         let all = match &self.codes {
             Codes::None => self.len() * self.dimensions() * 2,
             Codes::Bytes(codes) => codes.bytes(),
             Codes::Bits(codes) => codes.bytes(),
+            Codes::Faiss(_) => 0,
         };
         all as f64 / self.len().max(1) as f64
     }
 
     /// The best `k` passages of every query; each query has `dimensions` elements. `exact` scores all
     /// passages, whatever the kind.
-    pub fn search(&self, queries: &[Vec<f32>], k: usize, exact: bool) -> Vec<Vec<Ranked>> {
+    pub fn search(&self, queries: &[Vec<f32>], k: usize, exact: bool) -> Result<Vec<Vec<Ranked>>> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu.as_ref().filter(|gpu| gpu.takes(k)) {
+            return self.on_gpu(gpu, queries, k);
+        }
         let candidates = (k * self.oversample).max(k + SPARE);
-        match &self.codes {
+        Ok(match &self.codes {
             Codes::None => self.exact(queries, k),
             _ if exact || candidates >= self.len() => self.exact(queries, k),
             Codes::Bytes(codes) => {
                 let prepared = codes.prepare(queries);
-                self.rescored(queries, k, &self.by_bytes(codes, &prepared, queries.len(), candidates))
+                self.rescored(queries, k, positions(&self.by_bytes(codes, &prepared, queries.len(), candidates)))
             }
             Codes::Bits(codes) => {
                 let prepared: Vec<BitQuery> = queries.iter().map(|query| codes.prepare(query)).collect();
-                self.rescored(queries, k, &self.by_bits(codes, &prepared, candidates))
+                self.rescored(queries, k, positions(&self.by_bits(codes, &prepared, candidates)))
+            }
+            Codes::Faiss(index) => self.whole(queries, k, index.candidates(queries, candidates)?),
+        })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self, gpu: &gpu::OnGpu, queries: &[Vec<f32>], k: usize) -> Result<Vec<Vec<Ranked>>> {
+        let kept = gpu.search(queries, k)?;
+        let others: Vec<Option<f32>> = kept.iter().map(|kept| kept.as_ref().and_then(|kept| kept.others)).collect();
+        let lost: Vec<bool> = kept.iter().map(Option::is_none).collect();
+        let positions = kept.into_iter().map(|kept| kept.map_or(Vec::new(), |kept| kept.positions)).collect();
+        let mut found = self.rescored(queries, k, positions);
+        let unsafe_one = |at: &usize| {
+            lost[*at]
+                || others[*at].is_some_and(|others| {
+                    found[*at].len() < k || found[*at].last().is_none_or(|last| last.score <= f64::from(others))
+                })
+        };
+        let again: Vec<usize> = (0..queries.len()).filter(unsafe_one).collect();
+        if !again.is_empty() {
+            tracing::debug!(queries = again.len(), "searched on the CPU: too near for f16");
+            let asked: Vec<Vec<f32>> = again.iter().map(|at| queries[*at].clone()).collect();
+            for (at, list) in again.into_iter().zip(self.exact(&asked, k)) {
+                found[at] = list;
             }
         }
+        Ok(found)
+    }
+
+    /// Ranks FAISS' candidates. A query for which it knows fewer than were asked for is answered by exact search.
+    fn whole(&self, queries: &[Vec<f32>], k: usize, candidates: Vec<Vec<u32>>) -> Vec<Vec<Ranked>> {
+        let enough = k.min(self.len());
+        let few: Vec<usize> = (0..queries.len()).filter(|at| candidates[*at].len() < enough).collect();
+        let mut found = self.rescored(queries, k, candidates);
+        if !few.is_empty() {
+            let asked: Vec<Vec<f32>> = few.iter().map(|at| queries[*at].clone()).collect();
+            for (at, list) in few.into_iter().zip(self.exact(&asked, k)) {
+                found[at] = list;
+            }
+        }
+        found
     }
 
     /// The best `k` of the passages at `positions`, scored exactly.
@@ -142,13 +222,13 @@ impl DenseIndex {
 
     /// Recall at `k` of this index: the share of the exact best passages that a search finds, averaged over
     /// the queries.
-    pub fn recall(&self, queries: &[Vec<f32>], exact: &[Vec<Ranked>], k: usize) -> f64 {
+    pub fn recall(&self, queries: &[Vec<f32>], exact: &[Vec<Ranked>], k: usize) -> Result<f64> {
         let (mut found, mut wanted) = (0, 0);
-        for (found_now, exact) in self.search(queries, k, false).iter().zip(exact) {
+        for (found_now, exact) in self.search(queries, k, false)?.iter().zip(exact) {
             wanted += exact.len();
             found += exact.iter().filter(|best| found_now.iter().any(|one| one.position == best.position)).count();
         }
-        if wanted == 0 { 1.0 } else { found as f64 / wanted as f64 }
+        Ok(if wanted == 0 { 1.0 } else { found as f64 / wanted as f64 })
     }
 
     fn padded(&self, queries: &[Vec<f32>]) -> Vec<f32> {
@@ -187,7 +267,11 @@ impl DenseIndex {
 
     fn exact(&self, queries: &[Vec<f32>], k: usize) -> Vec<Vec<Ranked>> {
         let (flat, width) = (self.padded(queries), self.rows.width());
-        self.scan(queries.len(), k, |range, scratch, best| {
+        let coded = !matches!(self.codes, Codes::None);
+        if coded {
+            self.rows.read_scattered(false);
+        }
+        let found = self.scan(queries.len(), k, |range, scratch, best| {
             for first in range.clone().step_by(STEP) {
                 let part = first..range.end.min(first + STEP);
                 let stride = part.len();
@@ -198,7 +282,11 @@ impl DenseIndex {
                     best.offer(first as u32, scores);
                 }
             }
-        })
+        });
+        if coded {
+            self.rows.read_scattered(true);
+        }
+        found
     }
 
     fn by_bytes(&self, codes: &ByteCodes, prepared: &ByteQueries, queries: usize, keep: usize) -> Vec<Vec<Ranked>> {
@@ -217,11 +305,11 @@ impl DenseIndex {
     }
 
     /// The best `k` of each query's candidates by their exact scores.
-    fn rescored(&self, queries: &[Vec<f32>], k: usize, candidates: &[Vec<Ranked>]) -> Vec<Vec<Ranked>> {
-        let one = |(query, candidates): (&Vec<f32>, &Vec<Ranked>)| {
+    fn rescored(&self, queries: &[Vec<f32>], k: usize, candidates: Vec<Vec<u32>>) -> Vec<Vec<Ranked>> {
+        let one = |(query, mut positions): (&Vec<f32>, Vec<u32>)| {
             // by rising position: the vectors' file is read forwards
-            let mut positions: Vec<u32> = candidates.iter().map(|one| one.position).collect();
             positions.sort_unstable();
+            positions.dedup();
             self.score_again(query, k, &positions)
         };
         queries.par_iter().zip(candidates).map(one).collect()
@@ -251,6 +339,10 @@ impl DenseIndex {
         }
         best.finish()
     }
+}
+
+fn positions(found: &[Vec<Ranked>]) -> Vec<Vec<u32>> {
+    found.iter().map(|list| list.iter().map(|one| one.position).collect()).collect()
 }
 
 #[cfg(test)]

@@ -58,6 +58,18 @@ impl Rows {
         self.count == 0
     }
 
+    /// Says whether rows will be read here and there, or all in order.
+    pub fn read_scattered(&self, scattered: bool) {
+        if let Source::File(data, _) = &self.source {
+            data.read_scattered(scattered);
+        }
+    }
+
+    /// Whether they are f32 and not f16.
+    pub fn single(&self) -> bool {
+        matches!(self.values(), Values::Single(_))
+    }
+
     /// Elements of a row.
     pub fn dimensions(&self) -> usize {
         self.dimensions

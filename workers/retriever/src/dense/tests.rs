@@ -41,7 +41,7 @@ proptest! {
         let levels: Vec<Level> = Level::available().collect();
         for level in levels {
             index.level = level;
-            for (query, found) in queries.iter().zip(index.search(&queries, k, false)) {
+            for (query, found) in queries.iter().zip(index.search(&queries, k, false).unwrap()) {
                 prop_assert_eq!(pairs(&found), naive(&rows, d, query, k));
             }
         }
@@ -77,15 +77,15 @@ fn scores_do_not_depend_on_the_batch() {
     let d = 50;
     let queries = questions(9, d);
     let mut index = DenseIndex::new(Rows::new(clustered(3000, d), d));
-    let together = index.search(&queries, 12, false);
+    let together = index.search(&queries, 12, false).unwrap();
     for (at, query) in queries.iter().enumerate() {
-        assert_eq!(index.search(std::slice::from_ref(query), 12, false)[0], together[at]);
+        assert_eq!(index.search(std::slice::from_ref(query), 12, false).unwrap()[0], together[at]);
     }
     for level in Level::available() {
         index.level = level;
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            assert_eq!(pool.install(|| index.search(&queries, 12, false)), together, "{level:?}");
+            assert_eq!(pool.install(|| index.search(&queries, 12, false).unwrap()), together, "{level:?}");
         }
     }
 }
@@ -101,7 +101,7 @@ fn codes_find_what_exact_search_finds() {
         writer.half(&values).unwrap();
         writer.finish().unwrap();
         let queries = questions(40, d);
-        let exact = DenseIndex::new(Rows::new(values, d)).search(&queries, 10, true);
+        let exact = DenseIndex::new(Rows::new(values, d)).search(&queries, 10, true).unwrap();
         for (kind, oversample, least) in
             [(DenseKind::Flat, 1, 1.0), (DenseKind::ScalarQuantized, 4, 0.999), (DenseKind::OneBit, 20, 0.98)]
         {
@@ -109,14 +109,14 @@ fn codes_find_what_exact_search_finds() {
             let rows = Rows::open(&path).unwrap();
             write_codes(kind, &rows, &codes).unwrap();
             let mut index = DenseIndex::open(kind, rows, &codes, oversample).unwrap();
-            let found = index.search(&queries, 10, false);
-            let recall = index.recall(&queries, &exact, 10);
+            let found = index.search(&queries, 10, false).unwrap();
+            let recall = index.recall(&queries, &exact, 10).unwrap();
             assert!(recall >= least, "{kind:?} {d}: recall {recall}");
-            assert_eq!(index.search(&queries, 10, true), exact, "{kind:?}");
+            assert_eq!(index.search(&queries, 10, true).unwrap(), exact, "{kind:?}");
             for level in Level::available() {
                 index.level = level;
-                assert_eq!(index.search(&queries, 10, false), found, "{kind:?} {level:?}");
-                assert_eq!(index.search(&queries[3..4], 10, false)[0], found[3], "{kind:?} {level:?}");
+                assert_eq!(index.search(&queries, 10, false).unwrap(), found, "{kind:?} {level:?}");
+                assert_eq!(index.search(&queries[3..4], 10, false).unwrap()[0], found[3], "{kind:?} {level:?}");
             }
             for found in found.iter().flatten() {
                 // an exact score, whichever way the row was chosen

@@ -15,13 +15,16 @@ pub struct EpisodeReturn {
     pub penalties: Option<Vec<f64>>,
     /// The critic's value before each token, for PPO.
     pub values: Option<Vec<f32>>,
+    /// Whether the last of the tokens stands for what follows the response: the critic learns that nothing comes
+    /// after it, but it has no reward and counts in no mean (`compatibility: S3`).
+    pub after: bool,
 }
 
 impl EpisodeReturn {
     /// The reward of one token.
     fn at(&self, token: usize) -> f64 {
         let penalty = self.penalties.as_ref().map_or(0.0, |penalties| penalties[token]);
-        if token + 1 == self.tokens { self.reward + penalty } else { penalty }
+        if token + 1 == self.tokens - usize::from(self.after) { self.reward + penalty } else { penalty }
     }
 
     /// The undiscounted sum of the tokens' rewards.
@@ -164,7 +167,7 @@ fn whitened(rows: &[Vec<f64>]) -> Advantages {
 }
 
 /// Generalised advantage estimation over the given tokens (Schulman 2016, arXiv 1506.02438), whitened over the
-/// round's tokens; returns are taken before whitening.
+/// round's tokens; returns are taken before whitening. What follows a response has a return, but no advantage.
 fn gae(config: &AlgorithmConfig, episodes: &[EpisodeReturn]) -> Advantages {
     let mut raw: Vec<Vec<f64>> = Vec::with_capacity(episodes.len());
     let mut returns = Vec::with_capacity(episodes.len());
@@ -180,6 +183,7 @@ fn gae(config: &AlgorithmConfig, episodes: &[EpisodeReturn]) -> Advantages {
             advantage[t] = next;
         }
         returns.push(advantage.iter().zip(values).map(|(a, v)| (a + f64::from(*v)) as f32).collect());
+        advantage.truncate(episode.tokens - usize::from(episode.after));
         raw.push(advantage);
     }
     Advantages { returns: Some(returns), ..whitened(&raw) }

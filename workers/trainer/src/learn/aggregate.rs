@@ -23,6 +23,17 @@ pub fn token_weights(config: &AlgorithmConfig, lengths: &[usize]) -> Vec<Vec<f64
         .collect()
 }
 
+/// As [`token_weights`], each `micro` episodes a batch of their own, and the mean of those: what a trainer does that
+/// takes the mean of every backward pass and divides by their number. Equal to the mean over all tokens only where
+/// the passes have equally many.
+pub fn micro_weights(config: &AlgorithmConfig, lengths: &[usize], micro: usize) -> Vec<Vec<f64>> {
+    let micro = micro.max(1);
+    let passes = lengths.len().div_ceil(micro).max(1) as f64;
+    let mut weights: Vec<Vec<f64>> = lengths.chunks(micro).flat_map(|part| token_weights(config, part)).collect();
+    weights.iter_mut().flatten().for_each(|weight| *weight /= passes);
+    weights
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ mod kl;
 mod loss;
 
 pub use advantage::{Advantages, EpisodeReturn, advantages, zero_variance};
-pub use aggregate::token_weights;
+pub use aggregate::{micro_weights, token_weights};
 pub use importance::{Importance, importance};
 pub use kl::{kl_penalties, kl_term, mismatch_kl};
 pub use loss::{PolicyLoss, TokenBatch, ValueLoss, policy_loss, value_loss};

@@ -4,6 +4,7 @@ use super::Trace;
 use crate::checkpoint::{Checkpoints, Position};
 use crate::identity::Identity;
 use crate::run::Run;
+use crate::train::Policies;
 use s3_artifacts::{Journal, digest_bytes};
 use s3_config::SftConfig;
 use s3_model::{AdamW, Decoder, Gradients, ModelError, PolicyGrads, PolicyOutputs, TrainSequence};
@@ -23,7 +24,9 @@ pub fn fit(
     let config = &run.config;
     let checkpoints = Checkpoints::open(config, identity)?;
     let mut optimizer = AdamW::new(&config.optimizer);
-    let mut position = checkpoints.restore(decoder, &mut optimizer)?.unwrap_or_default();
+    // nothing is played here
+    let mut policies = Policies::new(0);
+    let mut position = checkpoints.restore(decoder, &mut optimizer, &mut policies)?.unwrap_or_default();
     let steps = steps(&config.sft, traces.len());
     let curve = config.runtime.state_dir.join("sft").join("curve.journal");
     let mut curve: Journal<BTreeMap<String, f64>> = Journal::open(&curve).map_err(RolloutError::from)?;
@@ -32,7 +35,7 @@ pub fn fit(
     while position.step < steps {
         checkpoints.check()?;
         if run.link.shutdown.requested() {
-            checkpoints.save(decoder, &optimizer, &position)?;
+            checkpoints.save(decoder, &optimizer, &position, &policies)?;
             return Err(Failure::interrupted());
         }
         let started = std::time::Instant::now();
@@ -62,7 +65,7 @@ pub fn fit(
         run.progress.done(u64::from(position.step));
         tracing::debug!(step = position.step, loss, norm, "fit");
         if Checkpoints::due(&config.checkpoint, position.step, steps) {
-            checkpoints.save(decoder, &optimizer, &position)?;
+            checkpoints.save(decoder, &optimizer, &position, &policies)?;
         }
     }
     Ok((optimizer, position))

@@ -44,11 +44,18 @@ pub fn publish(step: u32, figures: &BTreeMap<String, f64>) {
     metrics.training_grad_norm.with_label_values(&none).set(figure("gradNorm"));
     metrics.training_entropy.with_label_values(&none).set(figure("entropy"));
     metrics.training_mismatch.with_label_values(&none).set(figure("mismatchKl"));
+    metrics.training_staleness.with_label_values(&none).set(figure("stalenessOptimizerSteps"));
     metrics.training_searches.with_label_values(&none).set(figure("searches"));
     metrics.training_masked.with_label_values(&["outage"]).inc_by(figure("masked") as u64);
     metrics.training_tokens.with_label_values(&["action"]).inc_by(figure("actionTokens") as u64);
     metrics.training_tokens.with_label_values(&["context"]).inc_by(figure("contextTokens") as u64);
-    for (phase, name) in [("rollout", "secondsEpisodes"), ("reward", "secondsAnswers"), ("update", "secondsUpdate")] {
+    let phases = [
+        ("rollout", "secondsEpisodes"),
+        ("reward", "secondsAnswers"),
+        ("wait", "secondsWaited"),
+        ("update", "secondsUpdate"),
+    ];
+    for (phase, name) in phases {
         metrics.training_phase_seconds.with_label_values(&[phase]).observe(figure(name));
     }
 }

@@ -9,36 +9,46 @@
 mod best;
 mod episodes;
 mod figures;
+mod milestones;
 mod notes;
+mod policies;
+mod rollback;
 mod update;
+mod watch;
 
 use crate::baseline::{BaselineStore, Chosen, choose};
-use crate::checkpoint::{Checkpoints, Position, Whole, digest_tensors, export_adapter};
+use crate::checkpoint::{Checkpoint, Checkpoints, Position, Whole, digest_tensors, export_adapter, other};
 use crate::identity::{Identity, Peers};
 use crate::run::Run;
 use crate::team::{first, gather, tell};
 use best::Best;
 pub(crate) use episodes::again as round_again;
 use episodes::{Arena, Played, Round, results_digest};
+use milestones::Milestones;
 use notes::StepNotes;
+pub(crate) use policies::Policies;
 use s3_artifacts::write_atomic;
 use s3_collective::Collective;
-use s3_config::{Determinism, TrainerConfig};
+use s3_config::{Determinism, GuardAction, TrainerConfig};
 use s3_model::{AdamW, Decoder, Team, Workload};
 use s3_rollout::record::{StepEntry, step_journal};
-use s3_rollout::{RolloutError, Sampling};
+use s3_rollout::{Ahead, Link, RolloutError, Sampling, policy_of};
 use s3_search::Question;
 use s3_search::eligible::sample;
-use s3_telemetry::{ExitClass, Failure, Outcome};
+use s3_telemetry::{ExitClass, Failure, Outcome, last_words};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 pub(crate) use update::{Again, Updater, needs_critic};
+use watch::Trip;
+pub use watch::Watch;
 
 /// `s3-trainer train`.
 pub fn command(run: &Run) -> Result<Outcome, Failure> {
-    check(&run.config)?;
     let all = run.collective.as_ref();
+    check(&run.config, all.size())?;
     // what is on disk is the first rank's
     let _lock = if first(all) { Some(lock(&run.config.runtime.state_dir)?) } else { None };
     let (retriever, generator) = (run.retriever()?, run.generator()?);
@@ -50,9 +60,12 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
         decoder.attach_value_head().map_err(RolloutError::from)?;
     }
     let config = &run.config;
+    check_bits(config, &decoder, all.size())?;
     let team = Team::new(run.collective.clone(), decoder.device()).map_err(RolloutError::from)?;
     plan_memory(config, &decoder, &team)?;
-    let more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": config.rollout,
+    // how many threads play changes no result
+    let rollout = s3_config::RolloutConfig { workers: 1, ..config.rollout.clone() };
+    let more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": rollout,
         "probe": config.probe.as_ref().map(|probe| (probe.every, probe.limit))});
     let peers = Peers { index: retriever.index_digest(), generator: Some(generator.digest()) };
     let identity = Identity::of(run, "train", &decoder, peers, [&chosen.train, &chosen.probe], more)?;
@@ -62,10 +75,12 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     if first(all) {
         claim(&folder, &identity)?;
     }
-    let arena = Arena { run, codec: &codec, retriever: &retriever, generator: &generator };
+    let (retriever, generator) = (retriever.clone(), generator.clone());
+    let store = store.map(Mutex::new);
+    let arena = Arena { run, codec: &codec, retriever, generator, store: store.as_ref(), link: run.link.clone() };
     let training =
         Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref(), team: &team };
-    training.run(decoder, store.as_mut())
+    training.run(decoder)
 }
 
 /// Shows how much memory training takes when every episode fills its context, and refuses what cannot fit before
@@ -112,21 +127,35 @@ impl Training<'_> {
         &self.arena.run.config
     }
 
-    fn run(&self, mut decoder: Decoder, store: Option<&mut BaselineStore<'_>>) -> Result<Outcome, Failure> {
+    fn run(&self, mut decoder: Decoder) -> Result<Outcome, Failure> {
         let config = self.config();
         let checkpoints = if first(self.all()) { Some(Checkpoints::open(config, self.identity)?) } else { None };
+        let checkpoints = checkpoints.as_ref();
         let mut optimizer = AdamW::new(&config.optimizer);
-        let restored = self.restore(checkpoints.as_ref(), &mut decoder, &mut optimizer)?;
-        self.team.settle(&mut decoder, &mut optimizer);
+        let mut policies = Policies::new(config.rollout.staleness);
+        let newest = || checkpoints.map_or(Ok(None), Checkpoints::newest);
+        let restored = self.put_back(&mut decoder, &mut optimizer, &mut policies, newest)?;
         let mut saved = restored.as_ref().map(|position| position.step);
-        let mut position = restored.unwrap_or_default();
+        let from_other = || config.resume_from.as_ref().map(|from| other(from, self.identity)).transpose();
+        let position = match restored {
+            Some(position) => Some(position),
+            None => self.put_back(&mut decoder, &mut optimizer, &mut policies, from_other)?,
+        };
+        let mut position = position.unwrap_or_default();
+        self.team.settle(&mut decoder, &mut optimizer);
+        self.once(|| self.set_aside(&position))?;
+        last_words().guard(position.watch.says());
         if position.step > config.steps {
             let reason =
                 format!("the newest checkpoint is at step {}, steps is {}; raise steps", position.step, config.steps);
             return Err(Failure::input(reason));
         }
-        let checkpoints = checkpoints.as_ref();
-        let result = self.steps(&mut decoder, &mut optimizer, store, checkpoints, &mut position, &mut saved);
+        let milestones = Milestones::of(config, self.identity);
+        self.once(|| {
+            milestones.tell(position.step)?;
+            milestones.keep(&decoder, position.step)
+        })?;
+        let result = self.steps(&mut decoder, &mut optimizer, &mut policies, checkpoints, &mut position, &mut saved);
         if let Err(failure) = &result
             && failure.class == ExitClass::Interrupted
             && saved != Some(position.step)
@@ -134,7 +163,7 @@ impl Training<'_> {
             // others may be anywhere in the step: what several ranks hold is saved between steps alone
             && self.team.size() == 1
         {
-            self.save(checkpoints, &decoder, &optimizer, &position)?;
+            self.save(checkpoints, &decoder, &optimizer, &position, &policies)?;
         }
         result?;
         let whole = self.whole(&decoder, &optimizer)?;
@@ -146,6 +175,11 @@ impl Training<'_> {
 
     fn all(&self) -> &dyn Collective {
         self.team.collective()
+    }
+
+    /// Does what is done once, by the first rank; all go on when it is done.
+    fn once(&self, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+        tell(self.all(), work)
     }
 
     /// Exports the searcher and says what the run came to.
@@ -169,6 +203,9 @@ impl Training<'_> {
         let mut summary = position.summary.clone();
         if let Value::Object(summary) = &mut summary {
             summary.insert("steps".into(), json!(position.step));
+            if let Some(why) = self.stops(position).filter(|_| position.step < config.steps) {
+                summary.insert("stoppedEarly".into(), json!(why));
+            }
             summary.insert("questions".into(), json!(self.chosen.train.len()));
             summary.insert("solvedAndLeftOut".into(), json!(self.chosen.solved));
             summary.insert("adapterSha256".into(), json!(adapter));
@@ -181,76 +218,121 @@ impl Training<'_> {
         Ok(self.team.whole(decoder, optimizer)?.map(|(policy, state)| Whole { policy, state }))
     }
 
-    /// Saves a checkpoint of what all ranks hold.
+    /// Saves a checkpoint of what all ranks hold; all go on when it is safe.
     fn save(
         &self,
         checkpoints: Option<&Checkpoints<'_>>,
         decoder: &Decoder,
         optimizer: &AdamW,
         position: &Position,
+        policies: &Policies,
     ) -> Result<(), Failure> {
-        match (checkpoints, self.whole(decoder, optimizer)?) {
-            (Some(checkpoints), Some(whole)) => checkpoints.save_tensors(&whole, position).map(drop),
+        let whole = self.whole(decoder, optimizer)?;
+        self.once(|| match (checkpoints, whole) {
+            (Some(checkpoints), Some(whole)) => checkpoints.save_tensors(decoder, &whole, position, policies).map(drop),
             _ => Ok(()),
-        }
+        })
     }
 
-    /// Restores the newest checkpoint, which the first rank reads, on every rank.
-    fn restore(
+    /// Puts a checkpoint back on every rank, which the first one finds; none when there is none.
+    fn put_back(
         &self,
-        checkpoints: Option<&Checkpoints<'_>>,
         decoder: &mut Decoder,
         optimizer: &mut AdamW,
+        policies: &mut Policies,
+        find: impl FnOnce() -> Result<Option<Checkpoint>, Failure>,
     ) -> Result<Option<Position>, Failure> {
-        if let (Some(checkpoints), 1) = (checkpoints, self.team.size()) {
-            return checkpoints.restore(decoder, optimizer);
+        if self.team.size() == 1 {
+            return find()?.map(|checkpoint| checkpoint.restore_all(decoder, optimizer, policies)).transpose();
         }
+        // Several ranks play with the newest policy alone, so there are no earlier ones.
         let mut loaded = Whole::default();
         let position = tell(self.all(), || {
-            let Some(checkpoints) = checkpoints else { return Ok(None) };
-            let found = checkpoints.load()?;
-            Ok::<_, Failure>(found.map(|(whole, position, _)| {
-                loaded = whole;
-                position
-            }))
+            let Some(checkpoint) = find()? else { return Ok(None) };
+            loaded = checkpoint.whole()?;
+            checkpoint.position().map(Some)
         })?;
         if position.is_some() {
             let policy = self.team.told(&loaded.policy).map_err(RolloutError::from)?;
             let state = self.team.told(&loaded.state).map_err(RolloutError::from)?;
             Whole { policy, state }.lay_over(&self.config().checkpoint.dir, decoder, optimizer)?;
+            self.team.settle(decoder, optimizer);
         }
         Ok(position)
+    }
+
+    /// The journal of a step.
+    fn notes(&self, step: u32) -> Result<StepNotes, RolloutError> {
+        let attempt = self.config().runtime.attempt.as_ref().map_or(0, |attempt| attempt.epoch);
+        StepNotes::open(self.arena.run.collective.as_ref(), &step_journal(&self.folder, step), attempt)
     }
 
     fn steps(
         &self,
         decoder: &mut Decoder,
         optimizer: &mut AdamW,
-        mut store: Option<&mut BaselineStore<'_>>,
+        policies: &mut Policies,
         checkpoints: Option<&Checkpoints<'_>>,
         position: &mut Position,
         saved: &mut Option<u32>,
     ) -> Result<(), Failure> {
+        loop {
+            let back = std::thread::scope(|scope| {
+                let ahead = Ahead::new(scope, self.config().rollout.staleness, self.config().steps);
+                self.steps_with(ahead, decoder, optimizer, policies, checkpoints, position, saved)
+            })?;
+            // No round is under way here, so nothing is played with what is gone back from.
+            let Some((from, trip)) = back else { return Ok(()) };
+            match self.roll_back(decoder, optimizer, policies, checkpoints, &from, trip.since)? {
+                Some(earlier) => (*position, *saved) = (earlier, None),
+                None => {
+                    *position = from;
+                    policies.keep(position.step, decoder, optimizer.steps());
+                    self.save(checkpoints, decoder, optimizer, position, policies)?;
+                    let cure = "it was not cured by going back, or there is nothing to go back to";
+                    return Err(Failure::paused(&format!("{}; {cure}", trip.message)));
+                }
+            }
+            last_words().guard(position.watch.says());
+        }
+    }
+
+    /// Makes steps until there are no more, or a guard asks to go back: then the position and what the guard says.
+    #[allow(clippy::too_many_arguments)] // what a step reads and changes
+    fn steps_with<'s>(
+        &'s self,
+        mut ahead: Ahead<'s, '_, (Played, StepNotes)>,
+        decoder: &mut Decoder,
+        optimizer: &mut AdamW,
+        policies: &mut Policies,
+        checkpoints: Option<&Checkpoints<'_>>,
+        position: &mut Position,
+        saved: &mut Option<u32>,
+    ) -> Result<Option<(Position, Trip)>, Failure> {
         let config = self.config();
+        let milestones = Milestones::of(config, self.identity);
         if position.results.is_empty() {
             *position = Self::noted(position, optimizer, None);
-            let mut journal = StepNotes::open(self.all(), &step_journal(&self.folder, 0))?;
-            self.probe(decoder, store.as_deref_mut(), &mut journal, 0, position)?;
+            let mut journal = self.notes(0)?;
+            self.probe(decoder, &mut journal, 0, position)?;
         }
-        while position.step < config.steps {
-            if let Some(checkpoints) = checkpoints {
-                checkpoints.check()?;
-            }
+        while position.step < config.steps && self.stops(position).is_none() {
+            checkpoints.map_or(Ok(()), Checkpoints::check)?;
             let step = position.step + 1;
-            let mut journal = StepNotes::open(self.all(), &step_journal(&self.folder, step))?;
-            let questions = step_questions(&self.chosen.train, config, step);
-            let played =
-                self.arena.round(decoder, store.as_deref_mut(), &mut journal, &self.round(&questions, step))?;
+            policies.keep(position.step, decoder, optimizer.steps());
+            self.start_due(&mut ahead, policies, position)?;
+            let waited = std::time::Instant::now();
+            self.arena.run.progress.phase(format!("step {step}/{}: episodes", config.steps), self.episodes());
+            let (played, mut journal) = ahead.take(step, |done| self.arena.run.progress.done(done))?;
             let mut figures = figures::round_figures(&played);
+            figures.insert("secondsWaited".into(), waited.elapsed().as_secs_f64());
+            let policy = policy_of(step, config.rollout.staleness);
+            figures.insert("staleness".into(), f64::from(step - 1 - policy));
+            figures.insert("stalenessOptimizerSteps".into(), policies.behind(policy, optimizer.steps())? as f64);
             self.arena.run.progress.phase(format!("step {step}/{}: update", config.steps), 0);
             let started = std::time::Instant::now();
-            let updater =
-                Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown, team: self.team };
+            let shutdown = &self.arena.run.link.shutdown;
+            let updater = Updater { config, reference: self.reference, shutdown, team: self.team };
             figures.extend(updater.update(decoder, optimizer, &played)?);
             figures.insert("secondsUpdate".into(), started.elapsed().as_secs_f64());
             let mut next = Self::noted(position, optimizer, Some(&figures));
@@ -261,52 +343,102 @@ impl Training<'_> {
                 journal.append("figures", entry)?;
             }
             self.show(step, &figures);
+            let trip = next.watch.stepped(step, &figures, &config.guards);
+            let mut pause = None;
+            if let Some(trip) = trip {
+                tracing::warn!(step, action = ?trip.action, "{}", trip.message);
+                match trip.action {
+                    GuardAction::Warn => {}
+                    GuardAction::Pause => pause = Some(trip.message),
+                    GuardAction::Rollback => {
+                        last_words().guard(next.watch.says());
+                        return Ok(Some((next, trip)));
+                    }
+                }
+            }
+            last_words().guard(next.watch.says());
             if config
                 .probe
                 .as_ref()
                 .is_some_and(|probe| step == config.steps || step.is_multiple_of(probe.every.max(1)))
             {
                 // interrupted here, the journal brings a later run back to this very place
-                self.probe(decoder, store.as_deref_mut(), &mut journal, step, &mut next)?;
+                self.probe(decoder, &mut journal, step, &mut next)?;
             }
             *position = next;
+            let ends = pause.is_some() || self.stops(position).is_some();
             // All stop together, and where they save.
-            let asked = gather(self.all(), self.arena.run.link.shutdown.requested())?.contains(&true);
-            if Checkpoints::due(&config.checkpoint, step, config.steps) || (asked && self.team.size() > 1) {
+            let asked = gather(self.all(), shutdown.requested())?.contains(&true);
+            let due = Checkpoints::due(&config.checkpoint, step, config.steps) || milestones.due(step);
+            if ends || due || (asked && self.team.size() > 1) {
                 let started = std::time::Instant::now();
-                self.save(checkpoints, decoder, optimizer, position)?;
+                self.save(checkpoints, decoder, optimizer, position, policies)?;
                 *saved = Some(step);
                 let seconds = started.elapsed().as_secs_f64();
                 s3_telemetry::metrics().training_phase_seconds.with_label_values(&["checkpoint"]).observe(seconds);
+                self.once(|| milestones.keep(decoder, step))?;
+            }
+            if let Some(why) = pause {
+                return Err(Failure::paused(&why));
             }
             if asked {
                 return Err(Failure::interrupted());
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn round<'q>(&self, questions: &'q [Question], step: u32) -> Round<'q> {
+    /// Why training is done before its last step, if it is.
+    fn stops(&self, position: &Position) -> Option<String> {
+        position.watch.stops(self.config().stop.as_ref()?)
+    }
+
+    /// Episodes of a step.
+    fn episodes(&self) -> u64 {
+        let rollout = &self.config().rollout;
+        (rollout.questions.min(self.chosen.train.len()) * rollout.samples) as u64
+    }
+
+    /// Starts the rounds whose policy is there, each with its own copy of it (which shares what is not trained).
+    fn start_due<'s>(
+        &'s self,
+        ahead: &mut Ahead<'s, '_, (Played, StepNotes)>,
+        policies: &Policies,
+        position: &Position,
+    ) -> Result<(), RolloutError> {
         let config = self.config();
-        Round {
-            prefix: "",
-            name: format!("step {step}/{}", config.steps),
-            questions,
-            samples: config.rollout.samples as u32,
-            sampling: Sampling {
-                temperature: config.rollout.temperature,
-                top_p: config.rollout.top_p,
-                seed: config.seed,
-                step: u64::from(step),
-            },
+        // After each return to an earlier checkpoint its episodes are other ones.
+        let again = u64::from(position.watch.rollbacks).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        for step in ahead.due(position.step) {
+            let decoder = policies.of(policy_of(step, config.rollout.staleness))?.clone();
+            let link = Link { handle: self.arena.link.handle.clone(), shutdown: self.arena.link.shutdown.part() };
+            let arena = self.arena.on(link.clone());
+            ahead.start(step, link.shutdown, move |_, done| {
+                let mut journal = self.notes(step)?;
+                let questions = step_questions(&self.chosen.train, config, step);
+                let round = Round {
+                    prefix: "",
+                    questions: &questions,
+                    samples: config.rollout.samples as u32,
+                    sampling: Sampling {
+                        temperature: config.rollout.temperature,
+                        top_p: config.rollout.top_p,
+                        seed: config.seed ^ again,
+                        step: u64::from(step),
+                    },
+                };
+                let played =
+                    arena.round(&decoder, &mut journal, &round, &|over| done.store(over, Ordering::Relaxed))?;
+                Ok((played, journal))
+            })?;
         }
+        Ok(())
     }
 
     /// Greedy evaluation on the held-out questions.
     fn probe(
         &self,
         decoder: &Decoder,
-        store: Option<&mut BaselineStore<'_>>,
         journal: &mut StepNotes,
         step: u32,
         position: &mut Position,
@@ -316,14 +448,17 @@ impl Training<'_> {
         }
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: self.config().seed, step: u64::from(step) };
         let name = format!("step {step}/{}: held-out", self.config().steps);
-        let round = Round { prefix: "probe/", name, questions: &self.chosen.probe, samples: 1, sampling };
-        let played: Played = self.arena.round(decoder, store, journal, &round)?;
+        let round = Round { prefix: "probe/", questions: &self.chosen.probe, samples: 1, sampling };
+        let progress = &self.arena.run.progress;
+        progress.phase(name, round.len());
+        let played: Played = self.arena.round(decoder, journal, &round, &|over| progress.done(over))?;
         let figures = figures::round_figures(&played);
         position.extend(&results_digest(&played)?);
         let known = ["gain", "accuracy", "baselineAccuracy", "searches", "selected"];
         let kept: BTreeMap<&str, f64> = known.iter().filter_map(|name| Some((*name, *figures.get(*name)?))).collect();
         let key = if position.summary["probeFirst"].is_null() { "probeFirst" } else { "probeLast" };
         position.summary[key] = json!(kept);
+        position.watch.probed(figures["gain"]);
         tracing::info!(step, gain = figures["gain"], accuracy = figures["accuracy"], "held-out");
         if self.config().probe.as_ref().is_some_and(|probe| probe.export_best) {
             let folder = first(self.all()).then_some(self.folder.as_path());
@@ -390,8 +525,25 @@ fn steps_at(position: &Position) -> u64 {
     position.summary["optimizerSteps"].as_u64().unwrap_or_default()
 }
 
+/// Refuses to promise bits that several ranks cannot keep.
+fn check_bits(config: &TrainerConfig, decoder: &Decoder, ranks: usize) -> Result<(), Failure> {
+    if ranks > 1 && config.determinism == Determinism::Bitwise && !decoder.rows_stand_alone() {
+        return Err(Failure::input(
+            "determinism Bitwise does not hold for several replicas on this device: what a row becomes depends on those \
+             beside it, and the device orders sums; set determinism to Relaxed, or use one replica with one GPU",
+        ));
+    }
+    Ok(())
+}
+
 /// Refuses settings under which nothing could be learned.
-fn check(config: &TrainerConfig) -> Result<(), Failure> {
+fn check(config: &TrainerConfig, ranks: usize) -> Result<(), Failure> {
+    if ranks > 1 && config.rollout.staleness > 0 {
+        return Err(Failure::input(
+            "rollout.staleness plays rounds ahead, which several replicas do not; set it to 0, or use one replica with \
+             one GPU",
+        ));
+    }
     if config.rollout.temperature <= 0.0 {
         return Err(Failure::input("rollout.temperature must be above 0 for training; greedy episodes teach nothing"));
     }

@@ -5,8 +5,8 @@
 
 use super::episodes::Played;
 use crate::learn::{
-    EpisodeReturn, TokenBatch, advantages, importance, kl_penalties, mismatch_kl, policy_loss, token_weights,
-    value_loss, zero_variance,
+    EpisodeReturn, TokenBatch, advantages, importance, kl_penalties, micro_weights, mismatch_kl, policy_loss,
+    token_weights, value_loss, zero_variance,
 };
 use crate::team::{gather, gather_rows};
 use s3_collective::share;
@@ -14,6 +14,7 @@ use s3_config::{
     AlgorithmConfig, Compatibility, Determinism, Estimator, ImportanceCorrection, KlPlacement, TrainerConfig,
 };
 use s3_model::{AdamW, Decoder, Gradients, ModelError, PolicyGrads, PolicyOutputs, Team, TrainSequence};
+use s3_rollout::record::EpisodeRecord;
 use s3_rollout::{RolloutError, question_key};
 use s3_telemetry::Shutdown;
 use std::collections::BTreeMap;
@@ -32,7 +33,7 @@ pub struct Updater<'a> {
 
 /// What an update makes of one episode, with the policy before its first optimiser step.
 pub struct Again {
-    /// The trainer's own, per action token.
+    /// Of the policy that played it, as training computes them, per action token.
     pub logprobs: Vec<f32>,
     /// Per action token; empty when the episode is masked or was filtered out.
     pub advantage: Vec<f32>,
@@ -48,6 +49,8 @@ struct Sample {
     sequence: TrainSequence,
     /// Which of the chosen tokens are action tokens; the others never enter the policy's loss.
     action: Vec<bool>,
+    /// Whether the last chosen token stands for what follows the response.
+    after: bool,
     question: usize,
     reward: f64,
     /// Per action token, at sampling.
@@ -182,11 +185,18 @@ impl Updater<'_> {
         ]))
     }
 
-    /// What [`Self::update`] would make of one episode at its beginning; learns nothing.
-    pub fn again(&self, decoder: &Decoder, played: &Played, episode: usize) -> Result<Again, RolloutError> {
+    /// What [`Self::update`] would make of one episode at its beginning; learns nothing. `player` is the policy that
+    /// played it.
+    pub fn again(
+        &self,
+        decoder: &Decoder,
+        player: &Decoder,
+        played: &Played,
+        episode: usize,
+    ) -> Result<Again, RolloutError> {
         let record = &played.episodes[episode];
         let sequence = TrainSequence { tokens: record.tokens.clone(), positions: record.action_positions() };
-        let logprobs = decoder.score(&[sequence], self.temperature())?.logprob;
+        let logprobs = player.score(&[sequence], self.temperature())?.logprob;
         let (samples, _) = self.prepared(decoder, played)?;
         let Some(at) = samples.iter().position(|sample| sample.episode == episode) else {
             return Ok(Again { logprobs, advantage: Vec::new(), loss: None });
@@ -214,7 +224,8 @@ impl Updater<'_> {
     /// The round's samples with their advantages, and how many were filtered out.
     fn prepared(&self, decoder: &Decoder, played: &Played) -> Result<(Vec<Sample>, usize), RolloutError> {
         let algorithm = &self.config.algorithm;
-        let mut samples = samples(played, self.whole_response());
+        let whole = self.whole_response().then(|| decoder.config().max_positions);
+        let mut samples = samples(played, whole);
         let all = samples.len();
         if algorithm.filter_zero_variance {
             let questions: Vec<usize> = samples.iter().map(|sample| sample.question).collect();
@@ -232,6 +243,7 @@ impl Updater<'_> {
                 tokens: sample.action.len(),
                 penalties: sample.penalties.clone(),
                 values: sample.values.clone(),
+                after: sample.after,
             })
             .collect();
         let result = advantages(algorithm, &returns);
@@ -384,8 +396,16 @@ impl Updater<'_> {
         let lengths = |of: &dyn Fn(&Sample) -> usize| -> Vec<usize> {
             mini.iter().map(|sample| if sample.keep { of(sample) } else { 0 }).collect()
         };
-        let policy = token_weights(algorithm, &lengths(&|sample| sample.old.len()));
-        let critic = token_weights(algorithm, &lengths(&|sample| sample.action.len()));
+        let shares = |lengths: Vec<usize>| {
+            if self.whole_response() {
+                // the reference takes the mean of every backward pass
+                micro_weights(algorithm, &lengths, self.config.rollout.micro_batch)
+            } else {
+                token_weights(algorithm, &lengths)
+            }
+        };
+        let policy = shares(lengths(&|sample| sample.old.len()));
+        let critic = shares(lengths(&|sample| sample.action.len()));
         // Without a term that moves every token, an episode whose advantages are all 0 has a gradient of
         // exactly 0: it counts in the weights, but need not be computed.
         let everything = needs_critic(algorithm)
@@ -496,8 +516,14 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
 }
 
-/// The episodes that have a reward and wrote something; `whole`: with all tokens of the response chosen.
-fn samples(played: &Played, whole: bool) -> Vec<Sample> {
+/// The episodes that have a reward and wrote something.
+///
+/// `whole`: with all tokens of the response chosen, as the reference's critic sees them. It shifts its mask by one
+/// token, so it also learns the value after a response that is shorter than the round's longest; that token is no
+/// part of the episode, only its place is chosen (in contexts of at most so many tokens).
+fn samples(played: &Played, whole: Option<usize>) -> Vec<Sample> {
+    let response = |episode: &EpisodeRecord| episode.tokens.len() - episode.prompt_tokens.min(episode.tokens.len());
+    let longest = played.episodes.iter().map(response).max().unwrap_or_default();
     let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
     let mut samples = Vec::with_capacity(played.episodes.len());
     for (at, (episode, outcome)) in played.episodes.iter().zip(&played.outcomes).enumerate() {
@@ -508,13 +534,19 @@ fn samples(played: &Played, whole: bool) -> Vec<Sample> {
         if actions.is_empty() || actions.len() != episode.logprobs.len() {
             continue;
         }
+        let mut tokens = episode.tokens.clone();
+        let after = whole.is_some_and(|limit| response(episode) < longest && tokens.len() < limit);
+        if after {
+            tokens.extend(episode.tokens.last().copied());
+        }
         let positions =
-            if whole { (episode.prompt_tokens.max(1)..episode.tokens.len()).collect() } else { actions.clone() };
+            if whole.is_some() { (episode.prompt_tokens.max(1)..tokens.len()).collect() } else { actions.clone() };
         let action: Vec<bool> = positions.iter().map(|at| actions.binary_search(at).is_ok()).collect();
         samples.push(Sample {
             episode: at,
             action,
-            sequence: TrainSequence { tokens: episode.tokens.clone(), positions },
+            after,
+            sequence: TrainSequence { tokens, positions },
             question,
             reward,
             rollout: episode.logprobs.clone(),
@@ -529,3 +561,7 @@ fn samples(played: &Played, whole: bool) -> Vec<Sample> {
     }
     samples
 }
+
+#[cfg(test)]
+#[path = "update_tests.rs"]
+mod tests;

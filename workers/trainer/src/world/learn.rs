@@ -2,9 +2,9 @@
 
 use super::play::{Policy, Rollout, play};
 use super::task::{Puzzle, Retriever, Rng, Vocabulary};
-use crate::learn::{EpisodeReturn, TokenBatch, advantages, policy_loss, token_weights, value_loss};
-use s3_config::{AlgorithmConfig, Estimator, OptimizerConfig};
-use s3_model::{AdamW, Decoder, DecoderConfig, Gradients, ModelError, PolicyGrads, TrainSequence};
+use crate::learn::{EpisodeReturn, TokenBatch, advantages, importance, policy_loss, token_weights, value_loss};
+use s3_config::{AlgorithmConfig, Estimator, ImportanceCorrection, OptimizerConfig};
+use s3_model::{AdamW, Decoder, DecoderConfig, Gradients, ModelError, PolicyGrads, PolicyOutputs, TrainSequence};
 use serde::Serialize;
 
 /// Sizes and rates of the learning proof; its JSON keys the warm start's cache.
@@ -62,7 +62,7 @@ pub struct Curve {
     pub gradient_norm: Vec<f64>,
 }
 
-fn optimizer(rate: f64) -> OptimizerConfig {
+pub(super) fn optimizer(rate: f64) -> OptimizerConfig {
     OptimizerConfig { learning_rate: rate, beta2: 0.99, ..OptimizerConfig::default() }
 }
 
@@ -98,7 +98,7 @@ pub fn warm_start(config: &WorldConfig, seed: u64, mut progress: impl FnMut(u64)
     Ok(decoder)
 }
 
-fn draw(seed: u64, purpose: &str, step: u64, count: usize) -> Vec<Puzzle> {
+pub(super) fn draw(seed: u64, purpose: &str, step: u64, count: usize) -> Vec<Puzzle> {
     let first = step * count as u64;
     (first..first + count as u64).map(|index| Puzzle::draw(Vocabulary::PROOF, seed, purpose, index)).collect()
 }
@@ -178,7 +178,7 @@ pub fn reinforce(
 }
 
 /// The gradients of one round.
-fn gradients(
+pub(super) fn gradients(
     algorithm: &AlgorithmConfig,
     decoder: &Decoder,
     rollouts: &[Rollout],
@@ -186,7 +186,9 @@ fn gradients(
 ) -> Result<Gradients, ModelError> {
     let sequences = sequences(rollouts);
     let critic = algorithm.estimator == Estimator::Ppo;
-    let values = if critic { decoder.score(&sequences, 1.0)?.value.unwrap_or_default() } else { Vec::new() };
+    let corrected = algorithm.importance.correction != ImportanceCorrection::None;
+    let before = if critic || corrected { decoder.score(&sequences, 1.0)? } else { PolicyOutputs::default() };
+    let values = before.value.unwrap_or_default();
     let returns: Vec<EpisodeReturn> = rollouts
         .iter()
         .zip(rewards)
@@ -202,9 +204,22 @@ fn gradients(
     let result = advantages(algorithm, &returns);
     let advantage: Vec<f32> = result.advantage.into_iter().flatten().collect();
     let targets: Vec<f32> = result.returns.unwrap_or_default().into_iter().flatten().collect();
-    let old: Vec<f32> = rollouts.iter().flat_map(|r| r.logprobs).collect();
+    let mut old: Vec<f32> = rollouts.iter().flat_map(|r| r.logprobs).collect();
+    let mut lengths = vec![3; rollouts.len()];
+    let mut correction = None;
+    if corrected {
+        let (own, sampled): (Vec<&[f32]>, Vec<&[f32]>) = before.logprob.chunks(3).zip(old.chunks(3)).unzip();
+        let weights = importance(&algorithm.importance, &own, &sampled);
+        lengths = weights.keep.iter().map(|keep| 3 * usize::from(*keep)).collect();
+        correction = Some(weights.weight.concat());
+        old = before.logprob;
+    }
+    // what is left out has no share
+    let weights: Vec<f64> = token_weights(algorithm, &lengths)
+        .into_iter()
+        .flat_map(|of| if of.is_empty() { vec![0.0; 3] } else { of })
+        .collect();
     let lengths = vec![3; rollouts.len()];
-    let weights: Vec<f64> = token_weights(algorithm, &lengths).into_iter().flatten().collect();
     decoder.train_pass(&sequences, 1.0, &mut |out| {
         let batch = TokenBatch {
             lengths: &lengths,
@@ -213,7 +228,7 @@ fn gradients(
             reference: None,
             entropy: &out.entropy,
             advantage: &advantage,
-            importance: None,
+            importance: correction.as_deref(),
             weight: &weights,
         };
         let loss = policy_loss(algorithm, batch);

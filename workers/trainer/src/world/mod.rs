@@ -8,8 +8,10 @@
 
 mod learn;
 mod play;
+mod served;
 mod task;
 
 pub use learn::{Conditions, Curve, WorldConfig, evaluate, reinforce, warm_start};
 pub use play::{Rollout, play};
+pub use served::{Latency, Services, Way, reinforce_served};
 pub use task::{Puzzle, Retriever, Rng, Vocabulary};

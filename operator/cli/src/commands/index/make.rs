@@ -6,7 +6,7 @@ use crate::text::{Problem, bytes, thousands};
 use clap::{Args, ValueEnum};
 use s3_config::{
     CorpusConfig, DatasetConfig, DenseConfig, DenseIndexConfig, DenseKind, DeviceKind, IndexBuildConfig, LexicalConfig,
-    Pooling, Runtime, VectorsConfig,
+    Pooling, Runtime, Structure, VectorsConfig,
 };
 use s3_telemetry::Outcome;
 use sha2::{Digest, Sha256};
@@ -24,6 +24,14 @@ enum Kind {
     ScalarQuantized,
     /// By 1 bit a dimension, the best scored again exactly.
     OneBit,
+    /// By FAISS' inverted lists of rows, the best scored again exactly.
+    IvfFlat,
+    /// By FAISS' inverted lists of product-quantised rows, the best scored again exactly.
+    IvfPq,
+    /// By FAISS' graph, the best scored again exactly.
+    Hnsw,
+    /// By what --factory says, the best scored again exactly.
+    Factory,
 }
 
 /// How token states become one vector.
@@ -82,6 +90,62 @@ struct PlaceArgs {
     json: bool,
 }
 
+/// How FAISS' kinds are made; what is not given follows from the vectors.
+#[derive(Args)]
+struct StructureArgs {
+    /// Inverted lists, for ivf-flat and ivf-pq.
+    #[arg(long, value_name = "N")]
+    lists: Option<u32>,
+    /// Lists visited per query at least, for ivf-flat, ivf-pq and factory.
+    #[arg(long, value_name = "N")]
+    probes: Option<u32>,
+    /// Bytes per vector, for ivf-pq.
+    #[arg(long, value_name = "N")]
+    code_bytes: Option<u32>,
+    /// Neighbours per node, for hnsw.
+    #[arg(long, value_name = "N")]
+    neighbors: Option<u32>,
+    /// Candidates while building, for hnsw.
+    #[arg(long, value_name = "N")]
+    ef_construction: Option<u32>,
+    /// Candidates while searching at least, for hnsw and factory.
+    #[arg(long, value_name = "N")]
+    ef_search: Option<u32>,
+    /// FAISS' factory string, for factory.
+    #[arg(long, value_name = "TEXT")]
+    factory: Option<String>,
+}
+
+impl StructureArgs {
+    /// The same rules that the custom resource has.
+    fn of(&self, kind: Kind) -> Result<Structure, Problem> {
+        let ivf = matches!(kind, Kind::IvfFlat | Kind::IvfPq);
+        let (hnsw, factory) = (matches!(kind, Kind::Hnsw), matches!(kind, Kind::Factory));
+        for (given, option, belongs) in [
+            (self.lists.is_some(), "--lists", ivf),
+            (self.probes.is_some(), "--probes", ivf || factory),
+            (self.code_bytes.is_some(), "--code-bytes", matches!(kind, Kind::IvfPq)),
+            (self.neighbors.is_some(), "--neighbors", hnsw),
+            (self.ef_construction.is_some(), "--ef-construction", hnsw),
+            (self.ef_search.is_some(), "--ef-search", hnsw || factory),
+            (self.factory.is_some(), "--factory", factory),
+        ] {
+            if given && !belongs {
+                return Err(Problem::input(format!("{option} does not belong to --kind {kind:?}; see --help")));
+            }
+        }
+        Ok(Structure {
+            lists: self.lists,
+            probes: self.probes,
+            code_bytes: self.code_bytes,
+            neighbors: self.neighbors,
+            ef_construction: self.ef_construction,
+            ef_search: self.ef_search,
+            factory: self.factory.clone(),
+        })
+    }
+}
+
 /// Arguments of `s3 index build`.
 #[derive(Args)]
 pub struct BuildArgs {
@@ -107,6 +171,8 @@ pub struct BuildArgs {
     /// Recall that a search by codes must reach, measured.
     #[arg(long, default_value_t = 0.95)]
     recall_target: f64,
+    #[command(flatten)]
+    structure: StructureArgs,
     #[command(flatten)]
     place: PlaceArgs,
 }
@@ -143,8 +209,13 @@ pub fn build(args: &BuildArgs) -> Result<ExitCode, Problem> {
         Kind::Flat => DenseKind::Flat,
         Kind::ScalarQuantized => DenseKind::ScalarQuantized,
         Kind::OneBit => DenseKind::OneBit,
+        Kind::IvfFlat => DenseKind::IvfFlat,
+        Kind::IvfPq => DenseKind::IvfPq,
+        Kind::Hnsw => DenseKind::Hnsw,
+        Kind::Factory => DenseKind::Factory,
     };
-    let index = DenseIndexConfig { kind, recall_target: args.recall_target };
+    let structure = args.structure.of(args.kind)?;
+    let index = DenseIndexConfig { kind, recall_target: args.recall_target, structure };
     let dense = args.encoder.as_ref().map(|encoder| dense(encoder, &args.encoding, index, None)).transpose()?;
     let lexical = (!args.no_lexical).then_some(LexicalConfig { k1: args.k1, b: args.b });
     make("build", &args.corpus, lexical, dense, &args.place)
@@ -160,7 +231,8 @@ pub fn import(args: &ImportArgs) -> Result<ExitCode, Problem> {
     // clap asks for one at least
     let path = parts.remove(0);
     let vectors = VectorsConfig { path, parts, sha256, verify: args.verify };
-    let dense = dense(&args.encoder, &args.encoding, DenseIndexConfig::default(), Some(vectors))?;
+    let index = DenseIndexConfig { kind: DenseKind::Imported, ..DenseIndexConfig::default() };
+    let dense = dense(&args.encoder, &args.encoding, index, Some(vectors))?;
     let lexical = (!args.no_lexical).then(LexicalConfig::default);
     make("import", &args.corpus, lexical, Some(dense), &args.place)
 }
@@ -270,7 +342,11 @@ fn make(
     println!("{} passages, {} in {}", thousands(number("passages")), bytes(number("bytes")), output.display());
     if let Some(recall) = summary["recall"].as_f64() {
         let scored = match summary["oversample"].as_u64() {
-            Some(oversample) => format!("recall at 10 {recall:.4}, {oversample} candidates scored per passage"),
+            Some(oversample) => {
+                let effort = summary["effort"].as_u64().map(|effort| format!(", FAISS' effort {effort}"));
+                let effort = effort.unwrap_or_default();
+                format!("recall at 10 {recall:.4}, {oversample} candidates scored per passage{effort}")
+            }
             None => "searched exactly".to_owned(),
         };
         println!("{} dimensions, {scored}", number("dimensions"));
