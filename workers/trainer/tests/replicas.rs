@@ -87,6 +87,12 @@ fn steps(folder: &Path) -> usize {
     read_training(&folder.join("state/training")).map(|steps| steps.len()).unwrap_or_default()
 }
 
+/// What replicas keep beside the journals of steps that are not brought together.
+fn parts(folder: &Path) -> usize {
+    let names = std::fs::read_dir(folder.join("state/training")).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().contains(".part-")).count()
+}
+
 #[test]
 fn any_number_of_replicas_ends_with_the_digest_of_one() {
     let world = World::start();
@@ -153,6 +159,7 @@ fn a_killed_replica_ends_the_attempt_and_the_next_one_goes_on() {
             all_well(&ends(start(&configs)));
         }
         assert_eq!(digest(&world, &name, "0"), expected, "{name}");
+        assert_eq!(parts(&folder), 0, "{name}: the first replica's journals hold all");
     }
 }
 
