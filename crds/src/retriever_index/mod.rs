@@ -377,7 +377,7 @@ pub struct RetrieverIndexStatus {
     /// Servers that pass their self-query.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready_replicas: Option<u32>,
-    /// `Built`, `RecallVerified`, `Serving`, `Ready`.
+    /// `Built`, `RecallVerified`, `Serving`, `Autoscaled`, `Ready`.
     #[schemars(schema_with = "condition_list")]
     pub conditions: Vec<Condition>,
 }
