@@ -283,16 +283,15 @@ impl Training<'_> {
             })?;
             // No round is under way here, so nothing is played with what is gone back from.
             let Some((from, trip)) = back else { return Ok(()) };
-            match self.roll_back(decoder, optimizer, policies, checkpoints, &from, trip.since)? {
-                Some(earlier) => (*position, *saved) = (earlier, None),
-                None => {
-                    *position = from;
-                    policies.keep(position.step, decoder, optimizer.steps());
-                    self.save(checkpoints, decoder, optimizer, position, policies)?;
-                    let cure = "it was not cured by going back, or there is nothing to go back to";
-                    return Err(Failure::paused(&format!("{}; {cure}", trip.message)));
-                }
-            }
+            let earlier = self.roll_back(decoder, optimizer, policies, checkpoints, &from, trip.since)?;
+            let Some(earlier) = earlier else {
+                *position = from;
+                policies.keep(position.step, decoder, optimizer.steps());
+                self.save(checkpoints, decoder, optimizer, position, policies)?;
+                let cure = "it was not cured by going back, or there is nothing to go back to";
+                return Err(Failure::paused(&format!("{}; {cure}", trip.message)));
+            };
+            (*position, *saved) = (earlier, None);
             last_words().guard(position.watch.says());
         }
     }
