@@ -219,6 +219,13 @@ rules! {
     SOME_STOP: "has(self.targetGbr) || has(self.patience)",
         "set `targetGbr`, `patience` or both",
         Check::State(|v| count(v, &["targetGbr", "patience"]) > 0);
+    /// Rounds are played ahead by one trainer alone.
+    STALENESS_ALONE: "self.rollout.staleness == 0 || (self.parallelism.replicas == 1 && self.parallelism.gpusPerReplica <= 1)",
+        "`rollout.staleness` plays rounds ahead, which several replicas do not; set it to 0, or `parallelism.replicas` to 1 and `parallelism.gpusPerReplica` to at most 1",
+        Check::State(|v| {
+            let alone = int(v, "/parallelism/replicas") <= 1 && int(v, "/parallelism/gpusPerReplica") <= 1;
+            int(v, "/rollout/staleness") == 0 || alone
+        });
     /// A stop rule looks at a probe.
     STOP_NEEDS_PROBE: "!has(self.stop) || has(self.evaluation.probe)",
         "`stop` looks at the gain on held-out questions; set `evaluation.probe`",

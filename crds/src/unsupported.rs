@@ -46,7 +46,6 @@ pub const UNSUPPORTED: &[Field] = &[
     value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
     field(JOB, "spec.reward.baseline.method", "is not computed as a baseline yet; use Rag"),
     value(JOB, "spec.compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
-    field(JOB, "spec.parallelism.replicas", "is not shared between trainers yet; use 1"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.

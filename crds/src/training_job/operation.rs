@@ -1,6 +1,6 @@
 //! Running a job: checkpoints, guards, parallelism, failures, and serving its result.
 
-use crate::{DataSource, LocalRef, PodOverrides, Resources, Storage, rules};
+use crate::{DataSource, LocalRef, PodOverrides, Resources, SecretKeyRef, Storage, rules};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -117,14 +117,18 @@ pub struct Parallelism {
     /// Replicas that share each step.
     #[schemars(range(min = 1, max = 1024))]
     pub replicas: u32,
-    /// GPUs of each replica.
+    /// GPUs of each replica; each of several holds a rank of its own.
     #[schemars(range(max = 16))]
     pub gpus_per_replica: u32,
+    /// A word that the replicas prove to each other before they talk. Without it whoever reaches a replica's port and
+    /// knows the job's name could join it: network policies then keep strangers out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<SecretKeyRef>,
 }
 
 impl Default for Parallelism {
     fn default() -> Self {
-        Self { replicas: 1, gpus_per_replica: 0 }
+        Self { replicas: 1, gpus_per_replica: 0, token_secret_ref: None }
     }
 }
 

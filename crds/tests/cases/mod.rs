@@ -156,6 +156,10 @@ pub fn broken() -> Vec<(Value, &'static str)> {
         (job("/spec/stop", json!({})), "set `targetGbr`, `patience` or both"),
         (job("/spec/stop", json!({"patience": 3})), "`stop` looks at the gain on held-out questions"),
         (job("/spec/guards", json!({"entropy": {"action": "Pause"}})), "set `min`, `max` or both"),
+        (
+            with(job("/spec/rollout", json!({"staleness": 1})), "/spec/parallelism", json!({"replicas": 2})),
+            "`rollout.staleness` plays rounds ahead",
+        ),
         (run("/spec/retriever", Value::Null), "an arm that searches has no index"),
         (run("/spec/arms/2/budgetFrom", json!("same")), "`budgetFrom` must name another arm"),
         (run("/spec/statistics", json!({"baseline": "x"})), "`statistics.baseline` names no arm"),

@@ -107,6 +107,25 @@ impl LocalBinder {
         Ok(Self { state: state.clone(), volumes, ports, secrets: BTreeMap::new() })
     }
 
+    /// Addresses at which the replicas of a component find each other; each has as many ports in a row as it has ranks.
+    pub fn team(&self, component: &str, replicas: usize, ranks: usize) -> Result<Vec<String>, Problem> {
+        // Listeners stay open until all are chosen, so that none is chosen twice.
+        let (mut held, mut members) = (Vec::new(), Vec::new());
+        for rank in 0..replicas {
+            let (first, more, port) = candidates(self.state.root(), &format!("{component}/team-{rank}"))
+                .filter(|port| PORTS.contains(&(port + ranks as u16)))
+                .find_map(|port| {
+                    let first = listen(port).ok()?;
+                    let more: Option<Vec<_>> = (1..ranks as u16).map(|next| listen(port + next).ok()).collect();
+                    Some((first, more?, port))
+                })
+                .ok_or_else(|| Problem::unavailable("no free ports for replicas between 20000 and 30000"))?;
+            held.push((first, more));
+            members.push(format!("127.0.0.1:{port}"));
+        }
+        Ok(members)
+    }
+
     /// The number of a component's port.
     pub fn port(&self, component: &str, port: &str) -> Option<u16> {
         self.ports.get(&format!("{component}/{port}")).copied()
@@ -230,13 +249,18 @@ fn listen(port: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
 }
 
-fn free_port(root: &Path, name: &str, recorded: Option<u16>) -> Result<(TcpListener, u16), Problem> {
+/// All ports, in an order of the name's own.
+fn candidates(root: &Path, name: &str) -> impl Iterator<Item = u16> + use<> {
     let digest = Sha256::digest(format!("{}\n{name}", root.display()));
-    let first = u16::from_be_bytes([digest[0], digest[1]]) % (PORTS.end - PORTS.start);
     let span = PORTS.end - PORTS.start;
+    let first = u16::from_be_bytes([digest[0], digest[1]]) % span;
+    (0..span).map(move |step| PORTS.start + (first + step) % span)
+}
+
+fn free_port(root: &Path, name: &str, recorded: Option<u16>) -> Result<(TcpListener, u16), Problem> {
     recorded
         .into_iter()
-        .chain((0..span).map(|step| PORTS.start + (first + step) % span))
+        .chain(candidates(root, name))
         .find_map(|port| listen(port).ok().map(|listener| (listener, port)))
         .ok_or_else(|| Problem::unavailable(format!("no free port between {} and {}", PORTS.start, PORTS.end)))
 }

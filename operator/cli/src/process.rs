@@ -6,7 +6,7 @@
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getppid};
-use s3_plan::Exit;
+use s3_plan::{Exit, ExitKind};
 use s3_telemetry::ExitClass;
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
@@ -53,14 +53,21 @@ fn stat(pid: i32) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-/// A running worker.
+/// A running worker, with the replicas that share its work.
 pub struct Process {
     child: Child,
     /// For the record of running processes.
     pub identity: Identity,
     /// When it was started.
     pub since: Instant,
+    ended: Option<Exit>,
+    others: Vec<Process>,
+    /// When the first of several replicas ended badly.
+    broken: Option<Instant>,
 }
+
+/// How long the replicas of one that ended badly get to notice it.
+const REPLICAS_GRACE: Duration = Duration::from_secs(120);
 
 impl Process {
     /// Starts `binary` in its own process group, output appended to `log`.
@@ -88,18 +95,50 @@ impl Process {
         let child = command.spawn()?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
         let started = stat(pid).map_or(0, |(_, started)| started);
-        Ok(Self { child, identity: Identity { pid, started }, since: Instant::now() })
+        let identity = Identity { pid, started };
+        Ok(Self { child, identity, since: Instant::now(), ended: None, others: Vec::new(), broken: None })
     }
 
-    /// How it ended; none while it runs.
+    /// Takes the other replicas in: all are one from here on.
+    #[must_use]
+    pub fn with(mut self, others: Vec<Self>) -> Self {
+        self.others = others;
+        self
+    }
+
+    /// Identities of all replicas.
+    pub fn identities(&self) -> impl Iterator<Item = &Identity> {
+        std::iter::once(&self.identity).chain(self.others.iter().map(|other| &other.identity))
+    }
+
+    /// How it ended; none while any replica runs. Of several ends the one that the others followed from counts.
     pub fn ended(&mut self) -> io::Result<Option<Exit>> {
-        Ok(self.child.try_wait()?.map(exit_of))
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait()?.map(exit_of);
+        }
+        let mut exits = vec![self.ended];
+        for other in &mut self.others {
+            exits.push(other.ended()?);
+        }
+        let bad = |exit: &Exit| exit.kind() != ExitKind::Done;
+        if exits.iter().flatten().any(bad) {
+            let since = *self.broken.get_or_insert_with(Instant::now);
+            if since.elapsed() > REPLICAS_GRACE {
+                self.signal(Signal::SIGKILL);
+            }
+        }
+        let Some(exits) = exits.into_iter().collect::<Option<Vec<Exit>>>() else { return Ok(None) };
+        let cause = exits.iter().find(|exit| bad(exit) && exit.kind() != ExitKind::PeerLost);
+        Ok(cause.or_else(|| exits.iter().find(|exit| bad(exit))).or(exits.first()).copied())
     }
 
-    /// Sends a signal to its whole group.
+    /// Sends a signal to its whole group, and to the other replicas.
     pub fn signal(&self, signal: Signal) {
-        // An error means that the group is gone, which `ended` will tell.
-        let _ = killpg(Pid::from_raw(self.identity.pid), signal);
+        if self.ended.is_none() {
+            // An error means that the group is gone, which `ended` will tell.
+            let _ = killpg(Pid::from_raw(self.identity.pid), signal);
+        }
+        self.others.iter().for_each(|other| other.signal(signal));
     }
 }
 
@@ -146,6 +185,32 @@ pub fn binary_folder() -> io::Result<PathBuf> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+
+    #[test]
+    fn replicas_end_together_and_the_cause_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let start = |script: &str| {
+            let args = ["-c".to_owned(), script.to_owned()];
+            Process::start(Path::new("/bin/sh"), &args, &folder.path().join("log")).unwrap()
+        };
+        let end = |scripts: [&str; 3]| {
+            let [first, second, third] = scripts.map(start);
+            let mut process = first.with(vec![second, third]);
+            assert_eq!(process.identities().count(), 3);
+            let deadline = Instant::now() + Duration::from_secs(30);
+            loop {
+                if let Some(exit) = process.ended().unwrap() {
+                    return exit;
+                }
+                assert!(Instant::now() < deadline, "they never end");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        assert_eq!(end(["exit 0", "exit 0", "exit 0"]), Exit::Code(0));
+        assert_eq!(end(["exit 76", "sleep 0.1; exit 65", "exit 76"]), Exit::Code(65));
+        assert_eq!(end(["exit 76", "kill -9 $$", "exit 0"]), Exit::Signal(9));
+        assert_eq!(end(["exit 0", "exit 76", "exit 0"]), Exit::Code(76));
+    }
 
     #[test]
     fn a_process_is_known_by_pid_and_start_time() {

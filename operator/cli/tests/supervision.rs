@@ -52,6 +52,24 @@ fn a_run_goes_in_order_and_a_second_one_has_nothing_to_do() {
 }
 
 #[test]
+fn replicas_are_started_and_tried_again_together() {
+    let world = World::new();
+    let text = common::MANIFEST.replace("  steps: 2\n", "  steps: 2\n  parallelism: {replicas: 2}\n");
+    assert!(text.contains("parallelism"));
+    world.manifest(&text);
+    world.control("replica", "small-train", "1");
+    digest(&world.run());
+    assert_eq!(world.count("small-train", "start"), 4, "both, and both again after one was killed");
+    assert_eq!(world.alive(), [0; 0]);
+    let config = |name: &str| read(&world.path(".s3/run/configs").join(name));
+    let (first, second) = (config("small-train.yaml"), config("small-train-r1.yaml"));
+    let members = |text: &str| text.lines().filter(|line| line.contains("- 127.0.0.1:")).count();
+    assert_eq!((members(&first), members(&second)), (2, 2), "{second}");
+    assert!(first.contains("    rank: 0") && second.contains("    rank: 1"), "{second}");
+    assert!(first.contains("result.json") && !second.contains("result.json"), "files are the first one's");
+}
+
+#[test]
 fn what_may_pass_is_tried_again() {
     let world = World::new();
     world.control("crash", "small-train", "2");

@@ -7,7 +7,7 @@ use crate::world::World;
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use s3_crds::{CheckpointStatus, FailureClass};
-use s3_plan::lifecycle::{Attempted, End, Grant, Live, PodEnd, Record, admission, classify};
+use s3_plan::lifecycle::{Attempted, End, Grant, Live, PodEnd, Record, admission, cause, classify};
 use s3_plan::objects::{ATTEMPT_LABEL, FINGERPRINT_ANNOTATION};
 use s3_telemetry::{CheckpointNote, ExitClass, Termination};
 use serde_json::{Value, json};
@@ -152,7 +152,7 @@ fn live(
     let mut guard = report.and_then(|report| report.guard.clone());
     let mut paused = false;
     let mut done = Vec::new();
-    let (mut failed, mut vanished_well) = (None, 0);
+    let (mut failures, mut vanished_well) = (Vec::new(), 0);
     for pod in pods {
         let status = pod.status.clone().unwrap_or_default();
         if let Some(start) = &status.start_time {
@@ -181,13 +181,14 @@ fn live(
         if phase == "Succeeded" {
             done.push((pod, said));
         } else if over || lost || pod.metadata.deletion_timestamp.is_some() {
-            failed = failed.or_else(|| Some(classify(&pod_end(pod, said.as_ref(), lost))));
+            failures.push(classify(&pod_end(pod, said.as_ref(), lost)));
         } else if phase == "Running" {
             live.running = true;
         } else {
             (live.unschedulable, live.waiting) = waiting(pod);
         }
     }
+    let mut failed = cause(failures);
     // The controller of Jobs tells of an end whose pod may be gone by now. That the pod is not cached proves
     // nothing at first: watches of Jobs and of pods run at their own pace.
     for job in jobs {

@@ -206,6 +206,7 @@ pub(crate) fn runtime(component: &str) -> s3_config::Runtime {
         termination_message: None,
         attempt: None,
         operator: None,
+        team: None,
     }
 }
 

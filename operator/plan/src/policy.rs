@@ -27,6 +27,8 @@ pub enum ExitKind {
     Io,
     /// 75: interrupted after saving.
     Interrupted,
+    /// 76: another replica was lost.
+    PeerLost,
     /// 77: a newer attempt has taken over.
     Fenced,
     /// 78: a guard has paused it; a person decides whether it goes on.
@@ -45,6 +47,7 @@ impl Exit {
             Self::Code(69) => ExitKind::Unavailable,
             Self::Code(74) => ExitKind::Io,
             Self::Code(75) => ExitKind::Interrupted,
+            Self::Code(76) => ExitKind::PeerLost,
             Self::Code(77) => ExitKind::Fenced,
             Self::Code(78) => ExitKind::Paused,
             Self::Code(_) | Self::Signal(_) => ExitKind::Defect,
@@ -121,7 +124,7 @@ mod tests {
             assert_eq!(policy.after(Role::Job, Exit::Code(code), 0), Next::GiveUp);
             assert_eq!(policy.after(Role::Service, Exit::Code(code), 0), Next::GiveUp);
         }
-        for exit in [Exit::Code(69), Exit::Code(70), Exit::Code(75), Exit::Code(101), Exit::Signal(9)] {
+        for exit in [Exit::Code(69), Exit::Code(76), Exit::Code(70), Exit::Code(75), Exit::Code(101), Exit::Signal(9)] {
             let pauses: Vec<_> = (0..=policy.restarts).map(|row| policy.after(Role::Job, exit, row)).collect();
             assert_eq!(pauses[0], Next::Restart(Duration::from_secs(1)));
             assert_eq!(pauses[3], Next::Restart(Duration::from_secs(8)));

@@ -10,11 +10,12 @@ use crate::{
 };
 use s3_config::{
     AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, GuardConfig, GuardMetric, LoraConfig,
-    MilestonesConfig, OptimizerConfig, ProbeConfig, RewardConfig, RolloutConfig, SftConfig, StopConfig,
+    MilestonesConfig, OptimizerConfig, ProbeConfig, RewardConfig, RolloutConfig, SftConfig, StopConfig, TeamConfig,
     TrainDataConfig, TrainerConfig,
 };
 use s3_crds::{
-    AdapterKind, ArmMethod, GuardAction, Guards, OnInfrastructureFailure, ProbeExport, ResumeFrom, S3TrainingJob,
+    AdapterKind, ArmMethod, GuardAction, Guards, OnInfrastructureFailure, Parallelism, ProbeExport, ResumeFrom,
+    S3TrainingJob,
 };
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -98,6 +99,7 @@ pub(crate) fn components(
     }
     if spec.steps > 0 {
         let mut config = base;
+        config.runtime.team = team(&spec.parallelism);
         let mut needs = BTreeSet::from([retriever, gateway, baseline]);
         if spec.warm_start.is_some() {
             config.searcher.adapter = Some(AdapterSpec::at(in_work(&warm, "export")));
@@ -121,6 +123,19 @@ pub(crate) fn components(
 /// The component whose export is the job's searcher.
 pub(crate) fn final_component(name: &str, job: &S3TrainingJob) -> String {
     if job.spec.steps > 0 { training_name(name) } else { warm_start_name(name) }
+}
+
+/// Several ranks, if there are; who they are is known once they start.
+fn team(parallelism: &Parallelism) -> Option<TeamConfig> {
+    let local = parallelism.gpus_per_replica.max(1);
+    (parallelism.replicas * local > 1).then(|| TeamConfig {
+        local,
+        token_file: parallelism
+            .token_secret_ref
+            .as_ref()
+            .map(|secret| Symbol::Secret { name: secret.name.clone(), key: secret.key.clone() }.to_string().into()),
+        ..TeamConfig::default()
+    })
 }
 
 /// What no worker can do yet, beyond what the resources themselves refuse.

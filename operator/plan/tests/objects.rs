@@ -365,12 +365,22 @@ fn replicas_of_an_attempt_find_each_other() {
     let many = surroundings();
     let texts: Vec<String> = quickstart()
         .iter()
-        .map(|text| text.replace("  checkpoint:\n", "  checkpoint:\n    storage:\n      accessMode: ReadWriteMany\n"))
+        .map(|text| {
+            let storage = "  parallelism: {replicas: 3, gpusPerReplica: 2, tokenSecretRef: {name: team, key: word}}\n  \
+                           checkpoint:\n    storage:\n      accessMode: ReadWriteMany\n";
+            text.replace("  checkpoint:\n", storage)
+        })
         .collect();
     let shared = planned(&texts);
-    let attempt = Attempt { number: 2, replicas: 3 };
+    let attempt = Attempt::of(&shared, shared.component("quickstart-train").unwrap(), 2);
+    assert_eq!(attempt.replicas, 3);
+    let finished = finished(&shared);
+    // another number of replicas is the same work, and goes on from its checkpoints
+    let one = planned(&texts.iter().map(|text| text.replace("replicas: 3", "replicas: 1")).collect::<Vec<_>>());
+    let identity = |plan: &Plan| work_identity(plan, plan.component("quickstart-train").unwrap(), &finished).unwrap();
+    assert_eq!(identity(&one), identity(&shared));
     let objects =
-        render(&shared, &observed, shared.component("quickstart-train").unwrap(), &attempt, &many, &owners(train))
+        render(&shared, &finished, shared.component("quickstart-train").unwrap(), &attempt, &many, &owners(train))
             .unwrap();
     let kinds: Vec<String> = objects.iter().map(|object| format!("{} {}", object.kind(), object.name())).collect();
     assert_eq!(
@@ -387,6 +397,15 @@ fn replicas_of_an_attempt_find_each_other() {
     );
     let spec = pod(&objects[5]).unwrap().spec.as_ref().unwrap();
     assert_eq!((spec.hostname.as_deref(), spec.subdomain.as_deref()), (Some("r1"), Some("quickstart-train-a2")));
+    let Object::ConfigMap(map) = &objects[2] else { panic!("{}", objects[2].kind()) };
+    let data = map.data.as_ref().unwrap();
+    let config = |rank: usize| -> Value { serde_yaml_ng::from_str(&data[&format!("r{rank}.yaml")]).unwrap() };
+    let second = config(1)["runtime"].clone();
+    let members = [0, 1, 2].map(|rank| format!("r{rank}.quickstart-train-a2.search.svc:9400"));
+    assert_eq!(second["team"]["members"], json!(members));
+    assert_eq!((&second["team"]["rank"], &second["team"]["local"]), (&json!(1), &json!(2)));
+    assert_eq!(second["team"]["tokenFile"], "/secrets/team/word");
+    assert!(second["result"].is_null() && config(0)["runtime"]["result"].is_string(), "files are the first one's");
     let refused = render(&plan, &observed, train, &attempt, &many, &owners(train)).unwrap_err();
     assert!(matches!(refused, PlanError::VolumeShape { .. }), "{refused}");
 }

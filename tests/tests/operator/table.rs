@@ -249,8 +249,8 @@ const JOB_STORIES: &[(&str, Story)] = &[
         async move { user(s, Kind::S3TrainingJob, &[model], "Succeeded", "InvalidSpec").await }.boxed_local()
     }),
     ("unsupported", |s| {
-        let replicas = ("parallelism.replicas", json!(2));
-        async move { user(s, Kind::S3TrainingJob, &[replicas], "Succeeded", "UnsupportedField").await }.boxed_local()
+        let failure = ("reward.onInfrastructureFailure", json!("Fail"));
+        async move { user(s, Kind::S3TrainingJob, &[failure], "Succeeded", "UnsupportedField").await }.boxed_local()
     }),
     ("taken", |s| {
         async move {

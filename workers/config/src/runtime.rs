@@ -33,6 +33,34 @@ pub struct Runtime {
     /// The operator that is told about progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<OperatorConfig>,
+    /// The other replicas; none works alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<TeamConfig>,
+}
+
+/// The replicas that work on one job together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TeamConfig {
+    /// This replica, from 0.
+    pub rank: u32,
+    /// `host:port` of every replica, in order; empty when all ranks are in this process.
+    pub members: Vec<String>,
+    /// Ranks of each replica, one for each of its GPUs; those beyond the first take the ports after a member's.
+    pub local: u32,
+    /// File with a word that only the replicas know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// How long replicas wait for each other at the start, seconds.
+    pub together_seconds: u64,
+    /// Silence after which a replica counts as lost, seconds.
+    pub silence_seconds: u64,
+}
+
+impl Default for TeamConfig {
+    fn default() -> Self {
+        Self { rank: 0, members: Vec::new(), local: 1, token_file: None, together_seconds: 600, silence_seconds: 60 }
+    }
 }
 
 /// One replica of one try of a job.

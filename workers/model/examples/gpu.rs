@@ -2,6 +2,10 @@
 //! `cargo run --release -p s3-model --features cuda --example gpu -- CASE...`, where a case is
 //! `full:SHAPE:ROWS:TOKENS`, `lora:SHAPE:ROWS:TOKENS` or `decode:SHAPE:ROWS:PROMPT`, and SHAPE is 0.5b, 1.5b or 7b
 //! (Qwen2.5). Before a training case's last line come its kernels, timed one by one in a step of their own.
+//!
+//! `team-full:SHAPE:ROWS:TOKENS:MICROS:GPUS` and `team-lora:…` train with so many micro-batches a step on one GPU and
+//! shared out among several, and compare speed and losses; `team-decode:SHAPE:ROWS:PROMPT:GPUS` decodes on all GPUs at
+//! once; `team-lost:SHAPE:GPUS` loses a rank in the midst of training.
 
 #[cfg(not(feature = "cuda"))]
 fn main() {
@@ -19,11 +23,13 @@ mod gpu {
     use std::{collections::BTreeMap, path::Path, time::Instant};
 
     use candle_core::{DType, Device, Tensor};
+    use s3_collective::{Collective, Local, share};
     use s3_config::{DeviceKind, LoraConfig, OptimizerConfig};
     use s3_model::{
-        AdamW, Architecture, Decoder, DecoderConfig, GenerateRequest, PolicyGrads, SampleKey, Sampling, TrainSequence,
-        device, generate, peak_memory, start_timing, timings,
+        AdamW, Architecture, Decoder, DecoderConfig, GenerateRequest, Gradients, PolicyGrads, SampleKey, Sampling,
+        Team, TrainSequence, device, generate, gpu, peak_memory, start_timing, timings,
     };
+    use std::sync::Arc;
 
     type Done<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -232,6 +238,153 @@ mod gpu {
         Ok(())
     }
 
+    /// One rank's figures of a training case: seconds of a step's passes, of its sum, of its step and exchange (medians),
+    /// peak memory, and the mean loss of every step.
+    struct Rank {
+        seconds: [f64; 4],
+        peak: u64,
+        losses: Vec<f32>,
+    }
+
+    type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+    fn plain<T>(result: Done<T>) -> Result<T, Failed> {
+        result.map_err(|error| error.to_string().into())
+    }
+
+    /// Trains as one rank of a team; `lost` ends the second rank without a word in the midst of a step.
+    fn rank(case: (&str, &str, usize, usize, usize), place: Local, lost: bool) -> Result<Rank, Failed> {
+        let (kind, name, rows, length, micros) = case;
+        let device = gpu(place.rank())?;
+        device.set_seed(7)?;
+        let mut decoder = plain(decoder(name, &device))?;
+        if kind == "team-lora" {
+            decoder.attach_lora(&LoraConfig { rank: 16, alpha: 32.0 }, 1)?;
+        } else {
+            decoder.train_all()?;
+        }
+        let team = Team::new(Arc::new(place), &device)?;
+        let mut adamw = AdamW::new(&OptimizerConfig::default());
+        team.settle(&mut decoder, &mut adamw);
+        let vocab = decoder.config().vocab;
+        let batch = |micro: usize| -> Vec<TrainSequence> {
+            let sequence = |row| TrainSequence {
+                tokens: tokens(length + 1, micro * rows + row, vocab),
+                positions: (1..=length).collect(),
+            };
+            (0..rows).map(sequence).collect()
+        };
+        let batches: Vec<_> = share(micros, team.rank(), team.size()).map(batch).collect();
+        let n = (micros * rows * length) as f32;
+        let (mut times, mut losses) = (Vec::new(), Vec::new());
+        for step in 0..WARM + STEPS {
+            if step == WARM {
+                peak_memory(&device)?;
+            }
+            device.synchronize()?;
+            team.collective().barrier()?;
+            let start = Instant::now();
+            let (mut sum, mut loss) = (None::<Gradients>, 0.0);
+            for batch in &batches {
+                let gradients = decoder.train_pass(batch, 1.0, &mut |out| {
+                    loss -= out.logprob.iter().sum::<f32>();
+                    let own = out.logprob.len();
+                    Ok(PolicyGrads { logprob: vec![-1.0 / n; own], entropy: vec![0.0; own], value: None })
+                })?;
+                match &mut sum {
+                    Some(sum) => sum.add(&gradients)?,
+                    None => sum = Some(gradients),
+                }
+            }
+            device.synchronize()?;
+            let pass = start.elapsed().as_secs_f64();
+            if lost && step == WARM && team.rank() == 1 {
+                return Err("this rank was to be lost".into());
+            }
+            let summed = team.sum(&decoder, sum.into_iter().collect())?;
+            device.synchronize()?;
+            let added = start.elapsed().as_secs_f64();
+            team.step(&mut decoder, &mut adamw, summed, 1.0, 1e-4)?;
+            device.synchronize()?;
+            let stepped = start.elapsed().as_secs_f64();
+            team.collective().barrier()?;
+            let all = start.elapsed().as_secs_f64();
+            if step >= WARM {
+                times.push([pass, added - pass, stepped - added, all]);
+            }
+            losses.push(team.collective().all_gather_values(&[loss])?.iter().map(|loss| loss[0]).sum::<f32>() / n);
+        }
+        let (peak, _) = peak_memory(&device)?;
+        times.sort_by(|a, b| a[3].total_cmp(&b[3]));
+        Ok(Rank { seconds: times[times.len() / 2], peak, losses })
+    }
+
+    fn ranks(case: (&str, &str, usize, usize, usize), gpus: usize, lost: bool) -> Vec<Result<Rank, Failed>> {
+        let places = Local::team(gpus, &(Arc::new(|| false) as s3_collective::Stop));
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = places.into_iter().map(|place| scope.spawn(move || rank(case, place, lost))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap_or_else(|_| Err("it panicked".into()))).collect()
+        })
+    }
+
+    fn team(case: (&str, &str, usize, usize, usize), gpus: usize) -> Done {
+        let (kind, name, rows, length, micros) = case;
+        let mut rates = Vec::new();
+        let mut curves: Vec<Vec<f32>> = Vec::new();
+        for gpus in [1, gpus] {
+            let results: Result<Vec<Rank>, Failed> = ranks(case, gpus, false).into_iter().collect();
+            let results = results.map_err(|error| error.to_string())?;
+            let Rank { seconds: [pass, sum, step, all], peak, losses } = &results[0];
+            let rate = (micros * rows * length) as f64 / all;
+            println!(
+                "{kind} {name} {micros} x {rows}x{length} on {gpus} GPU(s): {rate:.0} tokens/s; a step {:.1} ms: passes {:.1}, sum {:.2}, optimiser and exchange {:.2} (medians of {STEPS}); peak {:.1} GB; losses {}",
+                all * 1e3,
+                pass * 1e3,
+                sum * 1e3,
+                step * 1e3,
+                *peak as f64 / 1e9,
+                losses.iter().map(|loss| format!("{loss:.5}")).collect::<Vec<_>>().join(" "),
+            );
+            rates.push(rate);
+            curves.push(losses.clone());
+        }
+        let apart = curves[0].iter().zip(&curves[1]).map(|(a, b)| ((a - b) / a).abs()).fold(0.0, f32::max);
+        println!(
+            "{kind} {name} {micros} x {rows}x{length}: {:.3} times the speed of one GPU, {:.1} % of {gpus}; losses at most {apart:.1e} apart, relative",
+            rates[1] / rates[0],
+            rates[1] / rates[0] / gpus as f64 * 100.0
+        );
+        Ok(())
+    }
+
+    /// A rank that ends without a word: how long the others wait.
+    fn lost(name: &str, gpus: usize) -> Done {
+        let start = Instant::now();
+        let results = ranks(("team-full", name, 2, 256, gpus), gpus, true);
+        for (at, result) in results.iter().enumerate() {
+            let told = result.as_ref().err().map_or_else(|| "ended well".to_owned(), ToString::to_string);
+            println!("team-lost {name}: rank {at}: {told}");
+        }
+        println!("team-lost {name}: all ended {:.1} s after the start", start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn decode_together(name: &str, rows: usize, prompt: usize, gpus: usize) -> Done {
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..gpus)
+                .map(|at| {
+                    scope.spawn(move || {
+                        plain(gpu(at).map_err(Into::into).and_then(|gpu| decode(name, rows, prompt, &gpu)))
+                    })
+                })
+                .collect();
+            for one in all {
+                one.join().unwrap_or_else(|_| Err("it panicked".into())).map_err(|error| error.to_string())?;
+            }
+            Ok(())
+        })
+    }
+
     /// What the card gives: a large product and a large copy.
     fn ceilings(device: &Device) -> Done {
         let n = 8192;
@@ -269,14 +422,18 @@ mod gpu {
         ceilings(&device)?;
         for case in std::env::args().skip(1) {
             let parts: Vec<&str> = case.split(':').collect();
-            let [kind, name, rows, length] = parts.as_slice() else {
-                return Err(format!("a case is KIND:SHAPE:ROWS:TOKENS, got {case}").into());
-            };
-            let (rows, length) = (rows.parse()?, length.parse()?);
-            let result = match *kind {
-                "decode" => decode(name, rows, length, &device),
-                "full" | "lora" => train(kind, name, rows, length, &device),
-                other => Err(format!("no case {other}").into()),
+            let numbers: Vec<usize> =
+                parts.iter().skip(2).map(|part| part.parse()).collect::<Result<_, std::num::ParseIntError>>()?;
+            let (kind, name) = (parts[0], *parts.get(1).ok_or("a case is KIND:SHAPE:…")?);
+            let result = match (kind, numbers.as_slice()) {
+                ("decode", [rows, length]) => decode(name, *rows, *length, &device),
+                ("full" | "lora", [rows, length]) => train(kind, name, *rows, *length, &device),
+                ("team-full" | "team-lora", [rows, length, micros, gpus]) => {
+                    team((kind, name, *rows, *length, *micros), *gpus)
+                }
+                ("team-decode", [rows, length, gpus]) => decode_together(name, *rows, *length, *gpus),
+                ("team-lost", [gpus]) => lost(name, *gpus),
+                _ => Err(format!("no case {case}; see the text at the beginning of this example").into()),
             };
             if let Err(error) = result {
                 println!("{case} FAILED: {error}");

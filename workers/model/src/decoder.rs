@@ -135,7 +135,15 @@ impl Decoder {
     }
 
     fn load_with(spec: &ModelSpec, pack: bool) -> Result<(Self, TokenizerFile)> {
-        let device = device(spec.device)?;
+        Self::load_to(spec, &device(spec.device)?, pack)
+    }
+
+    /// As [`Self::load`], onto a device that is open already.
+    pub fn load_on(spec: &ModelSpec, device: &Device) -> Result<(Self, TokenizerFile)> {
+        Self::load_to(spec, device, false)
+    }
+
+    fn load_to(spec: &ModelSpec, device: &Device, pack: bool) -> Result<(Self, TokenizerFile)> {
         let dtype = match spec.dtype {
             DTypeKind::F32 => DType::F32,
             DTypeKind::Bf16 if device.is_cuda() => DType::BF16,
@@ -143,7 +151,7 @@ impl Decoder {
                 return Err(ModelError::invalid("dtype Bf16 needs a CUDA device; set dtype: F32 for the CPU"));
             }
         };
-        let (mut decoder, tokenizer) = Self::load_from(&spec.path, spec.sha256.as_deref(), &device, dtype, pack)?;
+        let (mut decoder, tokenizer) = Self::load_from(&spec.path, spec.sha256.as_deref(), device, dtype, pack)?;
         if let Some(adapter) = &spec.adapter {
             check_digest(&adapter.path.join("adapter_model.safetensors"), adapter.sha256.as_deref())?;
             decoder.load_adapter(&adapter.path)?;

@@ -13,7 +13,7 @@ use crate::error::{ModelError, Result};
 pub fn device(kind: DeviceKind) -> Result<Device> {
     let built = candle_core::utils::cuda_is_available();
     match kind {
-        DeviceKind::Auto | DeviceKind::Cuda if built => open_gpu(),
+        DeviceKind::Auto | DeviceKind::Cuda if built => gpu(0),
         DeviceKind::Auto | DeviceKind::Cpu => Ok(Device::Cpu),
         DeviceKind::Cuda => Err(ModelError::invalid(
             "device Cuda was asked for but this binary was built without CUDA; build with `--features cuda` or set device: Cpu",
@@ -21,10 +21,10 @@ pub fn device(kind: DeviceKind) -> Result<Device> {
     }
 }
 
-/// The first GPU with a stream of its own: the work of all threads keeps its order there, and a stretch of it can be
-/// recorded and replayed.
-fn open_gpu() -> Result<Device> {
-    let device = Device::new_cuda_with_stream(0)?;
+/// A GPU by its number, with a stream of its own: the work of all threads keeps its order there, and a stretch of it
+/// can be recorded and replayed.
+pub fn gpu(number: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(number)?;
     #[cfg(feature = "cuda")]
     crate::cuda::launch::prepare(&device)?;
     Ok(device)

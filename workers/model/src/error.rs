@@ -57,6 +57,12 @@ pub enum ModelError {
     /// Text could not be encoded, decoded or rendered.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// Replicas could not do something together.
+    #[error(transparent)]
+    Replicas(s3_collective::CollectiveError),
+    /// GPUs could not reach each other.
+    #[error("NCCL: {0}; run with NCCL_DEBUG=INFO for its own words")]
+    Nccl(String),
     /// A tensor operation failed (shapes, memory, device).
     #[error("tensor operation: {}", first_line(.0))]
     Tensor(#[from] candle_core::Error),

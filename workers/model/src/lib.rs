@@ -23,6 +23,7 @@ mod memory;
 mod ops;
 mod optimizer;
 mod packed;
+mod parallel;
 mod random;
 mod safetensors;
 mod sample;
@@ -35,7 +36,7 @@ pub use config::{Architecture, DecoderConfig};
 #[cfg(feature = "cuda")]
 pub use cuda::nearest::{KEEP as NEAREST_KEPT, Kept, Nearest};
 pub use decoder::{Decoder, Trainable};
-pub use device::{device, peak_memory, working_dtype};
+pub use device::{device, gpu, peak_memory, working_dtype};
 #[cfg(feature = "cuda")]
 pub use device::{start_timing, timings};
 pub use error::{ModelError, Result};
@@ -45,6 +46,7 @@ pub use gradients::Gradients;
 pub use lora::{adapter_of_trained, load_tensors, save_tensors};
 pub use memory::{MemoryPlan, Workload};
 pub use optimizer::AdamW;
+pub use parallel::{Summed, Team};
 pub use sample::{SampleKey, Sampled, argmax, log_softmax_at, sample};
 pub use tokenizer::TokenizerFile;
 pub use train::{PolicyGrads, PolicyOutputs, TrainSequence};

@@ -34,6 +34,8 @@ pub struct MemoryPlan {
     pub cache: u64,
     /// Gradients.
     pub gradients: u64,
+    /// Gradients of micro-batches that are kept apart, so that several replicas add them in one order.
+    pub apart: u64,
     /// Results of layers, kept or passing, in a training pass.
     pub activations: u64,
     /// Logits and attention scores in a training pass.
@@ -43,7 +45,21 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// Most that is held at once: generating and training take turns.
     pub fn peak(&self) -> u64 {
-        self.model + self.copies + self.optimizer + self.cache.max(self.gradients + self.activations + self.logits)
+        self.model
+            + self.copies
+            + self.optimizer
+            + self.cache.max(self.gradients + self.apart + self.activations + self.logits)
+    }
+
+    /// The plan of one of several replicas: of the optimiser's state and the f32 copies it holds `share` at most, and
+    /// it keeps the gradients of `parts` micro-batches.
+    #[must_use]
+    pub fn shared(mut self, share: f64, parts: u64) -> Self {
+        let trained = self.optimizer / 2;
+        let of = |bytes: u64| (bytes as f64 * share).ceil() as u64;
+        (self.optimizer, self.copies) = (of(self.optimizer), of(self.copies));
+        self.apart = trained * parts.saturating_sub(1);
+        self
     }
 
     /// Refuses a plan that does not fit beside what the device holds already; the model is loaded.
@@ -77,6 +93,7 @@ impl std::fmt::Display for MemoryPlan {
             ("optimiser", self.optimizer),
             ("generating: cache", self.cache),
             ("or training: gradients", self.gradients),
+            ("gradients apart", self.apart),
             ("activations", self.activations),
             ("logits", self.logits),
         ];
@@ -172,6 +189,7 @@ impl Decoder {
             optimizer: 2 * trained,
             cache: all(work.rows * work.tokens, 2 * c.layers * c.kv_heads * c.head_dim),
             gradients,
+            apart: 0,
             activations,
             logits,
         }

@@ -72,6 +72,11 @@ impl AdamW {
         }
     }
 
+    /// Drops the moments of all tensors but those that `mine` names.
+    pub(crate) fn keep_only(&mut self, mine: impl Fn(&str) -> bool) {
+        self.moments.retain(|name, _| mine(name));
+    }
+
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.step
@@ -246,7 +251,14 @@ impl Decoder {
         Ok(())
     }
 
-    fn set_working(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+    /// A trained weight as the model computes with it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn working(&mut self, name: &str) -> Result<Tensor> {
+        let unknown = || ModelError::invalid(format!("{name} is not a trained tensor"));
+        Ok(self.trained_slot(name).ok_or_else(unknown)?.clone())
+    }
+
+    pub(crate) fn set_working(&mut self, name: &str, tensor: Tensor) -> Result<()> {
         let unknown = || ModelError::invalid(format!("{name} is not a trained tensor"));
         let slot = self.trained_slot(name).ok_or_else(unknown)?;
         if slot.dims() != tensor.dims() {

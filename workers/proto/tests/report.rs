@@ -170,6 +170,7 @@ fn an_attempt_holds_its_folder_until_a_newer_one_takes_it() {
         termination_message: None,
         attempt: Some(AttemptConfig { epoch, rank, replicas: 2 }),
         operator: None,
+        team: None,
     };
     let begin = |epoch, rank| Attempt::begin(&of(epoch, rank), &Progress::new(None), &Shutdown::default());
     let first = begin(1, 0).unwrap();

@@ -1,6 +1,7 @@
 //! Why episodes could not be played, and which exit that is.
 
 use s3_artifacts::ArtifactError;
+use s3_collective::CollectiveError;
 use s3_model::ModelError;
 use s3_proto::CallError;
 use s3_search::{CodecError, SearchError};
@@ -64,6 +65,9 @@ pub enum RolloutError {
     /// A file failed.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    /// The replicas could not go on together.
+    #[error(transparent)]
+    Replicas(#[from] CollectiveError),
     /// Asked to stop.
     #[error("interrupted; run the same command again to continue")]
     Interrupted,
@@ -88,6 +92,7 @@ impl From<RolloutError> for Failure {
             RolloutError::Thread { .. } => ExitClass::Internal,
             RolloutError::NotANumber { .. } => ExitClass::NotANumber,
             RolloutError::Model(model) => model_class(model),
+            RolloutError::Replicas(error) => replica_class(error),
             RolloutError::Interrupted => ExitClass::Interrupted,
             RolloutError::AllFailed { .. }
             | RolloutError::Budget { .. }
@@ -100,10 +105,23 @@ impl From<RolloutError> for Failure {
     }
 }
 
+/// The exit class of replicas that cannot go on: the one that a replica left with, so that all say the same.
+fn replica_class(error: &CollectiveError) -> ExitClass {
+    match error {
+        CollectiveError::Left { code, .. } => ExitClass::from_code(i32::from(*code)).unwrap_or(ExitClass::PeerLost),
+        CollectiveError::Lost { .. } | CollectiveError::Rendezvous { .. } => ExitClass::PeerLost,
+        CollectiveError::OutOfStep { .. } => ExitClass::Internal,
+        CollectiveError::Input(_) => ExitClass::Input,
+        CollectiveError::Interrupted => ExitClass::Interrupted,
+    }
+}
+
 /// The exit class of a model error.
 pub(crate) fn model_class(error: &ModelError) -> ExitClass {
     match error {
         ModelError::Write { .. } => ExitClass::Io,
+        ModelError::Replicas(error) => replica_class(error),
+        ModelError::Nccl(_) => ExitClass::PeerLost,
         ModelError::Tensor(_) => ExitClass::Internal,
         _ => ExitClass::Input,
     }

@@ -19,6 +19,8 @@ pub enum ExitClass {
     Io,
     /// 75: interrupted after saving; starting again continues.
     Interrupted,
+    /// 76: another replica was lost; the attempt is over, the next one goes on from the newest checkpoint.
+    PeerLost,
     /// 77: another try of the same job has taken over; nothing of this process counts any more.
     Fenced,
     /// 78: a guard's bound is passed; everything is saved, and a person decides whether it goes on.
@@ -35,6 +37,7 @@ impl ExitClass {
             Self::Internal => 70,
             Self::Io => 74,
             Self::Interrupted => 75,
+            Self::PeerLost => 76,
             Self::Fenced => 77,
             Self::Paused => 78,
         }
@@ -42,8 +45,8 @@ impl ExitClass {
 
     /// The class of a code, when it is one of ours.
     pub fn from_code(code: i32) -> Option<Self> {
-        use ExitClass::{Fenced, Input, Internal, Interrupted, Io, NotANumber, Paused, Unavailable};
-        [Input, NotANumber, Unavailable, Internal, Io, Interrupted, Fenced, Paused]
+        use ExitClass::{Fenced, Input, Internal, Interrupted, Io, NotANumber, Paused, PeerLost, Unavailable};
+        [Input, NotANumber, Unavailable, Internal, Io, Interrupted, PeerLost, Fenced, Paused]
             .into_iter()
             .find(|class| i32::from(class.code()) == code)
     }

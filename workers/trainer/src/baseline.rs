@@ -199,7 +199,7 @@ fn is_outage(one: &Scored) -> bool {
 }
 
 /// The questions of a run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Chosen {
     /// To train on, in order.
     pub train: Vec<Question>,

@@ -72,8 +72,8 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// Whether a checkpoint is due after `step` of `steps`.
-    pub fn due(&self, step: u32, steps: u32) -> bool {
-        step == steps || step.is_multiple_of(self.config.every.max(1))
+    pub fn due(config: &CheckpointConfig, step: u32, steps: u32) -> bool {
+        step == steps || step.is_multiple_of(config.every.max(1))
     }
 
     /// An error once a newer try has taken over.
@@ -92,12 +92,24 @@ impl<'a> Checkpoints<'a> {
         position: &Position,
         policies: &Policies,
     ) -> Result<PathBuf, Failure> {
+        let state = optimizer.state().map_err(RolloutError::from)?;
+        self.save_tensors(decoder, &Whole { policy: decoder.trained_tensors(), state }, position, policies)
+    }
+
+    /// As [`Self::save`], of tensors that were brought together.
+    pub fn save_tensors(
+        &self,
+        decoder: &Decoder,
+        whole: &Whole,
+        position: &Position,
+        policies: &Policies,
+    ) -> Result<PathBuf, Failure> {
         self.check()?;
         let mine = self.head.as_ref().map(|head| format!("-{}", head.tag())).unwrap_or_default();
         let name = format!("step-{:06}{mine}", position.step);
         let target = self.config.dir.join(&name);
         let staging = self.config.dir.join(format!(".staging-{:06}{mine}", position.step));
-        Self::write(&staging, decoder, optimizer, position, policies).inspect_err(|_| {
+        Self::write(&staging, decoder, whole, position, policies).inspect_err(|_| {
             // a half-written folder helps nobody; the error that counts is the first
             let _ = std::fs::remove_dir_all(&staging);
         })?;
@@ -140,7 +152,7 @@ impl<'a> Checkpoints<'a> {
     fn write(
         staging: &Path,
         decoder: &Decoder,
-        optimizer: &AdamW,
+        whole: &Whole,
         position: &Position,
         policies: &Policies,
     ) -> Result<(), Failure> {
@@ -151,10 +163,10 @@ impl<'a> Checkpoints<'a> {
             std::fs::remove_dir_all(staging).map_err(io)?;
         }
         std::fs::create_dir_all(staging).map_err(io)?;
-        save_tensors(&staging.join(POLICY), &decoder.trained_tensors()).map_err(RolloutError::from)?;
+        save_tensors(&staging.join(POLICY), &whole.policy).map_err(RolloutError::from)?;
         // Whoever evaluates the newest checkpoint makes an adapter of it.
         decoder.save_adapter_config(staging).map_err(RolloutError::from)?;
-        optimizer.save(&staging.join(OPTIMIZER)).map_err(RolloutError::from)?;
+        save_tensors(&staging.join(OPTIMIZER), &whole.state).map_err(RolloutError::from)?;
         for (updates, steps, tensors) in policies.earlier(position.step) {
             save_tensors(&staging.join(earlier(updates, steps)), &tensors).map_err(RolloutError::from)?;
         }
@@ -179,12 +191,14 @@ impl<'a> Checkpoints<'a> {
         optimizer: &mut AdamW,
         policies: &mut Policies,
     ) -> Result<Option<Position>, Failure> {
+        self.newest()?.map(|checkpoint| checkpoint.restore_all(decoder, optimizer, policies)).transpose()
+    }
+
+    /// What [`Self::restore`] would restore.
+    pub fn newest(&self) -> Result<Option<Checkpoint>, Failure> {
         let Some(checkpoint) = newest(&self.config.dir)? else { return Ok(None) };
-        let folder = &checkpoint.folder;
-        self.identity.check(&checkpoint.run, folder)?;
-        checkpoint.restore(decoder, optimizer)?;
-        checkpoint.restore_policies(decoder, policies)?;
-        checkpoint.position().map(Some)
+        self.identity.check(&checkpoint.run, &checkpoint.folder)?;
+        Ok(Some(checkpoint))
     }
 
     /// Takes back every checkpoint of more steps: the training goes back.
@@ -202,14 +216,25 @@ impl<'a> Checkpoints<'a> {
     }
 }
 
-/// Restores what another training has left: the newest checkpoint of its folder, or the one that the folder is.
-pub fn restore_other(
-    from: &Path,
-    identity: &Identity,
-    decoder: &mut Decoder,
-    optimizer: &mut AdamW,
-    policies: &mut Policies,
-) -> Result<Position, Failure> {
+/// All tensors of a run at a moment: trained ones, and the optimiser's state.
+#[derive(Clone, Debug, Default)]
+pub struct Whole {
+    /// Trained tensors.
+    pub policy: BTreeMap<String, Tensor>,
+    /// As [`AdamW::state`] gives it.
+    pub state: BTreeMap<String, Tensor>,
+}
+
+impl Whole {
+    /// Puts tensors and optimiser state back; `place` is where they come from.
+    pub fn lay_over(self, place: &Path, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<(), Failure> {
+        lay_over(self.policy, place, decoder)?;
+        Ok(optimizer.restore(&self.state, decoder).map_err(RolloutError::from)?)
+    }
+}
+
+/// What another training has left to start from: the newest checkpoint of its folder, or the one that the folder is.
+pub fn other(from: &Path, identity: &Identity) -> Result<Checkpoint, Failure> {
     let found = if from.join("manifest.json").exists() { Some(Checkpoint::at(from)?) } else { newest(from)? };
     let checkpoint = found
         .ok_or_else(|| Failure::unavailable(format!("{}: there is no checkpoint to start from", from.display())))?;
@@ -221,11 +246,8 @@ pub fn restore_other(
             checkpoint.folder.display()
         )));
     }
-    checkpoint.restore(decoder, optimizer)?;
-    checkpoint.restore_policies(decoder, policies)?;
-    let position = checkpoint.position()?;
-    tracing::info!(folder = %checkpoint.folder.display(), step = position.step, "started from another training");
-    Ok(position)
+    tracing::info!(folder = %checkpoint.folder.display(), step = checkpoint.step, "starts from another training");
+    Ok(checkpoint)
 }
 
 /// A published checkpoint whose files are whole.
@@ -288,6 +310,24 @@ impl Checkpoint {
         serde_json::from_slice(&state).map_err(|e| Failure::input(format!("{folder}: {e}")))
     }
 
+    /// Puts tensors, optimiser state and earlier policies back, and says where the run stood.
+    pub fn restore_all(
+        &self,
+        decoder: &mut Decoder,
+        optimizer: &mut AdamW,
+        policies: &mut Policies,
+    ) -> Result<Position, Failure> {
+        self.restore(decoder, optimizer)?;
+        self.restore_policies(decoder, policies)?;
+        self.position()
+    }
+
+    /// Its own policy and the optimiser's state.
+    pub fn whole(&self) -> Result<Whole, Failure> {
+        let read = |name: &str| load_tensors(&self.folder.join(name)).map_err(RolloutError::from);
+        Ok(Whole { policy: read(POLICY)?, state: read(OPTIMIZER)? })
+    }
+
     /// Puts tensors and optimiser state back.
     pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut AdamW) -> Result<(), Failure> {
         self.lay_over(decoder)?;
@@ -341,13 +381,17 @@ pub fn lay_over(mut tensors: BTreeMap<String, Tensor>, file: &Path, decoder: &mu
 
 /// Digest of what a run made: trained tensors, optimiser state and all results, in this order.
 pub fn digest(decoder: &Decoder, optimizer: &AdamW, position: &Position) -> Result<String, Failure> {
+    let state = optimizer.state().map_err(RolloutError::from)?;
+    digest_tensors(&Whole { policy: decoder.trained_tensors(), state }, position)
+}
+
+/// As [`digest`], of tensors that were brought together.
+pub fn digest_tensors(whole: &Whole, position: &Position) -> Result<String, Failure> {
     let mut writer = DigestWriter::default();
-    for (kind, tensors) in
-        [("policy", decoder.trained_tensors()), ("optimizer", optimizer.state().map_err(RolloutError::from)?)]
-    {
+    for (kind, tensors) in [("policy", &whole.policy), ("optimizer", &whole.state)] {
         for (name, tensor) in tensors {
             writer.part(kind, name.as_bytes()).part("shape", format!("{:?}", tensor.dims()).as_bytes());
-            writer.part("data", &bytes(&tensor).map_err(RolloutError::from)?);
+            writer.part("data", &bytes(tensor).map_err(RolloutError::from)?);
         }
     }
     writer.part("step", &position.step.to_le_bytes()).part("results", position.results.as_bytes());

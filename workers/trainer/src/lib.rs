@@ -15,5 +15,6 @@ pub mod learn;
 pub mod replay;
 pub mod run;
 pub mod sft;
+mod team;
 pub mod train;
 pub mod world;

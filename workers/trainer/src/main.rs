@@ -60,5 +60,5 @@ fn main() -> ExitCode {
         Commands::Export(args) => (Command::Export, args.config),
         Commands::Replay { config, episode } => (Command::Replay(episode), config.config),
     };
-    finish(start(command, &config))
+    finish(start(&command, &config))
 }

@@ -9,7 +9,7 @@ use crate::run::Run;
 use crate::train::{Again, Updater, needs_critic, round_again};
 use s3_artifacts::digest_json;
 use s3_config::TrainerConfig;
-use s3_model::{AdamW, Decoder};
+use s3_model::{AdamW, Decoder, Team};
 use s3_rollout::record::{StepRecord, read_training};
 use s3_rollout::{RolloutError, policy_of, question_key};
 use s3_search::reward::shaped;
@@ -58,7 +58,8 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
     let mut optimizer = AdamW::new(&config.optimizer);
     let policy = policy_of(wanted.step, config.rollout.staleness);
     let (start, mut player) = start_from(config, wanted.step, policy, &mut decoder, &mut optimizer)?;
-    let updater = Updater { config, reference: reference.as_ref(), shutdown: &run.link.shutdown };
+    let team = Team::alone();
+    let updater = Updater { config, reference: reference.as_ref(), shutdown: &run.link.shutdown, team: &team };
     run.progress.phase("apply steps again", u64::from(wanted.step - start - 1));
     for step in start + 1..wanted.step {
         let Some(record) = finished(&steps, step) else {

@@ -1,16 +1,19 @@
 //! Starting a command: threads, runtime, signals, and the thread that computes.
 
 use crate::replay::EpisodeName;
+use crate::team::{Place, places};
 use crate::{baseline, export, replay, sft, train};
+use s3_collective::Collective;
 use s3_config::{TrainerConfig, load};
-use s3_model::{Decoder, TokenizerFile};
+use s3_model::{Decoder, TokenizerFile, device, gpu};
 use s3_proto::Attempt;
 use s3_rollout::{GeneratorPeer, Link, ModelCodec, RetrieverPeer, RolloutError};
-use s3_telemetry::{Failure, Outcome, Progress, Shutdown, serve_admin, write_outcome};
+use s3_telemetry::{ExitClass, Failure, Outcome, Progress, Shutdown, serve_admin, write_outcome};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
 
 /// What the trainer was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,18 +38,23 @@ pub struct Run {
     pub link: Link,
     /// Shown to people and to whoever started this.
     pub progress: Progress,
+    /// The ranks that do this together.
+    pub collective: Arc<dyn Collective>,
+    /// Which of the process's GPUs this rank has.
+    pub gpu: usize,
 }
 
 /// Deep recursion is not expected, but a decoder's buffers on the stack and debug builds need room.
 const STACK: usize = 256 << 20;
 
 /// Runs one command to its end.
-pub fn start(command: Command, config: &Path) -> Result<(), Failure> {
+pub fn start(command: &Command, config: &Path) -> Result<(), Failure> {
     let mut config: TrainerConfig = load(config).map_err(Failure::input)?;
     if matches!(command, Command::Replay(_)) {
         // it looks at a run and is no part of it
         let runtime = &mut config.runtime;
         (runtime.admin, runtime.progress, runtime.result, runtime.attempt) = (None, None, None, None);
+        runtime.team = None;
     }
     fix_threads(config.runtime.threads)?;
     if let Some(path) = &config.search.prompt_template {
@@ -70,32 +78,77 @@ pub fn start(command: Command, config: &Path) -> Result<(), Failure> {
     let progress = Progress::new(config.runtime.progress.clone());
     let attempt = Attempt::begin(&config.runtime, &progress, &shutdown)?;
     let link = Link { handle: runtime.handle().clone(), shutdown };
-    let run = Run { config, link, progress };
+    // only training is shared
+    let team = config.runtime.team.take_if(|_| *command != Command::Train);
+    if team.is_some() {
+        tracing::info!("this command is done by one replica alone");
+    }
+    let mut ranks = Vec::new();
     // arithmetic never runs on the runtime's threads, so calls and signals are always served
-    let compute = std::thread::Builder::new().name("compute".into()).stack_size(STACK).spawn(move || {
-        let outcome = match command {
+    for (gpu, place) in places(&config.runtime, &link.shutdown)?.into_iter().enumerate() {
+        let progress = if gpu == 0 { progress.clone() } else { Progress::new(None) };
+        let seat = Seat { config: config.clone(), link: link.clone(), progress, gpu };
+        let command = command.clone();
+        let name = if gpu == 0 { "compute".to_owned() } else { format!("compute-{gpu}") };
+        let compute = move || seat.work(&command, place);
+        let rank = std::thread::Builder::new().name(name).stack_size(STACK).spawn(compute);
+        ranks.push(rank.map_err(Failure::internal)?);
+    }
+    let outcome = joined(ranks).and_then(|outcome| {
+        attempt.check()?;
+        if let Some(path) = &config.runtime.result {
+            write_outcome(path, &outcome).map_err(|e| Failure::io(format!("{}: {e}", path.display())))?;
+        }
+        tracing::info!(digest = %outcome.digest, summary = %outcome.summary, "done");
+        Ok(outcome)
+    });
+    // the last report is sent while the runtime lives
+    drop(attempt);
+    runtime.shutdown_background();
+    println!("digest {}", outcome?.digest);
+    Ok(())
+}
+
+/// What one rank of this process starts with.
+struct Seat {
+    config: TrainerConfig,
+    link: Link,
+    progress: Progress,
+    gpu: usize,
+}
+
+impl Seat {
+    /// Meets the other ranks, works, and says goodbye to them.
+    fn work(self, command: &Command, place: Place) -> Result<Outcome, Failure> {
+        let Self { config, link, progress, gpu } = self;
+        if config.runtime.team.is_some() {
+            progress.phase("meet the other replicas", 0);
+        }
+        let collective = place.take().map_err(RolloutError::from)?;
+        let run = Run { config, link, progress, collective, gpu };
+        let result = match command {
             Command::Baseline => baseline::command(&run),
             Command::Sft => sft::command(&run),
             Command::Train => train::command(&run),
             Command::Export => export::command(&run),
-            Command::Replay(episode) => replay::command(&run, &episode),
-        }?;
-        attempt.check()?;
-        if let Some(path) = &run.config.runtime.result {
-            write_outcome(path, &outcome).map_err(|e| Failure::io(format!("{}: {e}", path.display())))?;
+            Command::Replay(episode) => replay::command(&run, episode),
+        };
+        match &result {
+            Ok(_) => run.collective.leave(0, "it is done"),
+            Err(failure) => run.collective.leave(failure.class.code(), &failure.message),
         }
-        tracing::info!(digest = %outcome.digest, summary = %outcome.summary, "done");
-        Ok::<Outcome, Failure>(outcome)
-    });
-    let outcome = compute.map_err(Failure::internal)?.join();
-    runtime.shutdown_background();
-    match outcome {
-        Ok(result) => {
-            println!("digest {}", result?.digest);
-            Ok(())
-        }
-        Err(_) => Err(Failure::internal("the compute thread panicked; the message above says where")),
+        result
     }
+}
+
+/// The first rank's outcome, or the failure that the others' followed from.
+fn joined(ranks: Vec<JoinHandle<Result<Outcome, Failure>>>) -> Result<Outcome, Failure> {
+    let panicked = |_| Err(Failure::internal("the compute thread panicked; the message above says where"));
+    let mut results: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap_or_else(panicked)).collect();
+    let followed = |failure: &Failure| failure.class == ExitClass::PeerLost || failure.message.starts_with("replica ");
+    let cause = results.iter().position(|result| result.as_ref().is_err_and(|failure| !followed(failure)));
+    let cause = cause.or_else(|| results.iter().position(Result::is_err)).unwrap_or_default();
+    results.swap_remove(cause)
 }
 
 /// Arithmetic libraries read their thread count from the environment when they start, so a configured count
@@ -125,8 +178,11 @@ impl Run {
     /// Loads the searcher with its adapter, or with a fresh one.
     pub fn searcher(&self) -> Result<(Decoder, ModelCodec), Failure> {
         self.progress.phase("load the searcher", 0);
+        let spec = &self.config.searcher;
+        let device = device(spec.device).map_err(RolloutError::from)?;
+        let device = if device.is_cuda() && self.gpu > 0 { gpu(self.gpu).map_err(RolloutError::from)? } else { device };
         let (mut decoder, tokenizer): (Decoder, TokenizerFile) =
-            Decoder::load(&self.config.searcher).map_err(RolloutError::from)?;
+            Decoder::load_on(spec, &device).map_err(RolloutError::from)?;
         if self.config.searcher.adapter.is_none() {
             decoder.attach_lora(&self.config.lora, self.config.seed).map_err(RolloutError::from)?;
         }

@@ -311,14 +311,14 @@ impl Supervisor {
     }
 
     fn record_processes(&self) -> Result<(), Problem> {
-        let running: BTreeMap<&String, _> = self
-            .phases
-            .iter()
-            .filter_map(|(name, phase)| match phase {
-                Phase::Running { process, .. } => Some((name, &process.identity)),
-                _ => None,
-            })
-            .collect();
+        // the first replica under the component's name, the others under names of their own
+        let mut running = BTreeMap::new();
+        for (name, phase) in &self.phases {
+            let Phase::Running { process, .. } = phase else { continue };
+            for (rank, identity) in process.identities().enumerate() {
+                running.insert(if rank == 0 { name.clone() } else { format!("{name}/{rank}") }, identity);
+            }
+        }
         self.state.write("processes.json", &running)
     }
 

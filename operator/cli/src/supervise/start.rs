@@ -3,7 +3,7 @@
 use super::{Phase, Supervisor};
 use crate::process::Process;
 use crate::text::Problem;
-use s3_plan::{Role, WorkIdentity, work_identity};
+use s3_plan::{Component, ComponentKind, Role, WorkIdentity, WorkerConfig, work_identity};
 use std::time::Instant;
 
 impl Supervisor {
@@ -27,21 +27,53 @@ impl Supervisor {
             }
         }
         self.progress.remove(name);
-        let config = component.config.bind(name, &self.binder)?;
-        s3_config::save(&self.state.config(name), &config).map_err(Problem::input)?;
-        let log = self.state.log(name);
-        if let Some(folder) = log.parent() {
-            std::fs::create_dir_all(folder).map_err(|e| Problem::io("folder", folder, &e))?;
-        }
-        let mut args = component.args.clone();
-        args.extend(["--config".to_owned(), self.state.config(name).display().to_string()]);
-        let binary = self.options.binaries.join(&component.binary);
-        let process = Process::start(&binary, &args, &log).map_err(|e| Problem::io("start", &binary, &e))?;
+        let mut config = component.config.bind(name, &self.binder)?;
+        let replicas = match component.kind {
+            ComponentKind::Training => self.plan.placements.of(&component).replicas.max(1) as usize,
+            _ => 1,
+        };
+        let local = config.runtime_mut().team.as_ref().map_or(1, |team| team.local.max(1)) as usize;
+        let members = if replicas > 1 { self.binder.team(name, replicas, local)? } else { Vec::new() };
+        let mut processes = (0..replicas)
+            .map(|rank| self.process(&component, config.clone(), rank, &members))
+            .collect::<Result<Vec<_>, _>>()?;
+        let first = processes.remove(0);
+        let process = first.with(processes);
         self.phases.insert(name.to_owned(), Phase::Running { process, ready: false, stopping: None });
         self.record_processes()?;
         self.display.start(name);
         self.status_due = Instant::now();
         Ok(())
+    }
+
+    /// Starts one replica of a component.
+    fn process(
+        &self,
+        component: &Component,
+        mut config: WorkerConfig,
+        rank: usize,
+        members: &[String],
+    ) -> Result<Process, Problem> {
+        let name = &component.name;
+        let (mut file, mut log) = (self.state.config(name), self.state.log(name));
+        let runtime = config.runtime_mut();
+        if let Some(team) = runtime.team.as_mut() {
+            (team.rank, team.members) = (rank as u32, members.to_vec());
+        }
+        if rank > 0 {
+            // what is shown and handed over is the first one's
+            (runtime.admin, runtime.progress, runtime.result) = (None, None, None);
+            file = file.with_file_name(format!("{name}-r{rank}.yaml"));
+            log = log.with_file_name(format!("{name}-r{rank}.log"));
+        }
+        s3_config::save(&file, &config).map_err(Problem::input)?;
+        if let Some(folder) = log.parent() {
+            std::fs::create_dir_all(folder).map_err(|e| Problem::io("folder", folder, &e))?;
+        }
+        let mut args = component.args.clone();
+        args.extend(["--config".to_owned(), file.display().to_string()]);
+        let binary = self.options.binaries.join(&component.binary);
+        Process::start(&binary, &args, &log).map_err(|e| Problem::io("start", &binary, &e))
     }
 
     /// Work done under other settings is kept, but not continued.

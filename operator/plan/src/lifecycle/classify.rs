@@ -49,7 +49,8 @@ pub fn classify(end: &PodEnd) -> (FailureClass, String) {
     };
     let said = |what: &str| with(format!("{} ({what})", exit.describe()));
     match exit.kind() {
-        // Collective communication has no exit code of its own; its library names itself.
+        ExitKind::PeerLost => (FailureClass::Communication, said("another replica was lost")),
+        // A process that its library ended; it names itself.
         ExitKind::Defect | ExitKind::Unavailable if text.is_some_and(|text| text.contains("NCCL")) => {
             (FailureClass::Communication, said("communication between GPUs"))
         }
@@ -67,6 +68,18 @@ pub fn classify(end: &PodEnd) -> (FailureClass, String) {
         ExitKind::Defect if end.taken => (FailureClass::NodeLost, said("killed from outside")),
         ExitKind::Defect => (FailureClass::Unknown, said("defect")),
     }
+}
+
+/// Of the failures of several replicas the one that the attempt failed of: who lost another one only followed.
+pub fn cause(failures: impl IntoIterator<Item = (FailureClass, String)>) -> Option<(FailureClass, String)> {
+    let mut first = None;
+    for failure in failures {
+        if failure.0 != FailureClass::Communication {
+            return Some(failure);
+        }
+        first.get_or_insert(failure);
+    }
+    first
 }
 
 /// What follows a failure of a class without a rule.
@@ -113,6 +126,7 @@ mod tests {
             (exit(69), FailureClass::DependencyUnavailable),
             (PodEnd { message: Some("NCCL error 2".into()), ..exit(70) }, FailureClass::Communication),
             (exit(70), FailureClass::Unknown),
+            (exit(76), FailureClass::Communication),
             (exit(74), FailureClass::Storage),
             (exit(75), FailureClass::NodeLost),
             (exit(77), FailureClass::NodeLost),

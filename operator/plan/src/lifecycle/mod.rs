@@ -17,7 +17,7 @@ mod supply;
 mod why;
 
 pub use attempt::{Attempted, End, Live, Record, StopCause, Verdict};
-pub use classify::{PodEnd, class_word, classify, default_action};
+pub use classify::{PodEnd, cause, class_word, classify, default_action};
 pub use index::{IndexDecision, IndexView, Serving, decide_index};
 pub use job::{JobDecision, JobView, decide_job};
 pub use queue::{Admission, Grant, QueueStep, admission, queue_step};

@@ -43,6 +43,8 @@ pub const ADMIN_PORT_NUMBER: u16 = 9464;
 pub const GRPC_PORT_NUMBER: u16 = 50051;
 /// HTTP port of every service.
 pub const HTTP_PORT_NUMBER: u16 = 8080;
+/// Port at which a replica of a job hears the others; those of its further GPUs follow.
+pub const TEAM_PORT_NUMBER: u16 = 9400;
 
 /// What the parts of one rendering share.
 pub(crate) struct Context<'a> {

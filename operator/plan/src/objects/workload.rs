@@ -2,7 +2,7 @@
 
 use super::binder::{ClusterBinder, mark};
 use super::pod::{self, TERMINATION};
-use super::{Attempt, CLIENT_LABEL_PREFIX, Context, Object, component_selector};
+use super::{Attempt, CLIENT_LABEL_PREFIX, Context, Object, TEAM_PORT_NUMBER, component_selector};
 use crate::names::short_digest;
 use crate::{ComponentKind, PlanError};
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
@@ -46,6 +46,15 @@ fn config(context: &Context<'_>, binder: &ClusterBinder<'_>, rank: Option<u32>) 
     if let Some(rank) = rank {
         runtime.attempt =
             Some(AttemptConfig { epoch: context.attempt.number, rank, replicas: context.attempt.replicas });
+        if let Some(team) = runtime.team.as_mut().filter(|_| context.attempt.replicas > 1) {
+            let group = service_name(&config_map_name(&component.name, context.attempt.number));
+            let host = |rank| format!("r{rank}.{group}.{}.svc:{TEAM_PORT_NUMBER}", context.surroundings.namespace);
+            (team.rank, team.members) = (rank, (0..context.attempt.replicas).map(host).collect());
+        }
+        if rank > 0 {
+            // the folder is shared; what stands there is the first replica's
+            (runtime.progress, runtime.result) = (None, None);
+        }
         if let (true, Some(address), Some(uid)) =
             (pod::reports(context), &context.surroundings.operator_address, pod::audience(context))
         {

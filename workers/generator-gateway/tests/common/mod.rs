@@ -304,6 +304,7 @@ impl World {
                 termination_message: None,
                 attempt: None,
                 operator: None,
+                team: None,
             },
             grpc: free_port(),
             http: Some(free_port()),

@@ -5,6 +5,7 @@ pub(crate) mod attention;
 pub(crate) mod decode;
 pub(crate) mod head;
 pub(crate) mod launch;
+pub(crate) mod nccl;
 pub(crate) mod nearest;
 pub(crate) mod ops;
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub fn fit(
         run.progress.figure("loss", loss);
         run.progress.done(u64::from(position.step));
         tracing::debug!(step = position.step, loss, norm, "fit");
-        if checkpoints.due(position.step, steps) {
+        if Checkpoints::due(&config.checkpoint, position.step, steps) {
             checkpoints.save(decoder, &optimizer, &position, &policies)?;
         }
     }

@@ -40,18 +40,25 @@ fn file(folder: &Path, step: u32) -> PathBuf {
     folder.join(format!("best-{step:06}.safetensors"))
 }
 
-/// Keeps the policy of `step` when its gain is higher than that of every step before.
-pub fn note(position: &mut Position, step: u32, gain: f64, decoder: &Decoder, folder: &Path) -> Result<(), Failure> {
+/// Notes `step` when its gain is higher than that of every step before, and keeps its policy in `folder`; a rank that
+/// keeps no files names none.
+pub fn note(
+    position: &mut Position,
+    step: u32,
+    gain: f64,
+    decoder: &Decoder,
+    folder: Option<&Path>,
+) -> Result<(), Failure> {
     let before = Best::of(position);
     if before.is_some_and(|best| gain <= best.gain) {
         return Ok(());
     }
+    position.summary[KEY] = json!(Best { step, gain });
+    let Some(folder) = folder else { return Ok(()) };
     let (target, part) = (file(folder, step), folder.join("best.part"));
     let io = |e: std::io::Error| Failure::io(format!("{}: {e}", target.display()));
     save_tensors(&part, &decoder.trained_tensors()).map_err(RolloutError::from)?;
-    std::fs::rename(&part, &target).map_err(io)?;
-    position.summary[KEY] = json!(Best { step, gain });
-    Ok(())
+    std::fs::rename(&part, &target).map_err(io)
 }
 
 #[cfg(test)]
@@ -76,7 +83,7 @@ mod tests {
         let mut position = Position { summary: json!({}), ..Position::default() };
         assert_eq!(Best::of(&position), None);
         for (step, gain) in [(0, -0.1), (5, 0.2), (10, 0.2), (15, 0.1)] {
-            note(&mut position, step, gain, &policy(u64::from(step)), folder.path()).unwrap();
+            note(&mut position, step, gain, &policy(u64::from(step)), Some(folder.path())).unwrap();
         }
         let best = Best::of(&position).unwrap();
         assert_eq!(best, Best { step: 5, gain: 0.2 });

@@ -1,8 +1,14 @@
 //! Episodes of one step with their outcomes, journalled so that nothing finished is done or paid twice.
+//!
+//! Several ranks share a round's places out, contiguously; each plays its own, asks for their answers and keeps both.
+//! Then every rank learns what the others have, and all have the round that one alone would have played.
 
+use super::notes::StepNotes;
 use crate::baseline::BaselineStore;
 use crate::run::Run;
-use s3_artifacts::{ArtifactError, Journal};
+use crate::team::{first, gather, tell};
+use s3_artifacts::ArtifactError;
+use s3_collective::{Collective, share};
 use s3_config::{Determinism, TrainerConfig};
 use s3_model::Decoder;
 use s3_rollout::record::{EpisodeRecord, Outcome, StepEntry, StepRecord, TrainingRecord};
@@ -13,6 +19,7 @@ use s3_rollout::{
 use s3_search::reward::shaped;
 use s3_search::{Episode, Passage, Question};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -32,8 +39,8 @@ pub struct Arena<'a> {
     pub retriever: RetrieverPeer,
     /// The generator.
     pub generator: GeneratorPeer,
-    /// The baseline's answers.
-    pub store: &'a Mutex<BaselineStore<'a>>,
+    /// The baseline's answers; the first rank has them.
+    pub store: Option<&'a Mutex<BaselineStore<'a>>>,
     /// Asks to stop.
     pub link: Link,
 }
@@ -78,7 +85,7 @@ impl<'a> Arena<'a> {
     pub fn round(
         &self,
         decoder: &Decoder,
-        journal: &mut Journal<StepEntry>,
+        journal: &mut StepNotes,
         round: &Round<'_>,
         each: &(dyn Fn(u64) + Sync),
     ) -> Result<Played, RolloutError> {
@@ -107,9 +114,9 @@ impl<'a> Arena<'a> {
             pace,
         };
         let lost = std::thread::scope(|scope| {
-            let baseline = scope.spawn(|| match known {
-                Some(_) => Ok(0),
-                None => self.store().ensure(round.questions, |_| ()),
+            let baseline = scope.spawn(|| match self.store.filter(|_| known.is_none()) {
+                Some(store) => locked(store).ensure(round.questions, |_| ()),
+                None => Ok(0),
             });
             let played = stream.run(round.questions.len(), &table);
             let lost = baseline.join().unwrap_or_else(|_| {
@@ -119,16 +126,20 @@ impl<'a> Arena<'a> {
         });
         let mut table = table.into_inner().unwrap_or_else(PoisonError::into_inner);
         // what was had is kept, also when the round fails
-        table.keep()?;
+        table.keep_own()?;
         if lost? > 0 {
             tracing::warn!("baseline answers could not be had; their questions' samples are masked");
         }
         let playing = table.over.duration_since(started).as_secs_f64();
+        table.bring_together()?;
         let (episodes, searchers) = table.whole()?;
+        // once this is heard, the first rank has written all that the others kept
+        let baselines = tell(self.team(), || Ok::<_, RolloutError>(self.baselines(round, known.is_some())))?;
+        journal.brought_together()?;
         let outcomes = if let Some(outcomes) = known {
             outcomes
         } else {
-            let outcomes = self.outcomes(&episodes, searchers);
+            let outcomes = self.outcomes(round, &episodes, searchers, baselines);
             journal.append(&key, StepEntry::Outcomes { outcomes: outcomes.clone() })?;
             outcomes
         };
@@ -136,22 +147,37 @@ impl<'a> Arena<'a> {
         Ok(Played { episodes, outcomes, seconds: (playing, answering) })
     }
 
-    fn store(&self) -> std::sync::MutexGuard<'_, BaselineStore<'a>> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    fn team(&self) -> &'a dyn Collective {
+        self.run.collective.as_ref()
     }
 
-    fn outcomes(&self, episodes: &[EpisodeRecord], searchers: Vec<Scored>) -> Vec<Outcome> {
-        let store = self.store();
-        let outcome = |(episode, searcher): (&EpisodeRecord, Scored)| {
-            let baseline = store
-                .get(&episode.question)
-                .unwrap_or_else(|| Scored::missing("the baseline answer was lost in an outage".into(), true));
+    /// The baseline of every question, by the first rank; nothing where it is not asked for.
+    fn baselines(&self, round: &Round<'_>, known: bool) -> Vec<Scored> {
+        let Some(store) = self.store.filter(|_| !known).map(locked) else { return Vec::new() };
+        let lost = || Scored::missing("the baseline answer was lost in an outage".into(), true);
+        round.questions.iter().map(|question| store.get(question).unwrap_or_else(lost)).collect()
+    }
+
+    fn outcomes(
+        &self,
+        round: &Round<'_>,
+        episodes: &[EpisodeRecord],
+        searchers: Vec<Scored>,
+        baselines: Vec<Scored>,
+    ) -> Vec<Outcome> {
+        let samples = round.samples as usize;
+        let baselines = baselines.into_iter().flat_map(|baseline| std::iter::repeat_n(baseline, samples));
+        let outcome = |((episode, searcher), baseline): ((&EpisodeRecord, Scored), Scored)| {
             let config = &self.run.config;
             let reward = shaped(&config.reward, &episode.trajectory(), searcher.verdict, baseline.verdict);
             Outcome { searcher, baseline, reward }
         };
-        episodes.iter().zip(searchers).map(outcome).collect()
+        episodes.iter().zip(searchers).zip(baselines).map(outcome).collect()
     }
+}
+
+fn locked<'m, 'a>(store: &'m Mutex<BaselineStore<'a>>) -> std::sync::MutexGuard<'m, BaselineStore<'a>> {
+    store.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Who waits for whom: nobody for anybody where that changes no bit, or none need be kept.
@@ -170,13 +196,19 @@ struct Asked {
     scored: Option<Scored>,
 }
 
+/// What one rank brings to a round: its places' episodes, and its answers by the places that asked.
+type Part = (Vec<(usize, EpisodeRecord)>, Vec<(usize, Scored)>);
+
 /// A round's episodes and answers as they come. What another episode asks as well is asked once.
 struct RoundTable<'s> {
     config: &'s TrainerConfig,
     codec: &'s ModelCodec,
     generator: &'s GeneratorPeer,
     round: &'s Round<'s>,
-    journal: &'s mut Journal<StepEntry>,
+    team: &'s dyn Collective,
+    /// The places that this rank plays.
+    mine: Range<usize>,
+    journal: &'s mut StepNotes,
     each: &'s (dyn Fn(u64) + Sync),
     episodes: Vec<Option<EpisodeRecord>>,
     /// By place: which ask answers it.
@@ -191,16 +223,19 @@ struct RoundTable<'s> {
 impl<'s> RoundTable<'s> {
     fn new(
         arena: &'s Arena<'_>,
-        journal: &'s mut Journal<StepEntry>,
+        journal: &'s mut StepNotes,
         round: &'s Round<'s>,
         each: &'s (dyn Fn(u64) + Sync),
     ) -> Self {
         let places = round.len() as usize;
+        let team = arena.team();
         let mut table = Self {
             config: &arena.run.config,
             codec: arena.codec,
             generator: &arena.generator,
             round,
+            team,
+            mine: share(places, team.rank(), team.size()),
             each,
             episodes: vec![None; places],
             ask_of: vec![None; places],
@@ -280,7 +315,63 @@ impl<'s> RoundTable<'s> {
 
     fn missing(&self, group: usize) -> impl Iterator<Item = u32> + use<'_, 's> {
         let samples = self.round.samples;
-        (0..samples).filter(move |sample| self.episodes[group * samples as usize + *sample as usize].is_none())
+        (0..samples).filter(move |sample| {
+            let place = group * samples as usize + *sample as usize;
+            self.mine.contains(&place) && self.episodes[place].is_none()
+        })
+    }
+
+    /// Puts what was taken so far where it outlives the process.
+    fn keep_own(&mut self) -> Result<(), RolloutError> {
+        let units = std::mem::take(&mut self.unkept);
+        self.journal.keep(units)
+    }
+
+    /// Takes what the other ranks have played and were answered; they all take the same.
+    ///
+    /// Where several asked the same, the answer of the first place counts that has one.
+    fn bring_together(&mut self) -> Result<(), RolloutError> {
+        if self.team.size() == 1 {
+            return Ok(());
+        }
+        let own = |place: &usize| self.mine.contains(place);
+        let episodes = self.mine.clone().filter_map(|place| Some((place, self.episodes[place].clone()?))).collect();
+        let answers = self.asks.iter().filter(|ask| own(&ask.place));
+        let answers = answers.filter_map(|ask| Some((ask.place, ask.scored.clone()?))).collect();
+        let parts: Vec<Part> = gather(self.team, (episodes, answers))?;
+        let mut answers = BTreeMap::new();
+        for (episodes, scored) in parts {
+            for (place, episode) in episodes {
+                self.note("rollout", place, episode.failure().is_none(), || StepEntry::Episodes {
+                    episodes: vec![episode.clone()],
+                });
+                self.episodes[place] = Some(episode);
+            }
+            for (place, one) in scored {
+                self.note("answer", place, one.failure.is_none(), || StepEntry::Answers { answers: vec![one.clone()] });
+                answers.insert(place, one);
+            }
+        }
+        self.known.clear();
+        self.asks.clear();
+        for place in 0..self.episodes.len() {
+            self.ask(place);
+            let Some((ask, one)) = self.ask_of[place].zip(answers.remove(&place)) else { continue };
+            let scored = &mut self.asks[ask].scored;
+            if scored.as_ref().is_none_or(|known| known.failure.is_some() && one.failure.is_none()) {
+                *scored = Some(one);
+            }
+        }
+        (self.each)(self.episodes.iter().flatten().count() as u64);
+        self.keep_own()
+    }
+
+    /// Has the first rank keep what another one has.
+    fn note(&mut self, what: &str, place: usize, keeps: bool, entry: impl FnOnce() -> StepEntry) {
+        let key = self.key(what, place);
+        if keeps && first(self.team) && self.journal.get(&key).is_none() {
+            self.unkept.push((key, entry()));
+        }
     }
 
     /// All episodes with their answers. Where not one came about, nothing more is kept, so that a later run asks
@@ -309,9 +400,9 @@ impl<'s> RoundTable<'s> {
             let reason = || episode.failure().unwrap_or("no answer came").to_owned();
             scored.push(answer.unwrap_or_else(|| Scored::missing(reason(), true)));
         }
-        failed.retain(|(key, _)| self.journal.get(key).is_none());
+        failed.retain(|(key, _)| first(self.team) && self.journal.get(key).is_none());
         self.unkept.extend(failed);
-        self.keep()?;
+        self.keep_own()?;
         Ok((episodes, scored))
     }
 }
@@ -336,7 +427,7 @@ impl<'s> Stage<'s> for RoundTable<'s> {
         let samples = self.round.samples as usize;
         let open = |ask: &usize| {
             let Asked { place, scored } = &self.asks[*ask];
-            place / samples == group && scored.is_none()
+            place / samples == group && self.mine.contains(place) && scored.is_none()
         };
         if self.journal.get(&format!("{}outcomes", self.round.prefix)).is_some() {
             return Vec::new();
@@ -384,9 +475,10 @@ impl<'s> Stage<'s> for RoundTable<'s> {
         Ok(())
     }
 
+    /// Also tells of a rank that was lost, as nobody else does while all play.
     fn keep(&mut self) -> Result<(), RolloutError> {
-        let units = std::mem::take(&mut self.unkept);
-        Ok(self.journal.append_all(units)?)
+        self.keep_own()?;
+        self.team.lost().map_or(Ok(()), |lost| Err(lost.into()))
     }
 }
 

@@ -10,23 +10,27 @@ mod best;
 mod episodes;
 mod figures;
 mod milestones;
+mod notes;
 mod policies;
 mod rollback;
 mod update;
 mod watch;
 
 use crate::baseline::{BaselineStore, Chosen, choose};
-use crate::checkpoint::{Checkpoints, Position, digest, export_adapter, restore_other};
+use crate::checkpoint::{Checkpoint, Checkpoints, Position, Whole, digest_tensors, export_adapter, other};
 use crate::identity::{Identity, Peers};
 use crate::run::Run;
+use crate::team::{first, gather, tell};
 use best::Best;
 pub(crate) use episodes::again as round_again;
 use episodes::{Arena, Played, Round, results_digest};
 use milestones::Milestones;
+use notes::StepNotes;
 pub(crate) use policies::Policies;
-use s3_artifacts::{Journal, write_atomic};
-use s3_config::{GuardAction, TrainerConfig};
-use s3_model::{AdamW, Decoder, Workload};
+use s3_artifacts::write_atomic;
+use s3_collective::Collective;
+use s3_config::{Determinism, GuardAction, TrainerConfig};
+use s3_model::{AdamW, Decoder, Team, Workload};
 use s3_rollout::record::{StepEntry, step_journal};
 use s3_rollout::{Ahead, Link, RolloutError, Sampling, policy_of};
 use s3_search::Question;
@@ -43,18 +47,22 @@ pub use watch::Watch;
 
 /// `s3-trainer train`.
 pub fn command(run: &Run) -> Result<Outcome, Failure> {
-    check(&run.config)?;
-    let _lock = lock(&run.config.runtime.state_dir)?;
+    let all = run.collective.as_ref();
+    check(&run.config, all.size())?;
+    // what is on disk is the first rank's
+    let _lock = if first(all) { Some(lock(&run.config.runtime.state_dir)?) } else { None };
     let (retriever, generator) = (run.retriever()?, run.generator()?);
-    let mut store = BaselineStore::open(run, &retriever, &generator)?;
-    let chosen = choose(run, &mut store)?;
+    let mut store = if first(all) { Some(BaselineStore::open(run, &retriever, &generator)?) } else { None };
+    let chosen = tell(all, || store.as_mut().map_or_else(|| Ok(Chosen::default()), |store| choose(run, store)))?;
     let (mut decoder, codec) = run.searcher()?;
     let reference = (run.config.algorithm.kl_coefficient > 0.0).then(|| decoder.clone());
     if needs_critic(&run.config.algorithm) {
         decoder.attach_value_head().map_err(RolloutError::from)?;
     }
     let config = &run.config;
-    plan_memory(config, &decoder)?;
+    check_bits(config, &decoder, all.size())?;
+    let team = Team::new(run.collective.clone(), decoder.device()).map_err(RolloutError::from)?;
+    plan_memory(config, &decoder, &team)?;
     // how many threads play changes no result
     let rollout = s3_config::RolloutConfig { workers: 1, ..config.rollout.clone() };
     let more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": rollout,
@@ -62,17 +70,22 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     let peers = Peers { index: retriever.index_digest(), generator: Some(generator.digest()) };
     let identity = Identity::of(run, "train", &decoder, peers, [&chosen.train, &chosen.probe], more)?;
     let folder = config.runtime.state_dir.join("training");
-    claim(&folder, &identity)?;
+    let same = tell(all, || Ok::<_, RolloutError>(identity.0.clone()))?;
+    identity.check(&same, Path::new("the first replica"))?;
+    if first(all) {
+        claim(&folder, &identity)?;
+    }
     let (retriever, generator) = (retriever.clone(), generator.clone());
-    let store = Mutex::new(store);
-    let arena = Arena { run, codec: &codec, retriever, generator, store: &store, link: run.link.clone() };
-    let training = Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref() };
+    let store = store.map(Mutex::new);
+    let arena = Arena { run, codec: &codec, retriever, generator, store: store.as_ref(), link: run.link.clone() };
+    let training =
+        Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref(), team: &team };
     training.run(decoder)
 }
 
 /// Shows how much memory training takes when every episode fills its context, and refuses what cannot fit before
 /// anything is spent on it. On a CPU, where memory is taken only as it is used, that is a warning.
-fn plan_memory(config: &TrainerConfig, decoder: &Decoder) -> Result<(), Failure> {
+fn plan_memory(config: &TrainerConfig, decoder: &Decoder, team: &Team) -> Result<(), Failure> {
     let tokens = decoder.config().max_positions.min(config.search.context_tokens as usize);
     let work = Workload {
         rows: config.rollout.batch.max(1),
@@ -80,7 +93,14 @@ fn plan_memory(config: &TrainerConfig, decoder: &Decoder) -> Result<(), Failure>
         tokens,
         positions: tokens,
     };
-    let plan = decoder.memory_plan(work);
+    let mut plan = decoder.memory_plan(work);
+    if team.size() > 1 {
+        let episodes = config.rollout.questions * config.rollout.samples;
+        let batch = if config.rollout.mini_batch == 0 { episodes } else { config.rollout.mini_batch.min(episodes) };
+        let micros = batch.div_ceil(config.rollout.micro_batch.max(1)).div_ceil(team.size());
+        let apart = if team.keeps_apart(config.determinism == Determinism::Bitwise) { micros } else { 1 };
+        plan = plan.shared(team.largest_share(decoder), apart as u64);
+    }
     tracing::info!(%plan, "memory");
     match plan.check(decoder.device()) {
         Ok(()) => Ok(()),
@@ -99,6 +119,7 @@ struct Training<'a> {
     folder: PathBuf,
     identity: &'a Identity,
     reference: Option<&'a Decoder>,
+    team: &'a Team,
 }
 
 impl Training<'_> {
@@ -108,17 +129,21 @@ impl Training<'_> {
 
     fn run(&self, mut decoder: Decoder) -> Result<Outcome, Failure> {
         let config = self.config();
-        let checkpoints = Checkpoints::open(config, self.identity)?;
+        let checkpoints = if first(self.all()) { Some(Checkpoints::open(config, self.identity)?) } else { None };
+        let checkpoints = checkpoints.as_ref();
         let mut optimizer = AdamW::new(&config.optimizer);
         let mut policies = Policies::new(config.rollout.staleness);
-        let restored = checkpoints.restore(&mut decoder, &mut optimizer, &mut policies)?;
+        let newest = || checkpoints.map_or(Ok(None), Checkpoints::newest);
+        let restored = self.put_back(&mut decoder, &mut optimizer, &mut policies, newest)?;
         let mut saved = restored.as_ref().map(|position| position.step);
-        let mut position = match (restored, &config.resume_from) {
-            (Some(position), _) => position,
-            (None, Some(from)) => restore_other(from, self.identity, &mut decoder, &mut optimizer, &mut policies)?,
-            (None, None) => Position::default(),
+        let from_other = || config.resume_from.as_ref().map(|from| other(from, self.identity)).transpose();
+        let position = match restored {
+            Some(position) => Some(position),
+            None => self.put_back(&mut decoder, &mut optimizer, &mut policies, from_other)?,
         };
-        self.set_aside(&position)?;
+        let mut position = position.unwrap_or_default();
+        self.team.settle(&mut decoder, &mut optimizer);
+        self.once(|| self.set_aside(&position))?;
         last_words().guard(position.watch.says());
         if position.step > config.steps {
             let reason =
@@ -126,37 +151,120 @@ impl Training<'_> {
             return Err(Failure::input(reason));
         }
         let milestones = Milestones::of(config, self.identity);
-        milestones.tell(position.step)?;
-        milestones.keep(&decoder, position.step)?;
-        let result = self.steps(&mut decoder, &mut optimizer, &mut policies, &checkpoints, &mut position, &mut saved);
+        self.once(|| {
+            milestones.tell(position.step)?;
+            milestones.keep(&decoder, position.step)
+        })?;
+        let result = self.steps(&mut decoder, &mut optimizer, &mut policies, checkpoints, &mut position, &mut saved);
         if let Err(failure) = &result
             && failure.class == ExitClass::Interrupted
             && saved != Some(position.step)
             && optimizer.steps() == steps_at(&position)
+            // others may be anywhere in the step: what several ranks hold is saved between steps alone
+            && self.team.size() == 1
         {
-            checkpoints.save(&decoder, &optimizer, &position, &policies)?;
+            self.save(checkpoints, &decoder, &optimizer, &position, &policies)?;
         }
         result?;
+        let whole = self.whole(&decoder, &optimizer)?;
+        tell(self.all(), || match (checkpoints, whole) {
+            (Some(checkpoints), Some(whole)) => self.hand_over(checkpoints, &decoder, &whole, &position),
+            _ => Err(Failure::internal("the first replica brings the run to its end")),
+        })
+    }
+
+    fn all(&self) -> &dyn Collective {
+        self.team.collective()
+    }
+
+    /// Does what is done once, by the first rank; all go on when it is done.
+    fn once(&self, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+        tell(self.all(), work)
+    }
+
+    /// Exports the searcher and says what the run came to.
+    fn hand_over(
+        &self,
+        checkpoints: &Checkpoints<'_>,
+        decoder: &Decoder,
+        whole: &Whole,
+        position: &Position,
+    ) -> Result<Outcome, Failure> {
+        let config = self.config();
         checkpoints.check()?;
-        let adapter = match Best::of(&position) {
+        let adapter = match Best::of(position) {
             Some(best) => {
                 let mut chosen = decoder.clone();
                 best.lay_over(&self.folder, &mut chosen)?;
                 export_adapter(&chosen, self.identity, best.step, config)?
             }
-            None => export_adapter(&decoder, self.identity, position.step, config)?,
+            None => export_adapter(decoder, self.identity, position.step, config)?,
         };
         let mut summary = position.summary.clone();
         if let Value::Object(summary) = &mut summary {
             summary.insert("steps".into(), json!(position.step));
-            if let Some(why) = self.stops(&position).filter(|_| position.step < config.steps) {
+            if let Some(why) = self.stops(position).filter(|_| position.step < config.steps) {
                 summary.insert("stoppedEarly".into(), json!(why));
             }
             summary.insert("questions".into(), json!(self.chosen.train.len()));
             summary.insert("solvedAndLeftOut".into(), json!(self.chosen.solved));
             summary.insert("adapterSha256".into(), json!(adapter));
         }
-        Ok(Outcome { digest: digest(&decoder, &optimizer, &position)?, summary })
+        Ok(Outcome { digest: digest_tensors(whole, position)?, summary })
+    }
+
+    /// The tensors of all ranks, on the first.
+    fn whole(&self, decoder: &Decoder, optimizer: &AdamW) -> Result<Option<Whole>, RolloutError> {
+        Ok(self.team.whole(decoder, optimizer)?.map(|(policy, state)| Whole { policy, state }))
+    }
+
+    /// Saves a checkpoint of what all ranks hold; all go on when it is safe.
+    fn save(
+        &self,
+        checkpoints: Option<&Checkpoints<'_>>,
+        decoder: &Decoder,
+        optimizer: &AdamW,
+        position: &Position,
+        policies: &Policies,
+    ) -> Result<(), Failure> {
+        let whole = self.whole(decoder, optimizer)?;
+        self.once(|| match (checkpoints, whole) {
+            (Some(checkpoints), Some(whole)) => checkpoints.save_tensors(decoder, &whole, position, policies).map(drop),
+            _ => Ok(()),
+        })
+    }
+
+    /// Puts a checkpoint back on every rank, which the first one finds; none when there is none.
+    fn put_back(
+        &self,
+        decoder: &mut Decoder,
+        optimizer: &mut AdamW,
+        policies: &mut Policies,
+        find: impl FnOnce() -> Result<Option<Checkpoint>, Failure>,
+    ) -> Result<Option<Position>, Failure> {
+        if self.team.size() == 1 {
+            return find()?.map(|checkpoint| checkpoint.restore_all(decoder, optimizer, policies)).transpose();
+        }
+        // Several ranks play with the newest policy alone, so there are no earlier ones.
+        let mut loaded = Whole::default();
+        let position = tell(self.all(), || {
+            let Some(checkpoint) = find()? else { return Ok(None) };
+            loaded = checkpoint.whole()?;
+            checkpoint.position().map(Some)
+        })?;
+        if position.is_some() {
+            let policy = self.team.told(&loaded.policy).map_err(RolloutError::from)?;
+            let state = self.team.told(&loaded.state).map_err(RolloutError::from)?;
+            Whole { policy, state }.lay_over(&self.config().checkpoint.dir, decoder, optimizer)?;
+            self.team.settle(decoder, optimizer);
+        }
+        Ok(position)
+    }
+
+    /// The journal of a step.
+    fn notes(&self, step: u32) -> Result<StepNotes, RolloutError> {
+        let attempt = self.config().runtime.attempt.as_ref().map_or(0, |attempt| attempt.epoch);
+        StepNotes::open(self.arena.run.collective.as_ref(), &step_journal(&self.folder, step), attempt)
     }
 
     fn steps(
@@ -164,7 +272,7 @@ impl Training<'_> {
         decoder: &mut Decoder,
         optimizer: &mut AdamW,
         policies: &mut Policies,
-        checkpoints: &Checkpoints<'_>,
+        checkpoints: Option<&Checkpoints<'_>>,
         position: &mut Position,
         saved: &mut Option<u32>,
     ) -> Result<(), Failure> {
@@ -175,16 +283,15 @@ impl Training<'_> {
             })?;
             // No round is under way here, so nothing is played with what is gone back from.
             let Some((from, trip)) = back else { return Ok(()) };
-            match self.roll_back(decoder, optimizer, policies, checkpoints, &from, trip.since)? {
-                Some(earlier) => (*position, *saved) = (earlier, None),
-                None => {
-                    *position = from;
-                    policies.keep(position.step, decoder, optimizer.steps());
-                    checkpoints.save(decoder, optimizer, position, policies)?;
-                    let cure = "it was not cured by going back, or there is nothing to go back to";
-                    return Err(Failure::paused(&format!("{}; {cure}", trip.message)));
-                }
-            }
+            let earlier = self.roll_back(decoder, optimizer, policies, checkpoints, &from, trip.since)?;
+            let Some(earlier) = earlier else {
+                *position = from;
+                policies.keep(position.step, decoder, optimizer.steps());
+                self.save(checkpoints, decoder, optimizer, position, policies)?;
+                let cure = "it was not cured by going back, or there is nothing to go back to";
+                return Err(Failure::paused(&format!("{}; {cure}", trip.message)));
+            };
+            (*position, *saved) = (earlier, None);
             last_words().guard(position.watch.says());
         }
     }
@@ -193,11 +300,11 @@ impl Training<'_> {
     #[allow(clippy::too_many_arguments)] // what a step reads and changes
     fn steps_with<'s>(
         &'s self,
-        mut ahead: Ahead<'s, '_, (Played, Journal<StepEntry>)>,
+        mut ahead: Ahead<'s, '_, (Played, StepNotes)>,
         decoder: &mut Decoder,
         optimizer: &mut AdamW,
         policies: &mut Policies,
-        checkpoints: &Checkpoints<'_>,
+        checkpoints: Option<&Checkpoints<'_>>,
         position: &mut Position,
         saved: &mut Option<u32>,
     ) -> Result<Option<(Position, Trip)>, Failure> {
@@ -205,11 +312,11 @@ impl Training<'_> {
         let milestones = Milestones::of(config, self.identity);
         if position.results.is_empty() {
             *position = Self::noted(position, optimizer, None);
-            let mut journal = Journal::open(&step_journal(&self.folder, 0)).map_err(RolloutError::from)?;
+            let mut journal = self.notes(0)?;
             self.probe(decoder, &mut journal, 0, position)?;
         }
         while position.step < config.steps && self.stops(position).is_none() {
-            checkpoints.check()?;
+            checkpoints.map_or(Ok(()), Checkpoints::check)?;
             let step = position.step + 1;
             policies.keep(position.step, decoder, optimizer.steps());
             self.start_due(&mut ahead, policies, position)?;
@@ -223,7 +330,8 @@ impl Training<'_> {
             figures.insert("stalenessOptimizerSteps".into(), policies.behind(policy, optimizer.steps())? as f64);
             self.arena.run.progress.phase(format!("step {step}/{}: update", config.steps), 0);
             let started = std::time::Instant::now();
-            let updater = Updater { config, reference: self.reference, shutdown: &self.arena.run.link.shutdown };
+            let shutdown = &self.arena.run.link.shutdown;
+            let updater = Updater { config, reference: self.reference, shutdown, team: self.team };
             figures.extend(updater.update(decoder, optimizer, &played)?);
             figures.insert("secondsUpdate".into(), started.elapsed().as_secs_f64());
             let mut next = Self::noted(position, optimizer, Some(&figures));
@@ -231,7 +339,7 @@ impl Training<'_> {
             next.step = step;
             if journal.get("figures").is_none() {
                 let entry = StepEntry::Figures { figures: figures.clone() };
-                journal.append("figures", entry).map_err(RolloutError::from)?;
+                journal.append("figures", entry)?;
             }
             self.show(step, &figures);
             let trip = next.watch.stepped(step, &figures, &config.guards);
@@ -258,18 +366,23 @@ impl Training<'_> {
             }
             *position = next;
             let ends = pause.is_some() || self.stops(position).is_some();
-            if ends || checkpoints.due(step, config.steps) || milestones.due(step) {
+            // All stop together, and where they save.
+            let asked = gather(self.all(), shutdown.requested())?.contains(&true);
+            let due = Checkpoints::due(&config.checkpoint, step, config.steps) || milestones.due(step);
+            if ends || due || (asked && self.team.size() > 1) {
                 let started = std::time::Instant::now();
-                checkpoints.save(decoder, optimizer, position, policies)?;
+                self.save(checkpoints, decoder, optimizer, position, policies)?;
                 *saved = Some(step);
                 let seconds = started.elapsed().as_secs_f64();
                 s3_telemetry::metrics().training_phase_seconds.with_label_values(&["checkpoint"]).observe(seconds);
-                milestones.keep(decoder, step)?;
+                self.once(|| milestones.keep(decoder, step))?;
             }
             if let Some(why) = pause {
                 return Err(Failure::paused(&why));
             }
-            self.arena.run.check()?;
+            if asked {
+                return Err(Failure::interrupted());
+            }
         }
         Ok(None)
     }
@@ -288,7 +401,7 @@ impl Training<'_> {
     /// Starts the rounds whose policy is there, each with its own copy of it (which shares what is not trained).
     fn start_due<'s>(
         &'s self,
-        ahead: &mut Ahead<'s, '_, (Played, Journal<StepEntry>)>,
+        ahead: &mut Ahead<'s, '_, (Played, StepNotes)>,
         policies: &Policies,
         position: &Position,
     ) -> Result<(), RolloutError> {
@@ -300,7 +413,7 @@ impl Training<'_> {
             let link = Link { handle: self.arena.link.handle.clone(), shutdown: self.arena.link.shutdown.part() };
             let arena = self.arena.on(link.clone());
             ahead.start(step, link.shutdown, move |_, done| {
-                let mut journal = Journal::open(&step_journal(&self.folder, step))?;
+                let mut journal = self.notes(step)?;
                 let questions = step_questions(&self.chosen.train, config, step);
                 let round = Round {
                     prefix: "",
@@ -325,7 +438,7 @@ impl Training<'_> {
     fn probe(
         &self,
         decoder: &Decoder,
-        journal: &mut Journal<StepEntry>,
+        journal: &mut StepNotes,
         step: u32,
         position: &mut Position,
     ) -> Result<(), Failure> {
@@ -347,11 +460,12 @@ impl Training<'_> {
         position.watch.probed(figures["gain"]);
         tracing::info!(step, gain = figures["gain"], accuracy = figures["accuracy"], "held-out");
         if self.config().probe.as_ref().is_some_and(|probe| probe.export_best) {
-            best::note(position, step, figures["gain"], decoder, &self.folder)?;
+            let folder = first(self.all()).then_some(self.folder.as_path());
+            best::note(position, step, figures["gain"], decoder, folder)?;
         }
         self.arena.run.progress.figure("heldOutGain", figures["gain"]);
         if journal.get("probe/figures").is_none() {
-            journal.append("probe/figures", StepEntry::Figures { figures }).map_err(RolloutError::from)?;
+            journal.append("probe/figures", StepEntry::Figures { figures })?;
         }
         Ok(())
     }
@@ -375,6 +489,9 @@ impl Training<'_> {
     }
 
     fn show(&self, step: u32, figures: &BTreeMap<String, f64>) {
+        if !first(self.all()) {
+            return;
+        }
         figures::publish(step, figures);
         let figure = |name: &str| figures.get(name).copied().unwrap_or_default();
         tracing::info!(
@@ -407,8 +524,25 @@ fn steps_at(position: &Position) -> u64 {
     position.summary["optimizerSteps"].as_u64().unwrap_or_default()
 }
 
+/// Refuses to promise bits that several ranks cannot keep.
+fn check_bits(config: &TrainerConfig, decoder: &Decoder, ranks: usize) -> Result<(), Failure> {
+    if ranks > 1 && config.determinism == Determinism::Bitwise && !decoder.rows_stand_alone() {
+        return Err(Failure::input(
+            "determinism Bitwise does not hold for several replicas on this device: what a row becomes depends on those \
+             beside it, and the device orders sums; set determinism to Relaxed, or use one replica with one GPU",
+        ));
+    }
+    Ok(())
+}
+
 /// Refuses settings under which nothing could be learned.
-fn check(config: &TrainerConfig) -> Result<(), Failure> {
+fn check(config: &TrainerConfig, ranks: usize) -> Result<(), Failure> {
+    if ranks > 1 && config.rollout.staleness > 0 {
+        return Err(Failure::input(
+            "rollout.staleness plays rounds ahead, which several replicas do not; set it to 0, or use one replica with \
+             one GPU",
+        ));
+    }
     if config.rollout.temperature <= 0.0 {
         return Err(Failure::input("rollout.temperature must be above 0 for training; greedy episodes teach nothing"));
     }

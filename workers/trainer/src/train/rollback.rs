@@ -23,7 +23,7 @@ impl Training<'_> {
         decoder: &mut Decoder,
         optimizer: &mut AdamW,
         policies: &mut Policies,
-        checkpoints: &Checkpoints<'_>,
+        checkpoints: Option<&Checkpoints<'_>>,
         from: &Position,
         since: u32,
     ) -> Result<Option<Position>, Failure> {
@@ -32,20 +32,21 @@ impl Training<'_> {
             return Ok(None);
         }
         let milestones = Milestones::of(config, self.identity);
-        let wanted = |step: u32| checkpoints.due(step, config.steps) || milestones.due(step);
-        let Some(checkpoint) = before_where(&config.checkpoint.dir, since, wanted)? else { return Ok(None) };
-        checkpoint.restore(decoder, optimizer)?;
-        *policies = Policies::new(config.rollout.staleness);
-        checkpoint.restore_policies(decoder, policies)?;
-        let mut position = checkpoint.position()?;
+        let wanted = |step: u32| Checkpoints::due(&config.checkpoint, step, config.steps) || milestones.due(step);
+        let find = || before_where(&config.checkpoint.dir, since, wanted);
+        let mut earlier = Policies::new(config.rollout.staleness);
+        let Some(mut position) = self.put_back(decoder, optimizer, &mut earlier, find)? else { return Ok(None) };
+        *policies = earlier;
         position.watch.rollbacks = from.watch.rollbacks + 1;
         // It is told until the value is healthy again.
         position.watch.tripped.clone_from(&from.watch.tripped);
         position.watch.beyond.clear();
-        checkpoints.take_back(position.step)?;
-        milestones.take_back(position.step)?;
-        checkpoints.save(decoder, optimizer, &position, policies)?;
-        self.set_aside(&position)?;
+        self.once(|| {
+            checkpoints.map_or(Ok(()), |checkpoints| checkpoints.take_back(position.step))?;
+            milestones.take_back(position.step)
+        })?;
+        self.save(checkpoints, decoder, optimizer, &position, policies)?;
+        self.once(|| self.set_aside(&position))?;
         tracing::warn!(from = from.step, to = position.step, returns = position.watch.rollbacks, "went back");
         Ok(Some(position))
     }
@@ -65,8 +66,13 @@ impl Training<'_> {
         for entry in std::fs::read_dir(&self.folder).map_err(|e| io(&self.folder, e))? {
             let name = entry.map_err(|e| io(&self.folder, e))?.file_name();
             let text = name.to_string_lossy();
-            let step = text.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".journal"));
-            if step.and_then(|digits| digits.parse::<u32>().ok()).is_some_and(|step| step > position.step) {
+            // a journal, or what a replica kept of it
+            let step = text.strip_prefix("step-").and_then(|rest| rest.split_once('.'));
+            if step
+                .map(|(digits, _)| digits)
+                .and_then(|digits| digits.parse::<u32>().ok())
+                .is_some_and(|step| step > position.step)
+            {
                 let target = aside.join(&name);
                 std::fs::rename(self.folder.join(&name), &target).map_err(|e| io(&target, e))?;
             }

@@ -8,8 +8,12 @@ use crate::learn::{
     EpisodeReturn, TokenBatch, advantages, importance, kl_penalties, micro_weights, mismatch_kl, policy_loss,
     token_weights, value_loss, zero_variance,
 };
-use s3_config::{AlgorithmConfig, Compatibility, Estimator, ImportanceCorrection, KlPlacement, TrainerConfig};
-use s3_model::{AdamW, Decoder, Gradients, ModelError, PolicyGrads, PolicyOutputs, TrainSequence};
+use crate::team::{gather, gather_rows};
+use s3_collective::share;
+use s3_config::{
+    AlgorithmConfig, Compatibility, Determinism, Estimator, ImportanceCorrection, KlPlacement, TrainerConfig,
+};
+use s3_model::{AdamW, Decoder, Gradients, ModelError, PolicyGrads, PolicyOutputs, Team, TrainSequence};
 use s3_rollout::record::EpisodeRecord;
 use s3_rollout::{RolloutError, question_key};
 use s3_telemetry::Shutdown;
@@ -23,6 +27,8 @@ pub struct Updater<'a> {
     pub reference: Option<&'a Decoder>,
     /// Looked at between micro-batches.
     pub shutdown: &'a Shutdown,
+    /// The ranks among which the micro-batches are shared out.
+    pub team: &'a Team,
 }
 
 /// What an update makes of one episode, with the policy before its first optimiser step.
@@ -102,6 +108,37 @@ struct Sums {
     /// Log-probabilities at sampling and in training, before any update of this round.
     fresh: (Vec<f32>, Vec<f32>),
 }
+
+impl Sums {
+    /// Adds what the next micro-batch came to.
+    fn add(&mut self, next: Self) {
+        self.tokens += next.tokens;
+        self.entropy += next.entropy;
+        self.loss += next.loss;
+        self.value_loss += next.value_loss;
+        self.kl += next.kl;
+        self.clipped += next.clipped;
+        self.fresh.0.extend(next.fresh.0);
+        self.fresh.1.extend(next.fresh.1);
+    }
+
+    /// As numbers that keep every bit, whatever they are.
+    fn bits(&self) -> SumsBits {
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect();
+        let sums = [self.entropy, self.loss, self.value_loss, self.kl].map(f64::to_bits);
+        (self.tokens, self.clipped, sums, bits(&self.fresh.0), bits(&self.fresh.1))
+    }
+
+    fn of_bits((tokens, clipped, sums, rollout, own): SumsBits) -> Self {
+        let values = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect();
+        let [entropy, loss, value_loss, kl] = sums.map(f64::from_bits);
+        let fresh = (values(rollout), values(own));
+        Self { tokens, entropy, loss, value_loss, kl, clipped, fresh, ..Self::default() }
+    }
+}
+
+/// [`Sums`] of one micro-batch, between ranks.
+type SumsBits = (usize, usize, [u64; 4], Vec<u32>, Vec<u32>);
 
 impl Updater<'_> {
     /// Learns from a round; returns its figures. A round without any signal (every advantage 0, and neither KL
@@ -234,31 +271,41 @@ impl Updater<'_> {
         if !corrected && !critic && penalised.is_none() {
             return Ok(());
         }
-        for micro in samples.chunks_mut(self.config.rollout.micro_batch.max(1)) {
+        let size = self.config.rollout.micro_batch.max(1);
+        let mine = self.mine(samples.chunks(size).count());
+        let mut rows = Vec::new();
+        for micro in samples.chunks(size).skip(mine.start).take(mine.len()) {
             self.stop()?;
             let sequences: Vec<TrainSequence> = micro.iter().map(|sample| sample.sequence.clone()).collect();
-            if corrected || critic {
-                let outputs = decoder.score(&sequences, self.temperature())?;
-                let mut values = outputs.value.unwrap_or_default().into_iter();
-                let mut logprobs = outputs.logprob.into_iter();
-                for sample in micro.iter_mut() {
-                    let chosen = sample.action.len();
-                    if critic {
-                        sample.values = Some(values.by_ref().take(chosen).collect());
-                    }
-                    let own: Vec<f32> = logprobs.by_ref().take(chosen).collect();
-                    if corrected {
-                        sample.old = sample.of_actions(&own);
-                        let mut weights = importance(&algorithm.importance, &[&sample.old], &[&sample.rollout]);
-                        sample.importance = weights.weight.pop();
-                        sample.keep = weights.keep.pop().unwrap_or_default();
-                    }
+            let outputs = if corrected || critic {
+                decoder.score(&sequences, self.temperature())?
+            } else {
+                PolicyOutputs::default()
+            };
+            let fixed = match penalised {
+                Some(reference) => reference.score(&sequences, self.temperature())?.logprob,
+                None => Vec::new(),
+            };
+            rows.extend([outputs.logprob, outputs.value.unwrap_or_default(), fixed]);
+        }
+        let mut rows = gather_rows(self.team.collective(), rows)?.into_iter();
+        for micro in samples.chunks_mut(size) {
+            let mut row = || rows.next().unwrap_or_default().into_iter();
+            let (mut logprobs, mut values, mut fixed) = (row(), row(), row());
+            for sample in micro {
+                let chosen = sample.action.len();
+                if critic {
+                    sample.values = Some(values.by_ref().take(chosen).collect());
                 }
-            }
-            if let Some(reference) = penalised {
-                let mut logprobs = reference.score(&sequences, self.temperature())?.logprob.into_iter();
-                for sample in micro {
-                    let fixed: Vec<f32> = logprobs.by_ref().take(sample.action.len()).collect();
+                let own: Vec<f32> = logprobs.by_ref().take(chosen).collect();
+                if corrected {
+                    sample.old = sample.of_actions(&own);
+                    let mut weights = importance(&algorithm.importance, &[&sample.old], &[&sample.rollout]);
+                    sample.importance = weights.weight.pop();
+                    sample.keep = weights.keep.pop().unwrap_or_default();
+                }
+                if penalised.is_some() {
+                    let fixed: Vec<f32> = fixed.by_ref().take(chosen).collect();
                     let fixed = sample.of_actions(&fixed);
                     let penalties = kl_penalties(algorithm.kl, algorithm.kl_coefficient, &sample.old, &fixed);
                     sample.penalties = Some(sample.to_chosen(&penalties));
@@ -266,6 +313,11 @@ impl Updater<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Which of so many micro-batches this rank computes.
+    fn mine(&self, count: usize) -> std::ops::Range<usize> {
+        share(count, self.team.rank(), self.team.size())
     }
 
     /// Entropy and mismatch of the first micro-batch, for a round from which nothing was learned: a policy that
@@ -306,15 +358,27 @@ impl Updater<'_> {
         sums: &mut Sums,
     ) -> Result<(), RolloutError> {
         let learned = self.weighted(mini);
-        let mut gradients = Gradients::default();
-        for micro in learned.chunks(self.config.rollout.micro_batch.max(1)) {
+        let micros: Vec<&[Weighted<'_>]> = learned.chunks(self.config.rollout.micro_batch.max(1)).collect();
+        let apart = self.team.keeps_apart(self.config.determinism == Determinism::Bitwise);
+        let (mut parts, mut seen): (Vec<Gradients>, Vec<SumsBits>) = (Vec::new(), Vec::new());
+        for micro in &micros[self.mine(micros.len())] {
             self.stop()?;
-            gradients.add(&self.micro(decoder, micro, fresh, sums)?)?;
+            let mut own = Sums::default();
+            let gradients = self.micro(decoder, micro, fresh, &mut own)?;
+            seen.push(own.bits());
+            match parts.last_mut() {
+                Some(sum) if !apart => sum.add(&gradients)?,
+                _ => parts.push(gradients),
+            }
         }
-        if gradients.is_empty() {
+        for own in gather(self.team.collective(), seen)?.into_iter().flatten() {
+            sums.add(Sums::of_bits(own));
+        }
+        let summed = self.team.sum(decoder, parts)?;
+        if summed.is_empty() {
             return Ok(());
         }
-        let norm = gradients.clip(self.config.optimizer.max_grad_norm)?;
+        let norm = summed.norm();
         // Before the step: a policy that has become NaN would be published as a checkpoint.
         if !norm.is_finite() {
             return Err(RolloutError::NotANumber { what: "the gradient's norm" });
@@ -322,7 +386,7 @@ impl Updater<'_> {
         sums.grad_norm += norm;
         sums.steps += 1;
         let rate = learning_rate(self.config, optimizer.steps());
-        optimizer.step(decoder, &gradients, rate)?;
+        self.team.step(decoder, optimizer, summed, self.config.optimizer.max_grad_norm, rate)?;
         Ok(())
     }
 

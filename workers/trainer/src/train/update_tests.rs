@@ -96,7 +96,8 @@ struct Learned {
 fn learned(config: &TrainerConfig, played: &Played) -> Learned {
     let (mut decoder, shutdown) = (policy(), Shutdown::default());
     let reference = policy();
-    let updater = Updater { config, reference: Some(&reference), shutdown: &shutdown };
+    let team = Team::alone();
+    let updater = Updater { config, reference: Some(&reference), shutdown: &shutdown, team: &team };
     let (samples, _) = updater.prepared(&decoder, played).unwrap();
     let f = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
     let tokens = samples
@@ -154,7 +155,8 @@ fn no_logit_at_an_observation_has_a_gradient() {
     let config = config("algorithm: {estimator: Rloo, entropyCoefficient: 0.01, klCoefficient: 0.05}");
     let (decoder, shutdown) = (policy(), Shutdown::default());
     let played = round(&|_| vec![1, 2, 3]);
-    let updater = Updater { config: &config, reference: Some(&decoder), shutdown: &shutdown };
+    let team = Team::alone();
+    let updater = Updater { config: &config, reference: Some(&decoder), shutdown: &shutdown, team: &team };
     let (narrow, _) = updater.prepared(&decoder, &played).unwrap();
     // the same samples with all tokens of the response chosen
     let wide: Vec<Sample> = samples(&played, Some(0))

@@ -303,6 +303,7 @@ fn make(
         termination_message: None,
         attempt: None,
         operator: None,
+        team: None,
     };
     let audit = corpus
         .audits
