@@ -75,33 +75,15 @@ pub fn sorted_numbers(value: &Value) -> Value {
 
 /// For each rule: an object that breaks it, and the start of what is said.
 pub fn broken() -> Vec<(Value, &'static str)> {
-    let job = |p: &str, v: Value| with(job(), p, v);
+    [broken_indices(), broken_jobs(), broken_runs()].concat()
+}
+
+fn broken_indices() -> Vec<(Value, &'static str)> {
     let index = |p: &str, v: Value| with(index(), p, v);
     let dense = |kind: Value| {
         index("/spec/source/build/dense", json!({"encoder": {"model": {"uri": "file:///e"}}, "index": kind}))
     };
-    let run = |p: &str, v: Value| with(run(), p, v);
-    let named = |n: usize| json!({"name": "a".repeat(n)});
     vec![
-        (job("/metadata", named(41)), "metadata.name is longer"),
-        (job("/spec/data/datasets/0/uri", Value::Null), "a Custom dataset needs `uri`"),
-        (
-            job("/spec/checkpoint", json!({"storage": {"claimName": "a", "size": "1Gi"}})),
-            "`size` and `storageClassName` describe",
-        ),
-        (job("/spec/pod", json!({"env": [{"name": "A"}]})), "set exactly one of `value` and `secretKeyRef`"),
-        (
-            job("/spec/generator/provider/openAiCompatible", json!({"endpoint": "http://x/v1", "model": "m"})),
-            "set exactly one provider",
-        ),
-        (job("/spec/generator/provider", json!({})), "set exactly one provider"),
-        (
-            job(
-                "/spec/generator/fallbacks",
-                json!([{"provider": {"openAiCompatible": {"endpoint": "http://x/v1", "model": "m"}}}]),
-            ),
-            "`generator.fallbacks` answer by what is up",
-        ),
         (index("/spec/source", json!({})), "set exactly one of `build` and `import`"),
         (index("/spec/source/build/lexical", Value::Null), "set `lexical: {}` for BM25"),
         (index("/spec/serving", json!({"method": "Dense"})), "`serving.method` names a ranking"),
@@ -125,6 +107,32 @@ pub fn broken() -> Vec<(Value, &'static str)> {
         (dense(json!({"kind": "IvfPq", "efSearch": 9})), "`efSearch` belongs to"),
         (index("/spec/serving", json!({"topK": 200})), "`topK` is above `topKLimit`"),
         (index("/spec/serving", json!({"autoscaling": {"minReplicas": 9}})), "`minReplicas` is above"),
+    ]
+}
+
+fn broken_jobs() -> Vec<(Value, &'static str)> {
+    let job = |p: &str, v: Value| with(job(), p, v);
+    let named = |n: usize| json!({"name": "a".repeat(n)});
+    vec![
+        (job("/metadata", named(41)), "metadata.name is longer"),
+        (job("/spec/data/datasets/0/uri", Value::Null), "a Custom dataset needs `uri`"),
+        (
+            job("/spec/checkpoint", json!({"storage": {"claimName": "a", "size": "1Gi"}})),
+            "`size` and `storageClassName` describe",
+        ),
+        (job("/spec/pod", json!({"env": [{"name": "A"}]})), "set exactly one of `value` and `secretKeyRef`"),
+        (
+            job("/spec/generator/provider/openAiCompatible", json!({"endpoint": "http://x/v1", "model": "m"})),
+            "set exactly one provider",
+        ),
+        (job("/spec/generator/provider", json!({})), "set exactly one provider"),
+        (
+            job(
+                "/spec/generator/fallbacks",
+                json!([{"provider": {"openAiCompatible": {"endpoint": "http://x/v1", "model": "m"}}}]),
+            ),
+            "`generator.fallbacks` answer by what is up",
+        ),
         (job("/spec/rollout", json!({"samples": 1, "questions": 4})), "`algorithm.estimator` compares samples"),
         (
             with(
@@ -160,6 +168,12 @@ pub fn broken() -> Vec<(Value, &'static str)> {
             with(job("/spec/rollout", json!({"staleness": 1})), "/spec/parallelism", json!({"replicas": 2})),
             "`rollout.staleness` plays rounds ahead",
         ),
+    ]
+}
+
+fn broken_runs() -> Vec<(Value, &'static str)> {
+    let run = |p: &str, v: Value| with(run(), p, v);
+    vec![
         (run("/spec/retriever", Value::Null), "an arm that searches has no index"),
         (run("/spec/arms/2/budgetFrom", json!("same")), "`budgetFrom` must name another arm"),
         (run("/spec/statistics", json!({"baseline": "x"})), "`statistics.baseline` names no arm"),

@@ -56,7 +56,7 @@ pub struct Options {
     /// Whether resources may enter queues of Kueue with a Workload of their own.
     #[arg(long, env = "S3_KUEUE", default_value_t = false, action = clap::ArgAction::Set, value_name = "true|false")]
     pub kueue: bool,
-    /// Whether servers of indices may follow the load by a HorizontalPodAutoscaler.
+    /// Whether servers of indices may follow the load by a `HorizontalPodAutoscaler`.
     #[arg(long, env = "S3_AUTOSCALING", default_value_t = false, action = clap::ArgAction::Set, value_name = "true|false")]
     pub autoscaling: bool,
     /// File with further settings (YAML), see [`Settings`].

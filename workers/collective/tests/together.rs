@@ -96,7 +96,9 @@ fn check(tcp: bool, size: usize, count: usize, seed: u64) {
     let parts: Vec<Vec<f32>> = (0..seed as usize % 7).map(|at| values(at, count, seed ^ 5)).collect();
     let one = parts.split_first().map(|(first, rest)| {
         let mut sum = first.clone();
-        rest.iter().for_each(|part| sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part));
+        for part in rest {
+            sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
         sum
     });
     let owner = seed as usize % size;

@@ -79,7 +79,9 @@ impl ArmResults {
                 return results;
             };
             results.add(gathered, items, before + seconds, *usage);
-            [first, then].into_iter().for_each(|calls| results.calls.extend(calls));
+            for calls in [first, then] {
+                results.calls.extend(calls);
+            }
         }
         results
     }

@@ -22,7 +22,9 @@ fn rows(count: usize) -> Vec<f32> {
         .collect();
     for row in all.chunks_exact_mut(D) {
         let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-        row.iter_mut().for_each(|x| *x /= norm);
+        for x in row {
+            *x /= norm;
+        }
     }
     all
 }

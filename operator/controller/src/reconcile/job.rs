@@ -9,7 +9,7 @@ use crate::scene::{Scene, conditions_of};
 use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
-use s3_crds::{Artifact, Kind, S3TrainingJobStatus, condition, condition_type, is_true, reason};
+use s3_crds::{Artifact, FailurePolicy, Kind, S3TrainingJobStatus, condition, condition_type, is_true, reason};
 use s3_plan::lifecycle::{
     Attempted, JobView, Move, Said, Supplies, Supply, Verdict, begins_anew, decide_job, fill_job, gpu_seconds,
 };
@@ -94,13 +94,8 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     if makes_pods(&decision.moves.iter().map(|(.., step)| step).collect::<Vec<_>>(), attempts.iter().flatten()) {
         scene.flavor = queue::flavor(shared, &scene, &queued).await?;
     }
-    for ((component, attempts), print) in components.iter().zip(&attempts).zip(&prints) {
-        let starts =
-            decision.moves.iter().any(|(_, name, step)| *name == component.name && matches!(step, Move::Start { .. }));
-        if starts && begins_anew(attempts, print.as_deref(), &spec.failure_policy) {
-            scene.anew.insert(component.name.clone());
-        }
-    }
+    let tried = components.iter().copied().zip(&attempts).zip(&prints);
+    scene.anew.extend(beginning_anew(tried, &decision.moves, &spec.failure_policy));
     let mut said = decision.said.clone();
     let steps = decision.moves.iter().filter_map(|(_, name, step)| {
         components.iter().find(|component| component.name == *name).map(|component| (*component, step))
@@ -110,8 +105,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
 
     status::say(&mut new.conditions, &said, &scene.object);
     let all = || attempts.iter().flatten();
-    let gpus = gpu_seconds(all(), scene.now);
-    new.gpu_seconds = (gpus > 0).then_some(gpus).or(new.gpu_seconds);
+    new.gpu_seconds = Some(gpu_seconds(all(), scene.now)).filter(|seconds| *seconds > 0).or(new.gpu_seconds);
     let count = tries(&components, &attempts, &decision.moves);
     new.attempts = (count > 0).then_some(count);
     new.last_checkpoint = Attempted::newest_checkpoint(all()).cloned().or(new.last_checkpoint);
@@ -121,11 +115,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let trained = components.iter().position(|component| component.kind == ComponentKind::Training);
     let milestones = trained.map(|at| Attempted::milestones(attempts[at].iter())).unwrap_or_default();
     let schedule = schedule::hold(shared, key, &scene, spec, decision.finished, &milestones).await?;
-    if schedule.said.is_empty() {
-        new.conditions.retain(|condition| condition.type_ != condition_type::EVALUATED);
-    }
-    status::say(&mut new.conditions, &schedule.said, &scene.object);
-    new.evaluations = schedule.evaluations;
+    schedule::tell(schedule, &scene, &mut new);
     end::note(decision.finished, &new.conditions, &mut new.completion_time);
     if is_true(&new.conditions, condition_type::SUCCEEDED) {
         new.endpoint = serve(shared, key, &scene, &plan).await?;
@@ -136,6 +126,22 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
     let expiry = if decision.finished { expire(shared, key, &scene, &new).await? } else { None };
     Ok(sooner(sooner(again, times), sooner(secrets, expiry)))
+}
+
+/// Components whose next attempt begins anew.
+fn beginning_anew<'a>(
+    tried: impl Iterator<Item = ((&'a Component, &'a Vec<Attempted>), &'a Option<String>)>,
+    moves: &[(ComponentKind, String, Move)],
+    policy: &FailurePolicy,
+) -> Vec<String> {
+    tried
+        .filter(|((component, attempts), print)| {
+            let starts =
+                |(_, name, step): &(_, String, Move)| *name == component.name && matches!(step, Move::Start { .. });
+            moves.iter().any(starts) && begins_anew(attempts, print.as_deref(), policy)
+        })
+        .map(|((component, _), _)| component.name.clone())
+        .collect()
 }
 
 /// Whether Jobs are about to be made.
@@ -205,12 +211,11 @@ fn planned<'a>(shared: &Shared, scene: &'a Scene, index: &Supply) -> Result<&'a 
     }
     scene.plan.as_ref().map_err(|error| match error {
         PlanError::Missing { .. } => vec![
-            match index.missing() {
-                Some(what) => (reason::TRAINING_WAITING_INDEX, what.to_owned()),
-                None => {
-                    let other = start_supply(shared, scene, false);
-                    (reason::TRAINING_WAITING_JOB, other.missing().unwrap_or_default().to_owned())
-                }
+            if let Some(what) = index.missing() {
+                (reason::TRAINING_WAITING_INDEX, what.to_owned())
+            } else {
+                let other = start_supply(shared, scene, false);
+                (reason::TRAINING_WAITING_JOB, other.missing().unwrap_or_default().to_owned())
             },
             (reason::JOB_PROGRESSING, String::new()),
             (reason::JOB_NOT_SUSPENDED, String::new()),

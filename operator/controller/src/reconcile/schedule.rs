@@ -1,5 +1,6 @@
 //! Evaluations on a job's schedule, as `EvalRun`s that belong to the job.
 
+use super::status;
 use crate::key::Key;
 use crate::operator::Shared;
 use crate::scene::{Scene, value_of};
@@ -7,7 +8,7 @@ use crate::world::template_of;
 use crate::write::Trouble;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
-use s3_crds::{EvalRun, EvalRunSpec, Kind, S3TrainingJobSpec, api_resource};
+use s3_crds::{EvalRun, EvalRunSpec, Kind, S3TrainingJobSpec, S3TrainingJobStatus, api_resource, condition_type};
 use s3_plan::lifecycle::{
     ScheduleDecision, ScheduleMove, ScheduleView, SeenRun, decide_schedule, scheduled_name, steps_of,
 };
@@ -64,6 +65,15 @@ pub async fn hold(
     Ok(decision)
 }
 
+/// Puts a decision into the status.
+pub fn tell(decision: ScheduleDecision, scene: &Scene, status: &mut S3TrainingJobStatus) {
+    if decision.said.is_empty() {
+        status.conditions.retain(|condition| condition.type_ != condition_type::EVALUATED);
+    }
+    status::say(&mut status.conditions, &decision.said, &scene.object);
+    status.evaluations = decision.evaluations;
+}
+
 /// The template, or why there is none.
 fn read_template(shared: &Shared, namespace: &str, name: &str) -> Result<EvalRunSpec, String> {
     let object = shared
@@ -71,13 +81,10 @@ fn read_template(shared: &Shared, namespace: &str, name: &str) -> Result<EvalRun
         .resource(Kind::EvalRun, namespace, name)
         .ok_or_else(|| format!("EvalRun/{name} does not exist"))?;
     let (mut resources, refused) = Resources::from_cluster([(Kind::EvalRun, value_of(&object, Kind::EvalRun))]);
-    match resources.runs.remove(name) {
-        Some(run) => Ok(run.object.spec),
-        None => {
-            let errors = refused.values().flatten().map(ToString::to_string).collect::<Vec<_>>();
-            Err(format!("EvalRun/{name} is not valid: {}", errors.join("; ")))
-        }
-    }
+    resources.runs.remove(name).map(|run| run.object.spec).ok_or_else(|| {
+        let errors = refused.values().flatten().map(ToString::to_string).collect::<Vec<_>>();
+        format!("EvalRun/{name} is not valid: {}", errors.join("; "))
+    })
 }
 
 fn seen(object: &DynamicObject, uid: &str) -> SeenRun {

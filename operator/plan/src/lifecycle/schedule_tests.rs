@@ -18,7 +18,7 @@ fn job(change: impl FnOnce(&mut Value)) -> S3TrainingJobSpec {
     serde_json::from_value(object["spec"].clone()).unwrap()
 }
 
-fn template(arms: Value) -> EvalRunSpec {
+fn template(arms: &Value) -> EvalRunSpec {
     let mut object = json!({"spec": {
         "arms": arms, "suspend": true, "ttlSecondsAfterFinished": 9,
         "generator": {"provider": {"builtIn": {"model": {"uri": "pvc://d/m"}}}},
@@ -72,7 +72,7 @@ fn decide(
 
 #[test]
 fn each_step_is_made_once_pinned_to_what_was_kept() {
-    let (spec, full) = (job(|_| {}), template(arms()));
+    let (spec, full) = (job(|_| {}), template(&arms()));
     assert_eq!(steps_of(&spec).collect::<Vec<_>>(), [2, 4, 6]);
     let mut runs = BTreeMap::new();
     assert_eq!(reasons(&decide(&spec, &BTreeMap::new(), Ok(&full), &runs, false)), ["Scheduled"]);
@@ -98,7 +98,7 @@ fn each_step_is_made_once_pinned_to_what_was_kept() {
 
 #[test]
 fn it_is_over_when_the_job_is_and_every_evaluation_is() {
-    let (spec, full) = (job(|_| {}), template(arms()));
+    let (spec, full) = (job(|_| {}), template(&arms()));
     let milestones = BTreeMap::from([(2, digest("a"))]);
     let made = scheduled_run(&full, "a", 2, Some(&digest("a"))).unwrap();
     let with = |reason| BTreeMap::from([("a-full-step-2".to_owned(), ended(made.clone(), reason))]);
@@ -111,14 +111,14 @@ fn it_is_over_when_the_job_is_and_every_evaluation_is() {
     let gone = decide(&spec, &milestones, Err("gone".into()), &with(reason::EVAL_SUCCEEDED), true);
     assert_eq!((gone.moves.len(), reasons(&gone)), (0, vec!["Evaluated"]));
     assert_eq!(reasons(&decide(&spec, &milestones, Err("gone".into()), &BTreeMap::new(), true)), ["TemplateUnfit"]);
-    let unfit = template(json!([{"name": "direct", "method": "Direct"}]));
+    let unfit = template(&json!([{"name": "direct", "method": "Direct"}]));
     let decision = decide(&spec, &milestones, Ok(&unfit), &BTreeMap::new(), true);
     assert_eq!((decision.moves.len(), reasons(&decision)), (0, vec!["TemplateUnfit"]));
 }
 
 #[test]
 fn it_is_suspended_with_its_job_and_removed_with_what_it_evaluates() {
-    let (full, milestones) = (template(arms()), BTreeMap::from([(2, digest("a")), (4, digest("b"))]));
+    let (full, milestones) = (template(&arms()), BTreeMap::from([(2, digest("a")), (4, digest("b"))]));
     let made = scheduled_run(&full, "a", 2, Some(&digest("a"))).unwrap();
     let runs = BTreeMap::from([("a-full-step-2".to_owned(), ended(made.clone(), reason::EVAL_PROGRESSING))]);
     let spec = job(|spec| spec["suspend"] = json!(true));

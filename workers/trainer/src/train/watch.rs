@@ -126,7 +126,9 @@ mod tests {
 
     fn probes(gains: &[f64]) -> Watch {
         let mut watch = Watch::default();
-        gains.iter().for_each(|gain| watch.probed(*gain));
+        for gain in gains {
+            watch.probed(*gain);
+        }
         watch
     }
 
