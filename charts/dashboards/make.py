@@ -140,6 +140,13 @@ TRAINING = [
     panel("Phases of a step", "Mean duration.", "s",
           ("sum by (phase) (rate(s3_training_phase_seconds_sum{%s}[%s])) / clamp_min(sum by (phase) "
            "(rate(s3_training_phase_seconds_count{%s}[%s])), 1e-9)" % (PODS, RATE, PODS, RATE), "{{phase}}")),
+    panel("Exchange among replicas", "Mean duration, waiting for the others included.", "s",
+          ("sum by (operation) (rate(s3_training_collective_seconds_sum{%s}[%s])) / clamp_min(sum by (operation) "
+           "(rate(s3_training_collective_seconds_count{%s}[%s])), 1e-9)" % (PODS, RATE, PODS, RATE), "{{operation}}"),
+          until="a job with several replicas trains"),
+    panel("Bytes among replicas", "Over TCP, a second.", "Bps",
+          (rate("s3_training_collective_bytes_total", "direction"), "{{direction}}"),
+          until="a job with several replicas trains"),
     panel("Tokens", "Sampled (action) and trained on (context).", "none",
           (rate("s3_training_tokens_total", "kind"), "{{kind}}")),
     panel("Episodes left out", "A second.", "ops", (rate("s3_training_masked_episodes_total"), "masked")),
