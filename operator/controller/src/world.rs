@@ -316,15 +316,10 @@ pub fn watch_all(
     queue: &Arc<Queue>,
 ) -> tokio::task::JoinSet<()> {
     let mut tasks = tokio::task::JoinSet::new();
-    let scopes: Vec<Option<&String>> =
-        if namespaces.is_empty() { vec![None] } else { namespaces.iter().map(Some).collect() };
-    for (scope, namespace) in scopes.into_iter().enumerate() {
+    for (scope, namespace) in scopes(namespaces) {
         for kind in Kind::ALL {
             let resource = api_resource(kind);
-            let api: Api<DynamicObject> = match namespace {
-                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-                None => Api::all_with(client.clone(), &resource),
-            };
+            let api = api_in(client, namespace, &resource);
             let (world, queue) = (world.clone(), queue.clone());
             tasks.spawn(follow(api, watcher::Config::default(), kind.name(), move |event| {
                 for meta in world.resources(kind).take(scope, kept(event)) {
@@ -370,6 +365,20 @@ pub fn watch_all(
     tasks
 }
 
+/// The scopes that are watched: each namespace, or all of them at once.
+fn scopes(namespaces: &[String]) -> impl Iterator<Item = (usize, Option<&String>)> {
+    let all = namespaces.is_empty().then_some(None);
+    namespaces.iter().map(Some).chain(all).enumerate()
+}
+
+/// Objects of a type that is known only at run time, in a scope.
+fn api_in(client: &Client, namespace: Option<&String>, resource: &ApiResource) -> Api<DynamicObject> {
+    match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, resource),
+        None => Api::all_with(client.clone(), resource),
+    }
+}
+
 /// The version of a group that is preferred and served, looked for until there is one.
 async fn discover(client: &Client, name: &str, versions: [&'static str; 2]) -> &'static str {
     loop {
@@ -393,17 +402,12 @@ async fn discover(client: &Client, name: &str, versions: [&'static str; 2]) -> &
 async fn follow_autoscalers(client: Client, namespaces: Vec<String>, world: Arc<World>, queue: Arc<Queue>) {
     let version = discover(&client, "autoscaling", SCALING_VERSIONS).await;
     tracing::info!(version, "autoscalers can be made");
-    let scopes: Vec<Option<&String>> =
-        if namespaces.is_empty() { vec![None] } else { namespaces.iter().map(Some).collect() };
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("autoscaling", version, SCALER));
     let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER},{COMPONENT_LABEL}"));
     let _ = world.scaling_version.set(version);
     let mut watches = tokio::task::JoinSet::new();
-    for (scope, namespace) in scopes.into_iter().enumerate() {
-        let api: Api<DynamicObject> = match namespace {
-            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-            None => Api::all_with(client.clone(), &resource),
-        };
+    for (scope, namespace) in scopes(&namespaces) {
+        let api = api_in(&client, namespace, &resource);
         let (world, queue) = (world.clone(), queue.clone());
         watches.spawn(follow(api, ours.clone(), SCALER, move |event| {
             let listed = matches!(event, watcher::Event::InitDone);
@@ -423,15 +427,10 @@ async fn follow_autoscalers(client: Client, namespaces: Vec<String>, world: Arc<
 async fn follow_workloads(client: Client, namespaces: Vec<String>, world: Arc<World>, queue: Arc<Queue>) {
     let version = discover(&client, KUEUE, KUEUE_VERSIONS).await;
     tracing::info!(version, "Kueue is there");
-    let scopes: Vec<Option<&String>> =
-        if namespaces.is_empty() { vec![None] } else { namespaces.iter().map(Some).collect() };
     let resource = Kueue::resource(version, "Workload");
     let mut watches = tokio::task::JoinSet::new();
-    for (scope, namespace) in scopes.into_iter().enumerate() {
-        let api: Api<DynamicObject> = match namespace {
-            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-            None => Api::all_with(client.clone(), &resource),
-        };
+    for (scope, namespace) in scopes(&namespaces) {
+        let api = api_in(&client, namespace, &resource);
         let (world, queue) = (world.clone(), queue.clone());
         watches.spawn(follow(api, watcher::Config::default(), "Workload", move |event| {
             let listed = matches!(event, watcher::Event::InitDone);
