@@ -546,7 +546,12 @@ fn check(place: &Place, meta: &ObjectMeta, owners: &[OwnerReference]) -> Result<
         return Err(Trouble::NameTaken(format!("{object} exists and is not the operator's")));
     }
     let shared = owners.iter().all(|owner| owner.controller != Some(true));
-    if shared || owners.is_empty() || live.iter().any(|live| owners.iter().any(|owner| owner.uid == live.uid)) {
+    // What somebody took the owners from is taken up again.
+    if shared
+        || owners.is_empty()
+        || live.is_empty()
+        || live.iter().any(|live| owners.iter().any(|owner| owner.uid == live.uid))
+    {
         return Ok(());
     }
     // An older resource of the same name: the garbage collector takes its objects away.
@@ -641,6 +646,8 @@ mod tests {
         };
         let ours = [owner("1", "a")];
         assert!(check(&place, &meta(true, Some(owner("1", "a"))), &ours).is_ok());
+        assert!(check(&place, &meta(true, None), &ours).is_ok(), "an orphan of ours");
+        assert!(matches!(check(&place, &meta(false, None), &ours), Err(Trouble::NameTaken(_))));
         assert!(matches!(check(&place, &meta(false, Some(owner("1", "a"))), &ours), Err(Trouble::NameTaken(_))));
         assert!(matches!(check(&place, &meta(true, Some(owner("2", "b"))), &ours), Err(Trouble::NameTaken(_))));
         assert!(matches!(check(&place, &meta(true, Some(owner("2", "a"))), &ours), Err(Trouble::Changed(_))));

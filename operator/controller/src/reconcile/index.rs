@@ -11,7 +11,7 @@ use kube::ResourceExt;
 use s3_crds::{FailurePolicy, Kind, RetrieverIndexStatus, condition_type, is_true, reason};
 use s3_plan::lifecycle::{IndexView, Move, Said, Serving, Verdict, decide_index, fill_index, holds};
 use s3_plan::objects::service_name;
-use s3_plan::{ComponentKind, PlanError};
+use s3_plan::{ComponentKind, PlanError, retriever_name};
 use serde::de::DeserializeOwned;
 
 /// Keeps an index from going while it is used.
@@ -28,6 +28,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let users = if terminating { users(shared, namespace, name) } else { Vec::new() };
     if terminating && users.is_empty() {
         if held {
+            service::take_down_orphans(shared, key, namespace, &retriever_name(name)).await?;
             finalizers.retain(|finalizer| finalizer != FINALIZER);
             shared.writer.finalizers(key, scene.kind, meta, &finalizers).await?;
         }

@@ -39,7 +39,11 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let plan = match planned(shared, &scene, &index).cloned() {
         Ok(plan) => plan,
         // What it was made from may have gone; it stays what it is.
-        Err(_) if finished => return expire(shared, key, &scene, &old).await,
+        Err(_) if finished => {
+            status::affirm(&mut new.conditions, &scene.object);
+            let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
+            return Ok(sooner(again, expire(shared, key, &scene, &new).await?));
+        }
         Err(said) => {
             status::say(&mut new.conditions, &said, &scene.object);
             return status::write(shared, key, scene.kind, &scene.object, &new).await;
@@ -218,10 +222,15 @@ fn planned<'a>(shared: &Shared, scene: &'a Scene, index: &Supply) -> Result<&'a 
                 (reason::TRAINING_WAITING_JOB, other.missing().unwrap_or_default().to_owned())
             },
             (reason::JOB_PROGRESSING, String::new()),
-            (reason::JOB_NOT_SUSPENDED, String::new()),
+            (if suspends(scene) { reason::JOB_SUSPENDED } else { reason::JOB_NOT_SUSPENDED }, String::new()),
         ],
         error => vec![(reason::JOB_INVALID, error.to_string())],
     })
+}
+
+/// Whether a resource that has no plan yet is asked not to run.
+pub fn suspends(scene: &Scene) -> bool {
+    scene.object.data.pointer("/spec/suspend").and_then(serde_json::Value::as_bool).unwrap_or(false)
 }
 
 /// What is needed, asked for in order: secrets only once the index is there, the gateway only after them.

@@ -1,7 +1,7 @@
 //! `EvalRun`.
 
 use super::index::status_of;
-use super::job::{SECRET_PERIOD, makes_pods, supplies};
+use super::job::{SECRET_PERIOD, makes_pods, supplies, suspends};
 use super::{Again, end, next_look, queue, refusal, sooner, stage, status};
 use crate::clock;
 use crate::key::Key;
@@ -31,7 +31,11 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let job = job_supply(shared, &scene);
     let plan = match planned(&scene, &index, &job).cloned() {
         Ok(plan) => plan,
-        Err(_) if finished => return end::expire(shared, key, &scene, old.completion_time.as_ref()).await,
+        Err(_) if finished => {
+            status::affirm(&mut new.conditions, &scene.object);
+            let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
+            return Ok(sooner(again, end::expire(shared, key, &scene, new.completion_time.as_ref()).await?));
+        }
         Err(said) => {
             status::say(&mut new.conditions, &said, &scene.object);
             return status::write(shared, key, scene.kind, &scene.object, &new).await;
@@ -124,7 +128,8 @@ fn planned<'a>(scene: &'a Scene, index: &Supply, job: &Supply) -> Result<&'a s3_
                 (Some(what), _) => (reason::EVAL_WAITING_INDEX, what.to_owned()),
                 (None, what) => (reason::EVAL_WAITING_JOB, what.unwrap_or_default().to_owned()),
             };
-            vec![waiting, (reason::EVAL_PROGRESSING, String::new()), (reason::EVAL_NOT_SUSPENDED, String::new())]
+            let suspended = if suspends(scene) { reason::EVAL_SUSPENDED } else { reason::EVAL_NOT_SUSPENDED };
+            vec![waiting, (reason::EVAL_PROGRESSING, String::new()), (suspended, String::new())]
         }
         error => vec![(reason::EVAL_INVALID, error.to_string())],
     })

@@ -5,10 +5,10 @@ use crate::operator::Shared;
 use crate::world::SCALER;
 use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::ResourceExt;
 use s3_plan::Component;
-use s3_plan::objects::Object;
+use s3_plan::objects::{MANAGER, Object};
 
 /// Holds the objects of a service, and drops the configurations that no server reads any more.
 pub async fn hold(
@@ -43,6 +43,31 @@ pub async fn hold(
         }
     }
     Ok(())
+}
+
+/// Takes down what of a service has lost its owner, which the garbage collector would leave.
+pub async fn take_down_orphans(shared: &Shared, key: &Key, namespace: &str, name: &str) -> Result<(), Trouble> {
+    let world = &shared.world;
+    for service in world.services.group_of(namespace, name).values().filter(|service| orphan(&service.metadata)) {
+        shared.writer.delete(key, "Service", &service.metadata).await?;
+    }
+    for policy in world.policies.group_of(namespace, name).values().filter(|policy| orphan(&policy.metadata)) {
+        shared.writer.delete(key, "NetworkPolicy", &policy.metadata).await?;
+    }
+    for config in world.config_maps.group_of(namespace, name).values().filter(|config| orphan(&config.metadata)) {
+        shared.writer.delete(key, "ConfigMap", &config.metadata).await?;
+    }
+    let deployment = world.deployments.get(namespace, name).filter(|deployment| orphan(&deployment.metadata));
+    match deployment {
+        Some(deployment) => shared.writer.delete(key, "Deployment", &deployment.metadata).await,
+        None => Ok(()),
+    }
+}
+
+/// Whether an object is the operator's and belongs to nobody.
+fn orphan(meta: &ObjectMeta) -> bool {
+    let manager = meta.labels.as_ref().and_then(|labels| labels.get("app.kubernetes.io/managed-by"));
+    manager.is_some_and(|manager| manager == MANAGER) && meta.owner_references.as_ref().is_none_or(Vec::is_empty)
 }
 
 /// Takes everything of a service down but its volume; its pods answer what they have taken, then go.

@@ -26,15 +26,26 @@ pub struct StatusClock(Mutex<HashMap<Key, Instant>>);
 /// Fields that move by progress alone.
 const PROGRESS: [&str; 8] = ["step", "gbr", "genAcc", "searchesPerQuestion", "progress", "done", "total", "gpuSeconds"];
 
-/// Sets conditions; the generation is the one that was decided from.
+/// Sets conditions; the generation is the one that was decided from. What is said last of a condition counts, as if
+/// nothing else had been said: a status that is taken back at once is no transition, and would be written for ever.
 pub fn say(conditions: &mut Vec<Condition>, said: &[Said], object: &DynamicObject) {
     let now = clock::now();
-    for (reason, message) in said {
+    for (index, (reason, message)) in said.iter().enumerate() {
+        if said[index + 1..].iter().any(|(later, _)| later.condition == reason.condition) {
+            continue;
+        }
         // A condition always says something, and old servers make nothing of an empty text that is applied.
         let message = if message.is_empty() { reason.meaning } else { message };
         // The server takes messages of 32,768 characters; nobody reads so many.
         let message: String = message.chars().take(1024).collect();
         set_condition(conditions, reason, message, object.metadata.generation, &now);
+    }
+}
+
+/// What was said holds for the newest spec, too.
+pub fn affirm(conditions: &mut [Condition], object: &DynamicObject) {
+    for condition in conditions {
+        condition.observed_generation = object.metadata.generation;
     }
 }
 
@@ -135,7 +146,9 @@ fn tell(shared: &Shared, kind: Kind, object: &DynamicObject, conditions: &[Condi
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use s3_crds::reason;
     use serde_json::json;
 
     #[test]
@@ -143,6 +156,20 @@ mod tests {
         let mut status = json!({"gbr": 1.0 / 12.0, "step": 123_456, "results": [{"f1": {"value": -0.333_333}}]});
         round(&mut status);
         assert_eq!(status, json!({"gbr": 0.0833, "step": 123_456, "results": [{"f1": {"value": -0.3333}}]}));
+    }
+
+    #[test]
+    fn what_is_said_and_taken_back_is_no_transition() {
+        let object: DynamicObject =
+            serde_json::from_value(json!({"metadata": {"name": "a", "generation": 1}})).unwrap();
+        let mut conditions = Vec::new();
+        say(&mut conditions, &[(reason::INDEX_NAME_TAKEN, "Deployment a is there".into())], &object);
+        conditions[0].last_transition_time.0 = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
+        let before = conditions.clone();
+        let said =
+            [(reason::INDEX_READY, String::new()), (reason::INDEX_NAME_TAKEN, "Deployment a is there".to_owned())];
+        say(&mut conditions, &said, &object);
+        assert_eq!(conditions, before);
     }
 
     #[test]
