@@ -12,7 +12,6 @@ use crate::teller::Teller;
 use crate::world::{World, watch_all};
 use crate::write::{Trouble, Writer, brief};
 use futures_util::FutureExt as _;
-use kube::runtime::events::{Recorder, Reporter};
 use kube::{Client, Config};
 use s3_plan::Plan;
 use s3_plan::objects::{Surroundings, claims_of_plan};
@@ -125,8 +124,6 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), OperatorErr
     ready.store(true, Ordering::SeqCst);
     tracing::info!(holder, "caches are warm");
 
-    let reporter = Reporter { controller: "s3-operator".into(), instance: Some(holder.clone()) };
-    let recorder = Recorder::new(client.clone(), reporter);
     let shared = Arc::new(Shared {
         world: world.clone(),
         writer: Writer::new(client.clone(), fence.clone(), world.clone()),
@@ -134,7 +131,7 @@ pub async fn run(options: Options, shutdown: Shutdown) -> Result<(), OperatorErr
         statuses: StatusClock::default(),
         queue: queue.clone(),
         sharing: Sharing::default(),
-        teller: Teller::start(recorder, fence.clone()),
+        teller: Teller::start(client.clone(), holder.clone(), fence.clone()),
         surroundings,
     });
     let duration = Duration::from_secs(options.lease_seconds.into());

@@ -92,7 +92,7 @@ async fn reach(kind: Kind, write: usize, calm: &Calm) -> Life {
         setup
     };
     // Two equal lives may differ by a write or two: then the restart comes after its last.
-    if tokio::time::timeout(PATIENCE / 2, setup.proxy.crashed()).await.is_err() {
+    if tokio::time::timeout(PATIENCE / 6, setup.proxy.crashed()).await.is_err() {
         println!("{}: write {write} of {} never came", kind.name(), calm.writes + calm.deletion);
         setup.fault(Fault::Outage);
     }

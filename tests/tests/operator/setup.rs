@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, OnceCell};
 
 /// Longest wait for anything; whatever is waited for comes within seconds.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 static INSTALLED: OnceCell<()> = OnceCell::const_new();
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -138,6 +138,8 @@ impl Setup {
             .arg(&settings)
             .env("S3_IMAGES", images.join(","))
             .env("KUBECONFIG", &kubeconfig)
+            // as the chart has it
+            .env("MIMALLOC_PURGE_DELAY", "0")
             .stdout(Stdio::null())
             .stderr(log)
             .kill_on_drop(true)
@@ -200,12 +202,15 @@ impl Setup {
     pub async fn usage(&self, place: usize) -> (f64, f64) {
         let pid = self.operators.lock().await[place].as_ref().unwrap().child.id().unwrap();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        let kib: f64 = resident.trim().trim_end_matches(" kB").trim().parse().unwrap();
+        let mib = |name: &str| -> f64 {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            value.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() / 1024.0
+        };
+        println!("resident: {:.0} MiB of its own, {:.0} MiB of its program file", mib("RssAnon:"), mib("RssFile:"));
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-        (kib / 1024.0, ticks / 100.0)
+        (mib("VmRSS:"), ticks / 100.0)
     }
 
     /// The metrics of an operator; none while it starts.

@@ -4,6 +4,9 @@
 //! get the same requests, each with another prompt, in turns, so that a busy machine is busy for all of them.
 //! Ours runs with everything armed: tokens of callers, rates, a budget, cache key and look-up, retries, breaker,
 //! metrics. It ends with the ratio of vllm-router's CPU per request to ours.
+//!
+//! `S3_GATEWAY` names the program; without it that of the same build is taken. With `alone`, ours runs without peers: the load
+//! that `tuned.sh` counts.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -316,8 +319,8 @@ fn ours(name: &str, model: SocketAddr, folder: &Path, cache: Option<&Path>) -> R
     );
     let path = folder.join(format!("{name}.yaml"));
     std::fs::write(&path, config)?;
-    let program =
-        std::env::current_exe()?.parent().and_then(Path::parent).map(|folder| folder.join("s3-generator-gateway"));
+    let own = || std::env::current_exe().ok()?.parent()?.parent().map(|folder| folder.join("s3-generator-gateway"));
+    let program = std::env::var_os("S3_GATEWAY").map(PathBuf::from).or_else(own);
     let program = program
         .filter(|program| program.exists())
         .ok_or("build the binary first: cargo build --release -p s3-generator-gateway")?;
@@ -340,6 +343,9 @@ fn peers(model: SocketAddr, folder: &Path) -> Result<Vec<Gateway>> {
         .into_iter()
         .filter(|name| wanted.is_empty() || wanted.iter().any(|one| one == name))
         .collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
     let output = Command::new("tests/tools/peers.sh").args(&names).stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8(output.stdout)?;
     let paths: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
@@ -498,6 +504,9 @@ fn measure(folder: &Path) -> Result<()> {
         cpu.insert(gateway.name.clone(), (per, row[0].clone()));
     }
     hits(&mut all, model, folder, &file)?;
+    if std::env::args().nth(1).as_deref() == Some("alone") {
+        return Ok(());
+    }
     let (mine, theirs) = (&cpu["ours"], cpu.get("vllm-router").ok_or("vllm-router could not be measured")?);
     for (name, (per, _)) in &cpu {
         println!("{name}: {:.2} times our CPU per request", per / mine.0);

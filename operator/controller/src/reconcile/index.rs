@@ -28,7 +28,8 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let users = if terminating { users(shared, namespace, name) } else { Vec::new() };
     if terminating && users.is_empty() {
         if held {
-            service::take_down_orphans(shared, key, namespace, &retriever_name(name)).await?;
+            let uid = scene.object.uid().unwrap_or_default();
+            service::take_down_of(shared, key, namespace, &retriever_name(name), &uid).await?;
             finalizers.retain(|finalizer| finalizer != FINALIZER);
             shared.writer.finalizers(key, scene.kind, meta, &finalizers).await?;
         }

@@ -45,29 +45,32 @@ pub async fn hold(
     Ok(())
 }
 
-/// Takes down what of a service has lost its owner, which the garbage collector would leave.
-pub async fn take_down_orphans(shared: &Shared, key: &Key, namespace: &str, name: &str) -> Result<(), Trouble> {
+/// Takes down the servers of a resource that goes: the garbage collector would leave those that somebody took the owner
+/// from, which may be too recent to be seen.
+pub async fn take_down_of(shared: &Shared, key: &Key, namespace: &str, name: &str, uid: &str) -> Result<(), Trouble> {
     let world = &shared.world;
-    for service in world.services.group_of(namespace, name).values().filter(|service| orphan(&service.metadata)) {
+    for service in world.services.group_of(namespace, name).values().filter(|service| own(&service.metadata, uid)) {
         shared.writer.delete(key, "Service", &service.metadata).await?;
     }
-    for policy in world.policies.group_of(namespace, name).values().filter(|policy| orphan(&policy.metadata)) {
+    for policy in world.policies.group_of(namespace, name).values().filter(|policy| own(&policy.metadata, uid)) {
         shared.writer.delete(key, "NetworkPolicy", &policy.metadata).await?;
     }
-    for config in world.config_maps.group_of(namespace, name).values().filter(|config| orphan(&config.metadata)) {
+    for config in world.config_maps.group_of(namespace, name).values().filter(|config| own(&config.metadata, uid)) {
         shared.writer.delete(key, "ConfigMap", &config.metadata).await?;
     }
-    let deployment = world.deployments.get(namespace, name).filter(|deployment| orphan(&deployment.metadata));
+    let deployment = world.deployments.get(namespace, name).filter(|deployment| own(&deployment.metadata, uid));
     match deployment {
         Some(deployment) => shared.writer.delete(key, "Deployment", &deployment.metadata).await,
         None => Ok(()),
     }
 }
 
-/// Whether an object is the operator's and belongs to nobody.
-fn orphan(meta: &ObjectMeta) -> bool {
+/// Whether an object is the operator's, and of that owner or of nobody.
+fn own(meta: &ObjectMeta, uid: &str) -> bool {
     let manager = meta.labels.as_ref().and_then(|labels| labels.get("app.kubernetes.io/managed-by"));
-    manager.is_some_and(|manager| manager == MANAGER) && meta.owner_references.as_ref().is_none_or(Vec::is_empty)
+    let owners = meta.owner_references.as_deref().unwrap_or_default();
+    manager.is_some_and(|manager| manager == MANAGER)
+        && (owners.is_empty() || owners.iter().any(|owner| owner.uid == uid))
 }
 
 /// Takes everything of a service down but its volume; its pods answer what they have taken, then go.
