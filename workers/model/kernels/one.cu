@@ -6,7 +6,7 @@
 constexpr int WARPS = 16, THREADS = 32 * WARPS;
 constexpr int SPAN = 128; // vectors of a slot of a warp's ring: four of each lane
 constexpr int SLOTS = 3;  // of a ring: more would stand in the way of what blocks tell each other
-constexpr int PIECES = 4; // of a head's keys, at most
+constexpr int PIECES = 8; // of a head's keys, at most
 constexpr int QKV = 0, O = 1, GATED = 2, DOWN = 3, PASSES = 4, HEAD = 4;
 
 // Addresses of a layer, in the order of one.rs; biases may be none.

@@ -241,14 +241,14 @@ fn load(device: &CudaDevice, module: &str, name: &str) -> Result<CudaFunction> {
     loaded.load_function(name).map_err(|e| failed(name, e))
 }
 
-/// How many blocks of a kernel the GPU holds at once, if it gives a block so much shared memory and can start them
-/// together.
-pub(crate) fn at_once(
+/// The multiprocessors of a GPU that can hold one block of a kernel on each of them and start all together; else 0.
+/// `shared` says how much shared memory a block then takes.
+pub(crate) fn together(
     device: &CudaDevice,
     module: &str,
     name: &'static str,
     threads: u32,
-    shared: u32,
+    shared: impl FnOnce(usize) -> u32,
 ) -> Result<usize> {
     use sys::CUdevice_attribute::{
         CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH as TOGETHER,
@@ -257,16 +257,16 @@ pub(crate) fn at_once(
     };
     let stream = device.cuda_stream();
     let ask = |what| stream.context().attribute(what).map_err(|e| failed("asking the device", e));
-    let own = function(device, module, name, 0)?
-        .get_attribute(CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
-        .map_err(|e| failed(name, e))?;
+    let multiprocessors = ask(MULTIPROCESSORS)?.unsigned_abs() as usize;
+    let shared = shared(multiprocessors);
+    let own = function(device, module, name, 0)?.shared_size_bytes().map_err(|e| failed(name, e))?;
     if ask(TOGETHER)? == 0 || ask(SHARED)? - own < shared.cast_signed() {
         return Ok(0);
     }
     let each = function(device, module, name, shared)?
         .occupancy_max_active_blocks_per_multiprocessor(threads, shared as usize, None)
         .map_err(|e| failed(name, e))?;
-    Ok(each as usize * ask(MULTIPROCESSORS)?.unsigned_abs() as usize)
+    Ok(if each == 0 { 0 } else { multiprocessors })
 }
 
 /// Queues a kernel.

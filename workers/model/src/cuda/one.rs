@@ -3,17 +3,16 @@
 
 use candle_core::{CudaDevice, DType, Tensor, cuda_backend::cudarc::driver::CudaSlice};
 
-use super::launch::{Arg, Shape, arg, at, at_once, failed, launch, start};
+use super::launch::{Arg, Shape, arg, at, failed, launch, start, together};
 use crate::{
     decoder::{Decoder, K, Q, V},
     error::{ModelError, Result},
 };
 
-/// As in the kernel: threads of a block, bytes of its rings, bytes of its passes' and its own variables, pieces of a
-/// head's keys.
+/// As in the kernel: threads of a block, bytes of its rings, pieces of a head's keys at most.
 const THREADS: u32 = 512;
 const RINGS: usize = 16 * 3 * 128 * 16;
-const PIECES: usize = 4;
+const PIECES: usize = 8;
 
 /// Keys that a piece has at least.
 const PIECE: usize = 32;
@@ -51,20 +50,15 @@ impl One {
             }
             layers.extend([at(keys)?, at(values)?]);
         }
-        // The most rows of a matrix that a block of `blocks` has.
+        // The most rows of a matrix that one of the blocks has.
         let rows = |rows: usize, blocks: usize| 2 * (rows / 2).div_ceil(blocks);
-        let shared = |blocks: usize| {
-            let sums = rows(c.vocab, blocks).max(2 * rows(c.ffn, blocks)).max(rows(width + 2 * kv_width, blocks));
-            RINGS + 2 * width.max(c.hidden).max(c.ffn) + 8 * layers.len() + 4 * sums.max(rows(c.hidden, blocks))
+        let finished = |blocks| rows(c.ffn.max(c.hidden).max(width + 2 * kv_width), blocks);
+        let shared = |blocks| {
+            let sums = rows(c.vocab, blocks).max(2 * finished(blocks));
+            (RINGS + 2 * width.max(c.hidden).max(c.ffn) + 8 * layers.len() + 4 * sums) as u32
         };
-        // Fewer blocks than multiprocessors would need more memory each: what serves them all is asked for first.
-        let blocks = at_once(device, "one", name, THREADS, RINGS as u32)?;
-        if blocks == 0 {
-            return Ok(None);
-        }
-        let blocks = blocks.min(at_once(device, "one", name, THREADS, shared(blocks) as u32)?);
-        let finished = rows(c.ffn.max(c.hidden).max(width + 2 * kv_width), blocks.max(1));
-        if blocks == 0 || finished > THREADS as usize {
+        let blocks = together(device, "one", name, THREADS, shared)?;
+        if blocks == 0 || finished(blocks) > THREADS as usize {
             return Ok(None);
         }
         let pieces = (blocks / c.heads).clamp(1, PIECES);
@@ -72,7 +66,7 @@ impl One {
         let boxes = c.hidden / 2 + width / 2 + kv_width + c.ffn / 2 + c.heads * PIECES * (c.head_dim + 2);
         Ok(Some(Self {
             name,
-            shape: Shape::new((blocks, 1, 1), THREADS).with_shared(shared(blocks) as u32).together(),
+            shape: Shape::new((blocks, 1, 1), THREADS).with_shared(shared(blocks)).together(),
             sizes: [decoder.layers.len(), c.hidden, c.ffn, c.heads, c.kv_heads, c.vocab, capacity, chunk],
             layers: device.cuda_stream().clone_htod(&layers).map_err(|e| failed("copying", e))?,
             boxes: device.alloc_zeros(boxes)?,
