@@ -42,7 +42,7 @@ __device__ __forceinline__ bool come(const Box *boxes, unsigned mark, unsigned &
     a = (unsigned)x, b = (unsigned)y;
     return (unsigned)(x >> 32) == mark && (unsigned)(y >> 32) == mark;
 }
-// An even number of boxes into shared memory, where all must call this; `see` gets each two.
+// An even number of boxes into shared memory; `see` gets each two that this thread brings.
 template <class See>
 __device__ __forceinline__ void receive(int tid, unsigned *to, const Box *from, int boxes, unsigned mark, See see) {
 #pragma unroll 1
@@ -157,8 +157,8 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint4 &a, unsigned b0, 
 }
 
 // The block's rows of a pass, N at once, times `in`, into `sums`. On the tensor cores, which take bf16 as it is: the
-// weights of a slot are matrices of 16 rows, four lanes a row; `in` is the columns of another; the product's diagonal is
-// what is wanted.
+// weights of a slot are matrices of 16 rows, four lanes a row; `in` is the columns of another; the product's diagonal
+// is what is wanted.
 template <int N>
 __device__ __forceinline__ void products(Stream &stream, int tid, const unsigned *in, float *sums) {
     int lane = tid & 31, held = -1, vectors = stream.vectors, units = stream.units;
@@ -204,9 +204,9 @@ __device__ __forceinline__ void products(Stream &stream, int tid, const unsigned
     }
 }
 
-// x[i] = norm of what `in` holds, whose squares' sum is `squares` over all threads; rounded.
-__device__ __forceinline__ void norm(int tid, unsigned *in, const bf16 *gain, unsigned first_gain, int width, float squares,
-                                     float eps) {
+// Norms what `in` holds in place, rounded; `squares` are this thread's. Every block does it anew: it is tiny.
+__device__ __forceinline__ void norm(int tid, unsigned *in, const bf16 *gain, unsigned first_gain, int width,
+                                     float squares, float eps) {
     __shared__ __align__(16) float part[WARPS];
     squares = warp_sum(squares);
     if ((tid & 31) == 0) part[tid >> 5] = squares;
@@ -234,10 +234,10 @@ __device__ __forceinline__ float turned(const bf16 *x, const float *turns, int i
     return rounded(here * turns[j] + (i < D / 2 ? -there : there) * turns[D / 2 + j]);
 }
 
-// A query head over `count` keys from `from` on, of len + 1 in all; the last of which is new, and goes into the cache if
-// `keeps`. To `out`: D weighted sums of values, the sum of weights, the largest score. D / 8 threads a key, each group of
-// them with sums of its own, which are joined at the end. What the cache holds is on its way before `wait` has brought
-// the query and the new key and value to shared memory.
+// A query head over `count` keys from `from` on, of len + 1 in all; the last of which is new, and goes into the cache
+// if `keeps`. To `out`: D weighted sums of values, the sum of weights, the largest score. D / 8 threads a key, each
+// group of them with sums of its own, which are joined at the end. What the cache holds is on its way before `wait` has
+// brought the query and the new key and value to shared memory.
 template <int D, class Wait>
 __device__ __forceinline__ void attend(int tid, const float *query_of, const bf16 *fresh, bf16 *keys, bf16 *values,
                                        bool keeps, int len, int from, int count, Box *out, unsigned mark, Wait wait) {
@@ -309,7 +309,8 @@ __device__ __forceinline__ void attend(int tid, const float *query_of, const bf1
     if ((tid & 31) == 0) own[D] = sum, own[D + 1] = more;
     __syncthreads();
     if (tid < (D + 2 + 31) / 32 * 32) {
-        float best = joined[(tid & (WARPS - 1)) * (D + 2) + D + 1], all = warp_max(best), share = exp2f(best - all), x = 0.f;
+        float best = joined[(tid & (WARPS - 1)) * (D + 2) + D + 1], all = warp_max(best);
+        float share = exp2f(best - all), x = 0.f;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) x += __shfl_sync(~0u, share, w) * joined[w * (D + 2) + min(tid, D)];
         if (tid < D + 2) send(out + tid, __float_as_uint(tid > D ? all : x), mark);
@@ -372,7 +373,7 @@ __device__ __forceinline__ void one(const Layer *all_layers, const bf16 *embed, 
     for (int i = tid; i < s.layers * (int)(sizeof(Layer) / 8); i += THREADS)
         reinterpret_cast<uint64_t *>(layers)[i] = reinterpret_cast<const uint64_t *>(all_layers)[i];
 #pragma unroll 1
-    for (int i = tid; i < SLOTS * WARPS * SPAN; i += THREADS) memory[i] = make_uint4(0, 0, 0, 0); // no NaN to begin with
+    for (int i = tid; i < SLOTS * WARPS * SPAN; i += THREADS) memory[i] = make_uint4(0, 0, 0, 0); // no NaN at first
     if (tid < D) turns[tid] = (tid < D / 2 ? cos : sin)[(size_t)len * (D / 2) + tid % (D / 2)];
     __syncthreads();
     Stream stream(kinds, head, memory, tid);
@@ -395,10 +396,11 @@ __device__ __forceinline__ void one(const Layer *all_layers, const bf16 *embed, 
                 int h = item / pieces, kv = h / group, begin = item % pieces * s.chunk;
                 int count = min(s.chunk, len + 1 - begin);
                 size_t cached = place + (size_t)kv * s.capacity * D;
-                attend<D>(tid, query, fresh, layer.keys + cached, layer.values + cached, h % group == 0, len, begin, count,
-                          attended + (size_t)item * (D + 2), mark, [&] {
-                              // four numbers a thread: the query, and where the last key is wanted the new key and value
-                              int which = tid / (D / 4), first = which == 0 ? h : s.heads + (which - 1) * s.kv_heads + kv;
+                attend<D>(tid, query, fresh, layer.keys + cached, layer.values + cached, h % group == 0, len, begin,
+                          count, attended + (size_t)item * (D + 2), mark, [&] {
+                              // four numbers a thread: the query, and for the last key the new key and value
+                              int which = tid / (D / 4);
+                              int first = which == 0 ? h : s.heads + (which - 1) * s.kv_heads + kv;
                               if (which < (begin + count > len ? 3 : 1)) {
                                   uint2 got;
                                   while (!come(qkv + first * (D / 2) + tid % (D / 4) * 2, mark - 1, got.x, got.y)) {}

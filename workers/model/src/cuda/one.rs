@@ -1,4 +1,4 @@
-//! A decoding step of one row without low-rank pairs as one kernel, whose blocks wait for each other (`kernels/one.cu`).
+//! A decoding step of one row without low-rank pairs as one kernel (`kernels/one.cu`), whose blocks wait for each other.
 #![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)] // sizes of a model
 
 use candle_core::{CudaDevice, DType, Tensor, cuda_backend::cudarc::driver::CudaSlice};
