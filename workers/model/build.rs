@@ -3,7 +3,7 @@
 use std::{env, error::Error, path::PathBuf, process::Command};
 
 /// One loadable module each.
-const SOURCES: [&str; 6] = ["rows", "head", "adamw", "attention", "decode", "nearest"];
+const SOURCES: [&str; 7] = ["rows", "head", "adamw", "attention", "decode", "one", "nearest"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=kernels");

@@ -31,6 +31,8 @@ __device__ __forceinline__ void store8(bf16 *p, const Eight &v) {
     *reinterpret_cast<uint4 *>(p) = raw;
 }
 
+__device__ __forceinline__ float rounded(float x) { return __bfloat162float(__float2bfloat16(x)); }
+
 // A kernel that was queued to overlap its predecessor may begin while that still runs: what the predecessor writes
 // may be touched only after the wait. Without such a queueing both do nothing.
 __device__ __forceinline__ void await_previous() {
@@ -47,6 +49,12 @@ __device__ __forceinline__ void allow_next() {
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (int o = 16; o > 0; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, o));
     return x;
 }
 

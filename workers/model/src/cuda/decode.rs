@@ -11,6 +11,7 @@ use candle_core::{
 
 use super::{
     launch::{Arg, Shape, Side, arg, failed, fresh, launch, product, start},
+    one::One,
     ops,
 };
 use crate::{
@@ -26,10 +27,6 @@ const TABLE: usize = 64;
 
 /// Results on their way to the host.
 const AHEAD: usize = 2;
-
-/// Blocks of a kernel for one row that are on the GPU at once: four, or two, on each multiprocessor.
-const BLOCKS: usize = 528;
-const GATED_BLOCKS: usize = 264;
 
 /// Query heads that may share a key head, and their kernels.
 const GROUPS: [[&str; 8]; 2] = [
@@ -97,6 +94,8 @@ struct Step<'a> {
     tokens: CudaSlice<u32>,
     said: CudaSlice<u32>,
     uniforms: CudaSlice<f64>,
+    /// All layers and the head as one kernel, where that serves.
+    one: Option<One>,
     runs: usize,
     graph: Option<CudaGraph>,
 }
@@ -134,10 +133,13 @@ impl<'a> Step<'a> {
         let places: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         let (width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let scratch = n * c.kv_heads * pieces * c.group() * (c.head_dim + 2);
+        let cached: Vec<_> = layers.iter().map(|layer| (layer.k.clone(), layer.v.clone())).collect();
+        let plain = low.iter().flatten().all(Option::is_none);
+        let one = if n == 1 && plain { One::new(decoder, &device, &cached, *capacity)? } else { None };
         Ok(Self {
             decoder,
             low,
-            cached: layers.iter().map(|layer| (layer.k.clone(), layer.v.clone())).collect(),
+            cached,
             count: n,
             capacity: *capacity,
             chunk,
@@ -160,6 +162,7 @@ impl<'a> Step<'a> {
             tokens: device.alloc_zeros(n)?,
             said: device.alloc_zeros(2 * n)?,
             uniforms: device.alloc_zeros(n * TABLE)?,
+            one,
             runs: 0,
             graph: None,
             device,
@@ -210,6 +213,10 @@ impl<'a> Step<'a> {
 
     fn queue(&self) -> Result<()> {
         let (d, c) = (self.decoder, &self.decoder.config);
+        if let Some(one) = &self.one {
+            one.queue(d, &self.device, [&self.lens, &self.places], &self.tokens, &self.logits)?;
+            return self.choose(&self.logits);
+        }
         let args = [
             arg(d.embed.dense()?, DType::BF16)?,
             self.at(&self.tokens),
@@ -220,35 +227,18 @@ impl<'a> Step<'a> {
         for index in 0..d.layers.len() {
             self.layer(index)?;
         }
-        let output = d.output().dense()?;
-        if self.count == 1 {
-            self.one_products(&d.norm, &[(output, &self.logits)])?;
-        } else {
-            ops::rms_norm_to(&self.normed, &self.x, &d.norm, c.norm_eps)?;
-            product(&self.logits, Side(&self.normed, false), Side(output, true), 1.0, 0.0)?;
-        }
+        ops::rms_norm_to(&self.normed, &self.x, &d.norm, c.norm_eps)?;
+        product(&self.logits, Side(&self.normed, false), Side(d.output().dense()?, true), 1.0, 0.0)?;
         self.choose(&self.logits)
     }
 
     fn layer(&self, index: usize) -> Result<()> {
         let (layer, c) = (&self.decoder.layers[index], &self.decoder.config);
-        let weight = |i: usize| layer.linears[i].weight.dense();
-        let alone = self.count == 1 && self.low[index].iter().all(Option::is_none);
-        if alone {
-            let three = [(weight(Q)?, &self.q), (weight(K)?, &self.k), (weight(V)?, &self.v)];
-            self.one_products(&layer.input_norm, &three)?;
-        } else {
-            ops::rms_norm_to(&self.normed, &self.x, &layer.input_norm, c.norm_eps)?;
-            for (i, out) in [(Q, &self.q), (K, &self.k), (V, &self.v)] {
-                self.linear(index, i, &self.normed, out, 0.0)?;
-            }
+        ops::rms_norm_to(&self.normed, &self.x, &layer.input_norm, c.norm_eps)?;
+        for (i, out) in [(Q, &self.q), (K, &self.k), (V, &self.v)] {
+            self.linear(index, i, &self.normed, out, 0.0)?;
         }
         self.attend(index)?;
-        if alone {
-            self.one_added(&self.o, weight(O)?)?;
-            self.one_gated(&layer.post_norm, weight(GATE)?, weight(UP)?)?;
-            return self.one_added(&self.act, weight(DOWN)?);
-        }
         self.linear(index, O, &self.o, &self.x, 1.0)?;
         ops::rms_norm_to(&self.normed, &self.x, &layer.post_norm, c.norm_eps)?;
         self.linear(index, GATE, &self.normed, &self.gate, 0.0)?;
@@ -266,57 +256,6 @@ impl<'a> Step<'a> {
             product(out, Side(&low.out, false), Side(&low.b, true), low.scale, 1.0)?;
         }
         Ok(())
-    }
-
-    fn one_products(&self, gain: &Tensor, matrices: &[(&Tensor, &Tensor)]) -> Result<()> {
-        let c = &self.decoder.config;
-        let mut args = vec![arg(&self.x, DType::BF16)?, arg(gain, DType::BF16)?];
-        let mut sizes = Vec::new();
-        let mut rows = 0;
-        for i in 0..3 {
-            args.push(matrices.get(i).map_or(Ok(Arg::At(0)), |(w, _)| arg(w, DType::BF16))?);
-            let size = matrices.get(i).map_or(Ok(0), |(w, _)| w.dim(0))?;
-            sizes.push(Arg::Int(size as i32));
-            rows += size;
-        }
-        for i in 0..3 {
-            args.push(matrices.get(i).map_or(Ok(Arg::At(0)), |(_, y)| arg(y, DType::BF16))?);
-        }
-        args.extend(sizes);
-        args.extend([Arg::Int(c.hidden as i32), Arg::Float(c.norm_eps as f32)]);
-        let shape = Shape::new((rows.div_ceil(8).min(BLOCKS), 1, 1), 256)
-            .with_shared(2 * c.hidden as u32)
-            .overlapping(self.runs > 1);
-        launch(&self.device, "decode", "one_norm_products", shape, &args)
-    }
-
-    fn one_gated(&self, gain: &Tensor, gate: &Tensor, up: &Tensor) -> Result<()> {
-        let c = &self.decoder.config;
-        let mut args = Vec::new();
-        for tensor in [&self.x, gain, gate, up, &self.act] {
-            args.push(arg(tensor, DType::BF16)?);
-        }
-        args.extend([Arg::Int(c.ffn as i32), Arg::Int(c.hidden as i32), Arg::Float(c.norm_eps as f32)]);
-        let shape = Shape::new((c.ffn.div_ceil(8).min(GATED_BLOCKS), 1, 1), 256)
-            .with_shared(2 * c.hidden as u32)
-            .overlapping(self.runs > 1);
-        launch(&self.device, "decode", "one_norm_gated", shape, &args)
-    }
-
-    fn one_added(&self, input: &Tensor, weight: &Tensor) -> Result<()> {
-        let (rows, width) = weight.dims2()?;
-        // A row by several warps where it is long enough to keep them all loading.
-        let log_split = [2, 1, 0].into_iter().find(|log| width / 8 >= 48 << log).unwrap_or(0);
-        let args = [
-            arg(input, DType::BF16)?,
-            arg(weight, DType::BF16)?,
-            arg(&self.x, DType::BF16)?,
-            Arg::Int(rows as i32),
-            Arg::Int(width as i32),
-            Arg::Int(log_split),
-        ];
-        let shape = Shape::new((rows.div_ceil(8 >> log_split), 1, 1), 256).overlapping(self.runs > 1);
-        launch(&self.device, "decode", "one_product_added", shape, &args)
     }
 
     fn attend(&self, index: usize) -> Result<()> {

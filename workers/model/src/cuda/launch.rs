@@ -25,12 +25,13 @@ use candle_core::{
 use crate::error::{ModelError, Result};
 
 /// Kernels by module: name, machine code.
-const MODULES: [(&str, &[u8]); 6] = [
+const MODULES: [(&str, &[u8]); 7] = [
     ("rows", include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin"))),
     ("head", include_bytes!(concat!(env!("OUT_DIR"), "/head.fatbin"))),
     ("adamw", include_bytes!(concat!(env!("OUT_DIR"), "/adamw.fatbin"))),
     ("attention", include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin"))),
     ("decode", include_bytes!(concat!(env!("OUT_DIR"), "/decode.fatbin"))),
+    ("one", include_bytes!(concat!(env!("OUT_DIR"), "/one.fatbin"))),
     ("nearest", include_bytes!(concat!(env!("OUT_DIR"), "/nearest.fatbin"))),
 ];
 
@@ -156,7 +157,8 @@ fn timed<T>(device: &CudaDevice, name: impl FnOnce() -> String, work: impl FnOnc
     Ok(result)
 }
 
-type Functions = HashMap<(DeviceId, &'static str), CudaFunction>;
+/// Kernels that are loaded, and the shared memory that they may take.
+type Functions = HashMap<(DeviceId, &'static str), (CudaFunction, u32)>;
 static FUNCTIONS: Mutex<Option<Functions>> = Mutex::new(None);
 
 /// A failure of the driver or of cuBLAS.
@@ -182,11 +184,13 @@ pub(crate) struct Shape {
     pub(crate) shared: u32,
     /// Whether the kernel may begin while its predecessor on the stream still runs; it waits for that itself.
     pub(crate) overlaps: bool,
+    /// Whether all blocks must be on the GPU at once, for they wait for each other.
+    pub(crate) together: bool,
 }
 
 impl Shape {
     pub(crate) fn new(grid: (usize, usize, usize), threads: u32) -> Self {
-        Self { grid, block: (threads, 1), shared: 0, overlaps: false }
+        Self { grid, block: (threads, 1), shared: 0, overlaps: false, together: false }
     }
     /// One thread for each of `n` items.
     pub(crate) fn each(n: usize) -> Self {
@@ -200,14 +204,33 @@ impl Shape {
         self.overlaps = overlaps;
         self
     }
+    pub(crate) fn together(mut self) -> Self {
+        self.together = true;
+        self
+    }
 }
 
 fn function(device: &CudaDevice, module: &str, name: &'static str, shared: u32) -> Result<CudaFunction> {
     let mut guard = FUNCTIONS.lock().unwrap_or_else(PoisonError::into_inner);
     let functions = guard.get_or_insert_with(HashMap::new);
-    if let Some(function) = functions.get(&(device.id(), name)) {
+    if let Some((function, allowed)) = functions.get(&(device.id(), name))
+        && shared <= *allowed
+    {
         return Ok(function.clone());
     }
+    let function = match functions.get(&(device.id(), name)) {
+        Some((function, _)) => function.clone(),
+        None => load(device, module, name)?,
+    };
+    if shared > SHARED_FREE {
+        let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(attribute, shared.cast_signed()).map_err(|e| failed(name, e))?;
+    }
+    functions.insert((device.id(), name), (function.clone(), shared.max(SHARED_FREE)));
+    Ok(function)
+}
+
+fn load(device: &CudaDevice, module: &str, name: &str) -> Result<CudaFunction> {
     let Some((_, code)) = MODULES.iter().find(|(found, _)| *found == module) else {
         return Err(ModelError::invalid(format!("there is no kernel module {module}")));
     };
@@ -215,13 +238,35 @@ fn function(device: &CudaDevice, module: &str, name: &'static str, shared: u32) 
     let loaded = stream.context().load_module(Ptx::from_binary(code.to_vec())).map_err(|e| {
         failed(&format!("loading kernels of {module} (built for another GPU? set CUDA_COMPUTE_CAP)"), e)
     })?;
-    let function = loaded.load_function(name).map_err(|e| failed(name, e))?;
-    if shared > SHARED_FREE {
-        let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        function.set_attribute(attribute, shared.cast_signed()).map_err(|e| failed(name, e))?;
+    loaded.load_function(name).map_err(|e| failed(name, e))
+}
+
+/// The multiprocessors of a GPU that can hold one block of a kernel on each of them and start all together; else 0.
+/// `shared` says how much shared memory a block then takes.
+pub(crate) fn together(
+    device: &CudaDevice,
+    module: &str,
+    name: &'static str,
+    threads: u32,
+    shared: impl FnOnce(usize) -> u32,
+) -> Result<usize> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH as TOGETHER,
+        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED,
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
+    };
+    let stream = device.cuda_stream();
+    let ask = |what| stream.context().attribute(what).map_err(|e| failed("asking the device", e));
+    let multiprocessors = ask(MULTIPROCESSORS)?.unsigned_abs() as usize;
+    let shared = shared(multiprocessors);
+    let own = function(device, module, name, 0)?.shared_size_bytes().map_err(|e| failed(name, e))?;
+    if ask(TOGETHER)? == 0 || ask(SHARED)? - own < shared.cast_signed() {
+        return Ok(0);
     }
-    functions.insert((device.id(), name), function.clone());
-    Ok(function)
+    let each = function(device, module, name, shared)?
+        .occupancy_max_active_blocks_per_multiprocessor(threads, shared as usize, None)
+        .map_err(|e| failed(name, e))?;
+    Ok(if each == 0 { 0 } else { multiprocessors })
 }
 
 /// Queues a kernel.
@@ -241,8 +286,8 @@ pub(crate) fn launch(device: &CudaDevice, module: &str, name: &'static str, shap
     };
     let function = function(device, module, name, shape.shared)?;
     let stream = device.cuda_stream();
-    if shape.overlaps {
-        return timed(device, || name.to_owned(), || launch_overlapping(&stream, &function, config, args));
+    if shape.overlaps || shape.together {
+        return timed(device, || name.to_owned(), || launch_with(&stream, &function, config, shape.together, args));
     }
     let mut builder = stream.launch_builder(&function);
     for arg in args {
@@ -258,7 +303,14 @@ pub(crate) fn launch(device: &CudaDevice, module: &str, name: &'static str, shap
     Ok(())
 }
 
-fn launch_overlapping(stream: &CudaStream, function: &CudaFunction, config: LaunchConfig, args: &[Arg]) -> Result<()> {
+/// Overlapping its predecessor, or all blocks `together`.
+fn launch_with(
+    stream: &CudaStream,
+    function: &CudaFunction,
+    config: LaunchConfig,
+    together: bool,
+    args: &[Arg],
+) -> Result<()> {
     let mut places: Vec<*mut std::ffi::c_void> = args
         .iter()
         .map(|arg| match arg {
@@ -271,12 +323,14 @@ fn launch_overlapping(stream: &CudaStream, function: &CudaFunction, config: Laun
     stream.context().bind_to_thread().map_err(|e| failed("a kernel", e))?;
     // SAFETY: a union of plain numbers, for which zeros are valid
     let mut value: sys::CUlaunchAttributeValue = unsafe { std::mem::zeroed() };
-    value.programmaticStreamSerializationAllowed = 1;
-    let mut attribute = sys::CUlaunchAttribute_st {
-        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-        pad: [0; 4],
-        value,
+    let id = if together {
+        value.cooperative = 1;
+        sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+    } else {
+        value.programmaticStreamSerializationAllowed = 1;
+        sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     };
+    let mut attribute = sys::CUlaunchAttribute_st { id, pad: [0; 4], value };
     let config = sys::CUlaunchConfig_st {
         gridDimX: config.grid_dim.0,
         gridDimY: config.grid_dim.1,

@@ -7,6 +7,7 @@ pub(crate) mod head;
 pub(crate) mod launch;
 pub(crate) mod nccl;
 pub(crate) mod nearest;
+mod one;
 pub(crate) mod ops;
 #[cfg(test)]
 mod tests;

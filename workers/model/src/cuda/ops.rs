@@ -78,7 +78,7 @@ fn sum_partials(partial: &Tensor, device: &CudaDevice) -> Result<Tensor> {
         Arg::Int(width as i32),
         Arg::Int(0),
     ];
-    let shape = Shape { grid: (width.div_ceil(32), 1, 1), block: (32, 32), shared: 0, overlaps: false };
+    let shape = Shape { block: (32, 32), ..Shape::new((width.div_ceil(32), 1, 1), 32) };
     launch(device, "rows", "sum_partials", shape, &args)?;
     Ok(out)
 }

@@ -443,6 +443,28 @@ fn generation_agrees_with_a_teacher_forced_pass() {
     }
 }
 
+/// One row's blocks tell each other their results in whatever order they come.
+#[test]
+fn one_row_repeats_itself() {
+    for shape in [(4, 2, 64), (6, 1, 128)] {
+        let decoder = model_of(shape, &gpu_once(), DType::BF16);
+        let prompt: Vec<u32> = (0..300).map(|t| t * 13 % 512).collect();
+        let request = [GenerateRequest { row: 0, prompt: prompt.clone(), max_new_tokens: 200 }];
+        let play = || {
+            let mut cache = decoder.cache(1).unwrap();
+            generate(&decoder, &mut cache, &request, SAMPLING, &key, &mut |_, _| false).unwrap().remove(0)
+        };
+        let (first, again) = (play(), play());
+        assert_eq!((&first.tokens, &first.logprobs), (&again.tokens, &again.logprobs));
+        let tokens: Vec<u32> = prompt.iter().chain(&first.tokens).copied().collect();
+        let sequence = TrainSequence { positions: (prompt.len()..tokens.len()).collect(), tokens };
+        let scored = decoder.score(&[sequence], SAMPLING.temperature).unwrap().logprob;
+        let most = scored.iter().zip(&first.logprobs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{shape:?}: {most:.1e} at most");
+        assert!(most < 0.1, "{most}");
+    }
+}
+
 #[test]
 fn the_device_chooses_what_the_host_would() {
     let decoder = model(&gpu_once(), DType::BF16);
