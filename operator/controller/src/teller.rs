@@ -77,7 +77,8 @@ impl Teller {
 impl Publisher {
     async fn publish(&self, event: &Event, regarding: ObjectReference) -> Result<(), kube::Error> {
         let now = Timestamp::now();
-        let api: Api<Published> = Api::namespaced(self.client.clone(), regarding.namespace.as_deref().unwrap_or("default"));
+        let api: Api<Published> =
+            Api::namespaced(self.client.clone(), regarding.namespace.as_deref().unwrap_or("default"));
         let key = key_of(event, &regarding);
         if let Some((name, count)) = self.again(key, now) {
             let series = json!({"series": {"count": count, "lastObservedTime": MicroTime(now)}});

@@ -28,10 +28,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let users = if terminating { users(shared, namespace, name) } else { Vec::new() };
     if terminating && users.is_empty() {
         if held {
-            let uid = scene.object.uid().unwrap_or_default();
-            service::take_down_of(shared, key, namespace, &retriever_name(name), &uid).await?;
-            finalizers.retain(|finalizer| finalizer != FINALIZER);
-            shared.writer.finalizers(key, scene.kind, meta, &finalizers).await?;
+            release(shared, key, &scene, finalizers).await?;
         }
         shared.reports.forget(&scene.object.uid().unwrap_or_default());
         return Ok(None);
@@ -124,6 +121,15 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     }
     let again = status::write(shared, key, scene.kind, &scene.object, &now_status).await?;
     Ok(sooner(again, next_look(&scene, decision.again)))
+}
+
+/// Takes its servers down and lets it go.
+async fn release(shared: &Shared, key: &Key, scene: &Scene, mut finalizers: Vec<String>) -> Result<(), Trouble> {
+    let meta = &scene.object.metadata;
+    let server = retriever_name(meta.name.as_deref().unwrap_or_default());
+    service::take_down_of(shared, key, &scene.namespace(), &server, meta.uid.as_deref().unwrap_or_default()).await?;
+    finalizers.retain(|finalizer| finalizer != FINALIZER);
+    shared.writer.finalizers(key, scene.kind, meta, &finalizers).await
 }
 
 /// What to say of servers that are to follow the load.

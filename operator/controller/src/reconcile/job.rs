@@ -39,11 +39,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let plan = match planned(shared, &scene, &index).cloned() {
         Ok(plan) => plan,
         // What it was made from may have gone; it stays what it is.
-        Err(_) if finished => {
-            status::affirm(&mut new.conditions, &scene.object);
-            let again = status::write(shared, key, scene.kind, &scene.object, &new).await?;
-            return Ok(sooner(again, expire(shared, key, &scene, &new).await?));
-        }
+        Err(_) if finished => return stays(shared, key, &scene, new).await,
         Err(said) => {
             status::say(&mut new.conditions, &said, &scene.object);
             return status::write(shared, key, scene.kind, &scene.object, &new).await;
@@ -130,6 +126,13 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let secrets = view.supplies.secret.missing().map(|_| SECRET_PERIOD);
     let expiry = if decision.finished { expire(shared, key, &scene, &new).await? } else { None };
     Ok(sooner(sooner(again, times), sooner(secrets, expiry)))
+}
+
+/// A finished job that cannot be planned any more: it has seen its newest spec, and nothing follows from it.
+async fn stays(shared: &Shared, key: &Key, scene: &Scene, mut status: S3TrainingJobStatus) -> Result<Again, Trouble> {
+    status::affirm(&mut status.conditions, &scene.object);
+    let again = status::write(shared, key, scene.kind, &scene.object, &status).await?;
+    Ok(sooner(again, expire(shared, key, scene, &status).await?))
 }
 
 /// Components whose next attempt begins anew.
