@@ -78,7 +78,7 @@ report: ## the report page of the last run
 
 soak: data data-qwen ## the long tests (marked ignored): hours, not for every change
 	@cargo test --locked --release --workspace -- --ignored
-	S3_FAULT_PLANS=600 S3_FAULT_SIDE_BY_SIDE=10 tests/cluster/test.sh faults
+	S3_FAULT_PLANS=600 S3_FAULT_SIDE_BY_SIDE=12 tests/cluster/test.sh faults
 	S3_USER_SEQUENCES=80 tests/cluster/test.sh users
 	S3_RESTARTS=all tests/cluster/test.sh restart:: -- --ignored
 
