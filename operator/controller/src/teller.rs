@@ -27,8 +27,8 @@ const SERIES: SignedDuration = SignedDuration::from_mins(6);
 /// Takes events.
 pub struct Teller(mpsc::Sender<(Event, ObjectReference)>);
 
-/// What is remembered of a published event. The recorder of kube keeps each event whole, which is most of what an
-/// operator of thousands of jobs holds.
+/// What is remembered of a published event. The recorder of kube keeps each event whole for as long: some MiB with
+/// hundreds of jobs.
 struct Told {
     name: String,
     count: i32,
