@@ -404,6 +404,11 @@ pub fn serves(object: &DynamicObject) -> bool {
     object.data.pointer("/spec/serving").is_some_and(|serving| !serving.is_null() && serving["replicas"] != json!(0))
 }
 
+/// Whether a resource is asked not to run; read where it has no plan.
+pub fn suspends(object: &DynamicObject) -> bool {
+    object.data.pointer("/spec/suspend") == Some(&json!(true))
+}
+
 /// Whether a queue admits all of a resource at once (`queue.mode: Workload`, which is the default).
 pub fn admitted_whole(object: &DynamicObject) -> bool {
     let queue = object.data.pointer("/spec/queue").filter(|queue| !queue.is_null());

@@ -155,7 +155,7 @@ async fn release(shared: &Shared, key: &Key, namespace: &str, kept: &BTreeSet<St
         if !ours || kept.contains(&name) {
             continue;
         }
-        service::take_down(shared, key, &deployment).await?;
+        service::take_down(shared, key, namespace, &name, |_| true).await?;
     }
     Ok(())
 }

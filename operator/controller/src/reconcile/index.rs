@@ -7,6 +7,7 @@ use crate::operator::Shared;
 use crate::scene::{Scene, conditions_of, serves};
 use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use s3_crds::{FailurePolicy, Kind, RetrieverIndexStatus, condition_type, is_true, reason};
 use s3_plan::lifecycle::{IndexView, Move, Said, Serving, Verdict, decide_index, fill_index, holds};
@@ -123,11 +124,16 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     Ok(sooner(again, next_look(&scene, decision.again)))
 }
 
-/// Takes its servers down and lets it go.
+/// Takes its servers down and lets it go. The garbage collector would leave those that somebody took the owner from, which
+/// may be too recent to be seen.
 async fn release(shared: &Shared, key: &Key, scene: &Scene, mut finalizers: Vec<String>) -> Result<(), Trouble> {
     let meta = &scene.object.metadata;
     let server = retriever_name(meta.name.as_deref().unwrap_or_default());
-    service::take_down_of(shared, key, &scene.namespace(), &server, meta.uid.as_deref().unwrap_or_default()).await?;
+    let own = |object: &ObjectMeta| {
+        let owners = object.owner_references.as_deref().unwrap_or_default();
+        owners.is_empty() || owners.iter().any(|owner| Some(&owner.uid) == meta.uid.as_ref())
+    };
+    service::take_down(shared, key, &scene.namespace(), &server, own).await?;
     finalizers.retain(|finalizer| finalizer != FINALIZER);
     shared.writer.finalizers(key, scene.kind, meta, &finalizers).await
 }

@@ -5,7 +5,7 @@ use super::{Again, end, next_look, queue, refusal, schedule, service, sooner, st
 use crate::clock;
 use crate::key::Key;
 use crate::operator::Shared;
-use crate::scene::{Scene, conditions_of};
+use crate::scene::{Scene, conditions_of, suspends};
 use crate::write::Trouble;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
@@ -176,8 +176,8 @@ async fn serve(shared: &Shared, key: &Key, scene: &Scene, plan: &s3_plan::Plan) 
         let own = |deployment: &Arc<Deployment>| {
             deployment.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid)
         };
-        if let Some(deployment) = shared.world.deployments.get(&namespace, &name).filter(own) {
-            service::take_down(shared, key, &deployment).await?;
+        if shared.world.deployments.get(&namespace, &name).as_ref().is_some_and(own) {
+            service::take_down(shared, key, &namespace, &name, |_| true).await?;
         }
         return Ok(None);
     };
@@ -225,15 +225,10 @@ fn planned<'a>(shared: &Shared, scene: &'a Scene, index: &Supply) -> Result<&'a 
                 (reason::TRAINING_WAITING_JOB, other.missing().unwrap_or_default().to_owned())
             },
             (reason::JOB_PROGRESSING, String::new()),
-            (if suspends(scene) { reason::JOB_SUSPENDED } else { reason::JOB_NOT_SUSPENDED }, String::new()),
+            (if suspends(&scene.object) { reason::JOB_SUSPENDED } else { reason::JOB_NOT_SUSPENDED }, String::new()),
         ],
         error => vec![(reason::JOB_INVALID, error.to_string())],
     })
-}
-
-/// Whether a resource that has no plan yet is asked not to run.
-pub fn suspends(scene: &Scene) -> bool {
-    scene.object.data.pointer("/spec/suspend").and_then(serde_json::Value::as_bool).unwrap_or(false)
 }
 
 /// What is needed, asked for in order: secrets only once the index is there, the gateway only after them.

@@ -1,12 +1,12 @@
 //! `EvalRun`.
 
 use super::index::status_of;
-use super::job::{SECRET_PERIOD, makes_pods, supplies, suspends};
+use super::job::{SECRET_PERIOD, makes_pods, supplies};
 use super::{Again, end, next_look, queue, refusal, sooner, stage, status};
 use crate::clock;
 use crate::key::Key;
 use crate::operator::Shared;
-use crate::scene::{Scene, conditions_of};
+use crate::scene::{Scene, conditions_of, suspends};
 use crate::world::references;
 use crate::write::Trouble;
 use kube::ResourceExt;
@@ -128,7 +128,7 @@ fn planned<'a>(scene: &'a Scene, index: &Supply, job: &Supply) -> Result<&'a s3_
                 (Some(what), _) => (reason::EVAL_WAITING_INDEX, what.to_owned()),
                 (None, what) => (reason::EVAL_WAITING_JOB, what.unwrap_or_default().to_owned()),
             };
-            let suspended = if suspends(scene) { reason::EVAL_SUSPENDED } else { reason::EVAL_NOT_SUSPENDED };
+            let suspended = if suspends(&scene.object) { reason::EVAL_SUSPENDED } else { reason::EVAL_NOT_SUSPENDED };
             vec![waiting, (reason::EVAL_PROGRESSING, String::new()), (suspended, String::new())]
         }
         error => vec![(reason::EVAL_INVALID, error.to_string())],

@@ -4,11 +4,9 @@ use crate::key::Key;
 use crate::operator::Shared;
 use crate::world::SCALER;
 use crate::write::Trouble;
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::ResourceExt;
 use s3_plan::Component;
-use s3_plan::objects::{MANAGER, Object};
+use s3_plan::objects::Object;
 
 /// Holds the objects of a service, and drops the configurations that no server reads any more.
 pub async fn hold(
@@ -45,46 +43,27 @@ pub async fn hold(
     Ok(())
 }
 
-/// Takes down the servers of a resource that goes: the garbage collector would leave those that somebody took the owner
-/// from, which may be too recent to be seen.
-pub async fn take_down_of(shared: &Shared, key: &Key, namespace: &str, name: &str, uid: &str) -> Result<(), Trouble> {
+/// Takes down all of a service but its volume, as far as it `goes`; its pods answer what they have taken, then go.
+pub async fn take_down(
+    shared: &Shared,
+    key: &Key,
+    namespace: &str,
+    name: &str,
+    goes: impl Fn(&ObjectMeta) -> bool + Sync,
+) -> Result<(), Trouble> {
     let world = &shared.world;
-    for service in world.services.group_of(namespace, name).values().filter(|service| own(&service.metadata, uid)) {
+    for service in world.services.group_of(namespace, name).values().filter(|service| goes(&service.metadata)) {
         shared.writer.delete(key, "Service", &service.metadata).await?;
     }
-    for policy in world.policies.group_of(namespace, name).values().filter(|policy| own(&policy.metadata, uid)) {
+    for policy in world.policies.group_of(namespace, name).values().filter(|policy| goes(&policy.metadata)) {
         shared.writer.delete(key, "NetworkPolicy", &policy.metadata).await?;
     }
-    for config in world.config_maps.group_of(namespace, name).values().filter(|config| own(&config.metadata, uid)) {
+    for config in world.config_maps.group_of(namespace, name).values().filter(|config| goes(&config.metadata)) {
         shared.writer.delete(key, "ConfigMap", &config.metadata).await?;
     }
-    let deployment = world.deployments.get(namespace, name).filter(|deployment| own(&deployment.metadata, uid));
-    match deployment {
+    // The Deployment last: while it is there, what is left of the others is found again.
+    match world.deployments.get(namespace, name).filter(|deployment| goes(&deployment.metadata)) {
         Some(deployment) => shared.writer.delete(key, "Deployment", &deployment.metadata).await,
         None => Ok(()),
     }
-}
-
-/// Whether an object is the operator's, and of that owner or of nobody.
-fn own(meta: &ObjectMeta, uid: &str) -> bool {
-    let manager = meta.labels.as_ref().and_then(|labels| labels.get("app.kubernetes.io/managed-by"));
-    let owners = meta.owner_references.as_deref().unwrap_or_default();
-    manager.is_some_and(|manager| manager == MANAGER)
-        && (owners.is_empty() || owners.iter().any(|owner| owner.uid == uid))
-}
-
-/// Takes everything of a service down but its volume; its pods answer what they have taken, then go.
-pub async fn take_down(shared: &Shared, key: &Key, deployment: &Deployment) -> Result<(), Trouble> {
-    let (namespace, name) = (deployment.namespace().unwrap_or_default(), deployment.name_any());
-    // The Deployment last: while it is there, what is left of the others is found again.
-    for service in shared.world.services.group_of(&namespace, &name).values() {
-        shared.writer.delete(key, "Service", &service.metadata).await?;
-    }
-    for policy in shared.world.policies.group_of(&namespace, &name).values() {
-        shared.writer.delete(key, "NetworkPolicy", &policy.metadata).await?;
-    }
-    for config_map in shared.world.config_maps.group_of(&namespace, &name).values() {
-        shared.writer.delete(key, "ConfigMap", &config_map.metadata).await?;
-    }
-    shared.writer.delete(key, "Deployment", &deployment.metadata).await
 }
