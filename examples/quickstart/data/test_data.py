@@ -9,7 +9,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import e5
 import fetch
-import multihop
 import questions
 import sources
 
@@ -60,62 +59,6 @@ class Pins(unittest.TestCase):
                 works = [file for work in source.works for file in work.files]
                 self.assertEqual(sorted(works), sorted(source.outputs), "every file has its attribution")
         self.assertEqual(sorted(pins), sorted(outputs))
-
-
-PASSAGES = {
-    "Ghana": "Ghana is a country in West Africa. It has a coast.",
-    "Accra": "Accra is the capital and largest city of Ghana, on the Gulf of Guinea.",
-    "Kumasi": "Kumasi is a city in the Ashanti Region of Ghana. It is old.",
-    "Togo": "Togo is a country in West Africa, between Ghana and Benin.",
-    "Lake Volta": "Lake Volta is a lake in Ghana and Togo. It is large.",
-    "Port": "A port is a place for ships.",
-    "Papua": "Papua is a country in Oceania. Its capital is Port Moresby.",
-    "Strike": "Strike is a 1925 silent film directed by Sergei Eisenstein. It was praised.",
-    "Sergei Eisenstein": "Sergei Eisenstein was a Soviet film director. He was born in Riga.",
-}
-
-
-class Multihop(unittest.TestCase):
-    def make(self):
-        import json
-
-        lines = [json.dumps({"title": title, "text": text}) for title, text in PASSAGES.items()]
-        return [row for _, rows in multihop.rows(multihop.Corpus(lines)) for row in rows]
-
-    def test_a_question_needs_two_passages_and_is_true(self):
-        found = {(row["kind"], row["answers"][0], *row["evidence"]) for row in self.make()}
-        wanted = {
-            ("capital", "Accra", "Kumasi", "Accra"),
-            ("region", "West Africa", "Accra", "Ghana"),
-            ("nationality", "Soviet", "Strike", "Sergei Eisenstein"),
-        }
-        # a lake in two countries, and a capital without a passage, make none
-        self.assertEqual(found, wanted)
-        self.assertEqual(self.make(), self.make())
-
-    def test_parts_are_as_large_as_they_say(self):
-        names = [f"title {n}" for n in range(3000)]
-        sides = [multihop.split_of(name) for name in names]
-        for name, percent in multihop.SPLITS:
-            self.assertAlmostEqual(sides.count(name) / 30, percent, delta=3)
-
-    def test_the_whole_set_is_the_pinned_one(self):
-        import hashlib
-        import json
-        import os
-
-        root = Path(os.environ.get("S3_DATA") or Path(__file__).resolve().parents[3] / ".s3" / "data")
-        source = root / "corpus" / "wiki-vital.jsonl"
-        if not source.is_file():
-            self.skipTest(f"{source} is not there; `make data` fetches it")
-        with open(source, encoding="utf-8") as lines:
-            made = dict(multihop.rows(multihop.Corpus(lines)))
-        for name, rows in made.items():
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-            self.assertEqual((len(rows), hashlib.sha256(text).hexdigest()[:16]), multihop.PINNED[name])
-        trained = {title for name in ("train", "dev") for row in made[name] for title in row["evidence"][1:]}
-        held_out = {title for row in made["test"] for title in row["evidence"][1:]}
-        self.assertFalse(trained & held_out, "no passage that says an answer of the test set is trained on")
 
 
 if __name__ == "__main__":
