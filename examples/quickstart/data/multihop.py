@@ -26,7 +26,7 @@ from hops.corpus import Corpus, bare
 
 SPLITS = (("train", 45), ("dev", 9), ("test", 46))  # percent of the answering passages
 # questions, and the first half of the sha256, from the pinned corpus
-PINNED = {"train": (1351, "558540d265063002"), "dev": (253, "e7de88dd7ecc55fb"), "test": (1417, "013ea535510b991b")}
+PINNED = {"train": (1350, "917aadec8525d8d3"), "dev": (254, "984c96c6da317376"), "test": (1415, "8cd61e9bfc2ac0ff")}
 
 SUBJECTS = (places, waters, origins, life, people, works, history, languages)
 ANSWER_WORDS = 5

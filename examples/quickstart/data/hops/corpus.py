@@ -46,7 +46,10 @@ THINGS = """film|novel|play|poem|painting|opera|symphony|album|song|series|theor
 island|empire|dynasty|war|battle|book|treatise|theory|tragedy|comedy|ballet|unit|language|company|band|museum|building|palace|
 church|mosque|sculpture|fresco|dialogue|religion|mathematics|sea|strait|kingdom|event|trilogy|collection|essay|tale|genre|
 science|species|genus|family|effect|constant|method|movement|period|text|work|conflict|revolution|house|plays|paintings|
-novella|cycle|franchise|epic|concerto|cantata|oratorio|character|programme|program|system|game|formula|hypothesis|magazine"""
+novella|cycle|franchise|epic|concerto|cantata|oratorio|character|programme|program|system|game|formula|hypothesis|magazine|
+uprising|rebellion|massacre|treaty|crisis|coup|campaign|plan|policy|act|school|doctrine|ideology|trial|expedition|conquest|
+invasion|siege|crusade|style|academy|university|temple|organi[sz]ation|party|award|prize|tournament|league|team|club|instrument|
+machine|device|concept|practice|tradition|process|technique"""
 THINGS = THINGS.replace("\n", "")
 
 
@@ -106,9 +109,11 @@ class Corpus:
     def person(self, title):
         """Whether the passage is about one person, or one of those whom myths speak of so."""
         said = re.search(rf"\b(?:is|was) (?:an?|the|one of the) ((?:(?!(?:{CLAUSE})\b)[\w'’-]+,? )*(?!(?:{CLAUSE})\b)[\w'’-]+)", self.first(title))
-        if self.plural(title) or said and re.search(rf"\b(?:{THINGS})\b", said.group(1)) and not re.search(rf"\b(?:{PERSONS})\b", said.group(1)):
+        said = re.sub(r"(?: (?:written|directed|published|created|composed|made|set))*$", "", said.group(1)) if said else ""
+        someone, something = re.search(rf"\b(?:{PERSONS})\b", said), re.search(rf"\b(?:{THINGS})$", said)
+        if self.plural(title) or something or not someone and re.search(rf"\b(?:{THINGS})\b", said):
             return False
-        return bool(said and re.search(rf"\b(?:{PERSONS})\b", said.group(1)) or re.search(r"\b(?:he|she|his|her|him)\b", self.text[title], re.IGNORECASE))
+        return bool(someone or re.search(r"\b(?:he|she|his|her|him)\b", self.text[title], re.IGNORECASE))
 
     @functools.cache
     def plural(self, title):

@@ -14,7 +14,7 @@ def creature(corpus, title):
     """A living thing as one speaks of it: `the lion`, `squirrels`, `Taraxacum`."""
     name, text = bare(title), corpus.text[title]
     lower = name[:1].lower() + name[1:]
-    lower = lower if lower.split()[0] in corpus.words else name
+    lower = lower if {lower.split()[0], lower.split()[0] + "s"} & corpus.words else name
     if re.match(rf"(?:An?|The) {re.escape(name)}\b(?!,? are\b)", text, re.IGNORECASE):
         return f"the {lower}"
     plural = re.match(rf"(?:The )?({re.escape(name)}(?:s|es)?)\b[^.]{{0,80}}? are\b", text, re.IGNORECASE)

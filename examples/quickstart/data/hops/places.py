@@ -59,7 +59,7 @@ def lies(corpus):
     for place in corpus.text:
         sentences = corpus.sentences(place)
         match = head.match(sentences[0])
-        if not match or sorts.get(place) == "country" or re.search(r"\b(?:was|were|he|she|his|her|born|fictional|mythical|de facto|breakaway|unincorporated|overseas|dependency|self-governing|predominantly|mostly|mainly|primarily|largely|partly)\b|occupied", sentences[0]):
+        if not match or sorts.get(place) == "country" or re.search(r"\b(?:was|were|he|she|his|her|born|fictional|mythical|de facto|breakaway|unincorporated|overseas|dependency|self-governing|autonomous territory|predominantly|mostly|mainly|primarily|largely|partly)\b|occupied", sentences[0]):
             continue
         named = {}
         owner = re.search(r" (?:is|are) (?=[A-Z]\w+(?: [A-Z]\w+)?['’])", sentences[0][: match.start(1)])
@@ -115,7 +115,7 @@ def facts(corpus):
         if sort:
             yield from official(corpus, title)
             yield from former(corpus, title)
-            if sort != "city":
+            if re.fullmatch(rf"country|{STATES}", sort):
                 yield from capital(corpus, title)
             yield from population(corpus, title)
             yield from parts(corpus, title)
@@ -152,7 +152,12 @@ def region(corpus, country):
     match = re.search(pattern, first)
     if match:
         wider = re.match(r" region of ((?:[A-Z][a-z]+ ?)+)", first[match.end() :])
-        yield Fact("region", country, ("In which part of the world is {0}?", "In which part of the world does one find {0}?"), (match.group(1).split("region of ")[-1], *([wider.group(1).strip()] if wider else []), match.group(1).removeprefix("Mainland ")))
+        where = match.group(1).split("region of ")[-1]
+        # West Africa is one part of Africa, and of the world Africa would be right too
+        whole = re.fullmatch(r"(?:Mainland )?[A-Z][a-z]+ (Africa|Asia|Europe)", where)
+        asked = whole.group(1) if whole else "the world"
+        asks = (f"In which part of {asked} is {{0}}?", f"In which part of {asked} does one find {{0}}?")
+        yield Fact("region", country, asks, (where, *([wider.group(1).strip()] if wider else []), where.removeprefix("Mainland ")))
 
 
 def capital(corpus, title, head=None):
@@ -175,7 +180,7 @@ def heads(corpus):
     for title in corpus.text:
         spoken = corpus.spoken(title)
         if spoken:
-            for fact in capital(corpus, title, corpus.text[title]) if sort_of(corpus, title) not in (None, "city") else ():
+            for fact in capital(corpus, title, corpus.text[title]) if re.fullmatch(rf"country|{STATES}", sort_of(corpus, title) or "") else ():
                 city = corpus.named(fact.answers[0])
                 if city and city != title and sort_of(corpus, city) == "city":
                     yield Link("capital", title, city, f"the capital of {spoken}")

@@ -69,7 +69,7 @@ def links(corpus):
             who = maker(corpus, said[match.end() :])
             # a maker that is no person is one of these; a people or a country is not asked for
             if who and who != work and (corpus.person(who) or re.search(rf"\b(?:{ORGANISATION})\b", corpus.first(who))):
-                yield Link(verb, work, who, f"{'the person who' if corpus.person(who) else 'the organisation that'} {MADE[verb]} {spoken}")
+                yield Link("maker", work, who, f"{'the person who' if corpus.person(who) else 'the organisation that'} {MADE[verb]} {spoken}")
         for kinds, phrase in KINDS.items():
             match = re.search(rf"\b(?:is|was) (?:an?|the|one of [^.,]*?) (?:[\w'’-]+,? ){{0,7}}?(?:{kinds})(?: (?:in|of|on) [\w ]+)? by ", first)
             if match:
