@@ -73,7 +73,9 @@ def make(corpus):
     """All fair questions: kind, question, answers, link."""
     links = sole((link for subject in SUBJECTS for link in subject.links(corpus)), lambda link: link.phrase, lambda link: link.bridge)
     facts = {}
-    for fact in sole((fact for subject in SUBJECTS for fact in subject.facts(corpus)), lambda fact: (fact.name, fact.bridge, fact.asks), lambda fact: fact.answers[0]):
+    for fact in sole(
+        (fact for subject in SUBJECTS for fact in subject.facts(corpus)), lambda fact: (fact.name, fact.bridge, fact.asks), lambda fact: fact.answers[0]
+    ):
         facts.setdefault(fact.bridge, []).append(fact)
     for link in links:
         for fact in facts.get(link.bridge, ()):
@@ -102,7 +104,13 @@ def rows(corpus):
         for question in sorted(questions, key=lambda question: digest(question)):
             row = questions[question]
             first, bridge = row["evidence"]
-            caps = {("kind", row["kind"], bridge): PER_KIND, ("bridge", bridge): PER_BRIDGE, ("first", first): PER_FIRST, ("first", row["kind"], first): PER_FIRST_KIND, ("answer", row["answers"][0]): PER_ANSWER}
+            caps = {
+                ("kind", row["kind"], bridge): PER_KIND,
+                ("bridge", bridge): PER_BRIDGE,
+                ("first", first): PER_FIRST,
+                ("first", row["kind"], first): PER_FIRST_KIND,
+                ("answer", row["answers"][0]): PER_ANSWER,
+            }
             if all(counts.get(key, 0) < cap for key, cap in caps.items()):
                 for key in caps:
                     counts[key] = counts.get(key, 0) + 1

@@ -104,7 +104,12 @@ class Life(unittest.TestCase):
         self.assertEqual(links(life, self.PASSAGES), {("family", "Apple", "Rosaceae"), ("family", "Blackberry", "Rosaceae"), ("family", "Koel", "Cuckoo")})
         self.assertIn("the biological family of the blackberry", phrases(life, self.PASSAGES))
         found = facts(life, self.PASSAGES)
-        for fact in (("order", "Rosaceae", "Rosales"), ("species count", "Rosaceae", "4,828"), ("genera count", "Rosaceae", "91"), ("common name", "Rosaceae", "rose family")):
+        for fact in (
+            ("order", "Rosaceae", "Rosales"),
+            ("species count", "Rosaceae", "4,828"),
+            ("genera count", "Rosaceae", "91"),
+            ("common name", "Rosaceae", "rose family"),
+        ):
             self.assertIn(fact, found)
         # a range is no count
         self.assertFalse({fact for fact in found if fact[1] == "Cuckoo"})
@@ -157,7 +162,9 @@ class Works(unittest.TestCase):
     }
 
     def test_relations(self):
-        self.assertEqual(links(works, self.PASSAGES), {("maker", "Alice", "Lewis Carroll"), ("maker", "Film", "Walt Disney"), ("namesake", "Volt", "Alessandro Volta")})
+        self.assertEqual(
+            links(works, self.PASSAGES), {("maker", "Alice", "Lewis Carroll"), ("maker", "Film", "Walt Disney"), ("namesake", "Volt", "Alessandro Volta")}
+        )
         self.assertIn("the person after whom the volt is named", phrases(works, self.PASSAGES))
 
     def test_organisations(self):
@@ -177,7 +184,13 @@ class Others(unittest.TestCase):
             "Genet": "The genet is a mammal endemic to Kenya.",
             "Gedi": "Gedi was an ancient city in present-day Kenya.",
         }
-        wanted = {("origin", "Highlife", "Ghana"), ("home", "Safaricom", "Kenya"), ("event", "Mau Mau", "Kenya"), ("native", "Genet", "Kenya"), ("ruins", "Gedi", "Kenya")}
+        wanted = {
+            ("origin", "Highlife", "Ghana"),
+            ("home", "Safaricom", "Kenya"),
+            ("event", "Mau Mau", "Kenya"),
+            ("native", "Genet", "Kenya"),
+            ("ruins", "Gedi", "Kenya"),
+        }
         self.assertEqual(links(origins, passages), wanted)
 
     def test_waters(self):
@@ -187,7 +200,9 @@ class Others(unittest.TestCase):
             "Black Sea": "The Black Sea is a marginal sea of the North Atlantic Ocean.",
         }
         self.assertEqual(links(waters, passages), {("mouth", "Volta", "Black Sea")})
-        self.assertEqual(facts(waters, passages), {("length", "Volta", "1,500"), ("mouth", "Volta", "Black Sea"), ("part of", "Black Sea", "North Atlantic Ocean")})
+        self.assertEqual(
+            facts(waters, passages), {("length", "Volta", "1,500"), ("mouth", "Volta", "Black Sea"), ("part of", "Black Sea", "North Atlantic Ocean")}
+        )
 
     def test_history(self):
         passages = {
@@ -197,7 +212,10 @@ class Others(unittest.TestCase):
             "Cold War": "The Cold War lasted, as some say, from 1945 to 1991 or from 1947 to 1989.",
         }
         self.assertEqual(links(history, passages), {("realm", "Su Shi", "Song dynasty")})
-        self.assertEqual(facts(history, passages), {("first year", "Song dynasty", "960"), ("last year", "Song dynasty", "1279"), ("founder", "Song dynasty", "Emperor Taizu of Song")})
+        self.assertEqual(
+            facts(history, passages),
+            {("first year", "Song dynasty", "960"), ("last year", "Song dynasty", "1279"), ("founder", "Song dynasty", "Emperor Taizu of Song")},
+        )
 
     def test_languages(self):
         passages = {
@@ -208,7 +226,9 @@ class Others(unittest.TestCase):
         }
         # Maltese is named to be of two groups, of which the family has no passage
         self.assertEqual(links(languages, passages), {("language", "Tamil language", "Dravidian languages")})
-        self.assertEqual(facts(languages, passages), {("speakers", "Dravidian languages", "250 million"), ("larger family", "Semitic languages", "Afroasiatic")})
+        self.assertEqual(
+            facts(languages, passages), {("speakers", "Dravidian languages", "250 million"), ("larger family", "Semitic languages", "Afroasiatic")}
+        )
 
 
 class Questions(unittest.TestCase):

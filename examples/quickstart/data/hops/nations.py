@@ -30,5 +30,7 @@ COUNTRIES = {
 OTHERS = """Athenian Byzantine English Flemish Florentine Genoese Georgian Irish Korean Ottoman Persian Prussian Roman
 Scottish Sicilian Soviet Venetian Welsh""".split()
 # countries that have been there for so long that the adjective means them in older lives too
-LASTING = set("""Argentina,Australia,Austria,Brazil,Canada,Chile,Denmark,France,Hungary,Japan,Mexico,Netherlands,Norway,Poland,
-Portugal,Russia,Spain,Sweden,Switzerland,United States""".replace("\n", "").split(","))
+LASTING = set(
+    """Argentina,Australia,Austria,Brazil,Canada,Chile,Denmark,France,Hungary,Japan,Mexico,Netherlands,Norway,Poland,
+Portugal,Russia,Spain,Sweden,Switzerland,United States""".replace("\n", "").split(",")
+)

@@ -28,38 +28,67 @@ ABOUT = r"(?:about|around|over|some|approximately|more than|nearly|roughly|almos
 def sort_of(corpus, title):
     """What a passage says its title is, among what others lie in; in the present."""
     first = corpus.first(title)
-    if re.search(r"\b(?:de facto|disputed|unrecogni[sz]ed|partially recogni[sz]ed|breakaway|former|constituent|roughly|part of the United Kingdom|was)\b", first):
+    if re.search(
+        r"\b(?:de facto|disputed|unrecogni[sz]ed|partially recogni[sz]ed|breakaway|former|constituent|roughly|part of the United Kingdom|was)\b", first
+    ):
         return None
     match = re.search(r" is (?:an?|the|one of the|[A-Z][\w]+['’]s) ([^.]*)", first)
     if not match or corpus.person(title):
         return None
     said = match.group(1)
     named = all(word[:1].isupper() or word in ("and", "of", "the") for word in bare(title).split())
-    if named and re.match(r"(?:[\w'’-]+,? (?:and )?){0,5}?(?:country|nation|microstate|sovereign state|city-state)\b", said) and not re.match(r"[^,.]*(?:town|city|province|region)\b[^,.]*country", said):
+    if (
+        named
+        and re.match(r"(?:[\w'’-]+,? (?:and )?){0,5}?(?:country|nation|microstate|sovereign state|city-state)\b", said)
+        and not re.match(r"[^,.]*(?:town|city|province|region)\b[^,.]*country", said)
+    ):
         return "country"
-    found = re.match(rf"(?:(?!(?:{CLAUSE})\b)[\w'’-]+,? (?:and )?){{0,6}}?({STATES}|city|town|metropolis|capital|island|mountain range|mountain system|archipelago|peninsula|desert|plateau|river|lake|sea|gulf)\b", said)
+    found = re.match(
+        rf"(?:(?!(?:{CLAUSE})\b)[\w'’-]+,? (?:and )?){{0,6}}?({STATES}|city|town|metropolis|capital|island|mountain range|mountain "
+        rf"system|archipelago|peninsula|desert|plateau|river|lake|sea|gulf)\b",
+        said,
+    )
     if not found:
         return None
     return {"town": "city", "metropolis": "city", "capital": "city", "mountain system": "mountain range"}.get(found.group(1), found.group(1))
 
 
 # after these words it is no longer said where a place lies
-APART = r"\b(?:(?:north|south|east|west)(?:-?east|-?west|ern)?(?:ern)? of|near|off|opposite|facing|after|than|behind|named|with|known|where|which|that|from|through|overlooking|along|originat\w+|rising|rises|flowing|flows|source|and its|Gulf|Sea|Bay|Strait|Ocean|located at|at the|and the (?:\w+[ -])?(?:most|second|third|largest|capital|seat))\b"
+APART = (
+    r"\b(?:(?:north|south|east|west)(?:-?east|-?west|ern)?(?:ern)? of|near|off|opposite|facing|after|than|behind|named|with|known|"
+    r"where|which|that|from|through|overlooking|along|originat\w+|rising|rises|flowing|flows|source|and its|Gulf|Sea|Bay|Strait|"
+    r"Ocean|located at|at the|and the (?:\w+[ -])?(?:most|second|third|largest|capital|seat))\b"
+)
 WITHIN = re.compile(
-    r"(?:\b(?:in|of|within) |, )(?:(?:far |central |upper |lower )?(?:north|south|east|west)(?:-?east|-?west)?(?:ern)?(?:most)? |central |mainland |modern |(?:North|South|East|West)(?:ern|eastern|western) |Central |the )*"
-    r"(?:(?:part|portion|half|corner|end|center|centre|heart) of )?(?:the )?(?:(?:[A-Z]\w+ )?(?:state|province|city|county|region|island|department|prefecture) of )?(?=the [A-Z]|[A-Z])"
+    r"(?:\b(?:in|of|within) |, )(?:(?:far |central |upper |lower )?(?:north|south|east|west)(?:-?east|-?west)?(?:ern)?(?:most)? "
+    r"|central |mainland |modern |(?:North|South|East|West)(?:ern|eastern|western) |Central |the )*"
+    r"(?:(?:part|portion|half|corner|end|center|centre|heart) of )?(?:the )?(?:(?:[A-Z]\w+ )?(?:state|province|city|county|region|"
+    r"island|department|prefecture) of )?(?=the [A-Z]|[A-Z])"
 )
 
 
 def lies(corpus):
     """(place, its noun, where it lies, what that is) where a first sentence says so and names one only."""
-    head = re.compile(rf"^[^.]{{0,140}}? (?:is|are) (?:an?|the|one of the|[A-Z]\w+(?: [A-Z]\w+)?['’]s?) (?:(?!(?:{CLAUSE})\b)[\w'’-]+,? ){{0,9}}?({PLACES})s?\b([^.]{{0,200}})")
-    second = re.compile(r"(?:It|The (?:city|town|museum|park|lake|mountain|island|site|palace|temple|building|university|volcano)) (?:is|lies|stands)(?: located| situated)?((?: in| on) [^.]{0,160})")
+    head = re.compile(
+        rf"^[^.]{{0,140}}? (?:is|are) (?:an?|the|one of the|[A-Z]\w+(?: [A-Z]\w+)?['’]s?) (?:(?!(?:{CLAUSE})\b)[\w'’-]+,? ){{0,9}}?({PLACES})s?\b([^.]{{0,200}})"
+    )
+    second = re.compile(
+        r"(?:It|The (?:city|town|museum|park|lake|mountain|island|site|palace|temple|building|university|volcano)) (?:is|lies|stands)(?: "
+        r"located| situated)?((?: in| on) [^.]{0,160})"
+    )
     sorts = {title: sort for title in corpus.text if (sort := sort_of(corpus, title))}
     for place in corpus.text:
         sentences = corpus.sentences(place)
         match = head.match(sentences[0])
-        if not match or sorts.get(place) == "country" or re.search(r"\b(?:was|were|he|she|his|her|born|fictional|mythical|de facto|breakaway|unincorporated|overseas|dependency|self-governing|autonomous territory|predominantly|mostly|mainly|primarily|largely|partly)\b|occupied", sentences[0]):
+        if (
+            not match
+            or sorts.get(place) == "country"
+            or re.search(
+                r"\b(?:was|were|he|she|his|her|born|fictional|mythical|de facto|breakaway|unincorporated|overseas|dependency|self-governing|"
+                r"autonomous territory|predominantly|mostly|mainly|primarily|largely|partly)\b|occupied",
+                sentences[0],
+            )
+        ):
             continue
         named = {}
         owner = re.search(r" (?:is|are) (?=[A-Z]\w+(?: [A-Z]\w+)?['’])", sentences[0][: match.start(1)])
@@ -71,7 +100,9 @@ def lies(corpus):
         for rest in rests:
             rest = re.split(APART, rest)[0]
             # what only touches a country does not lie in it
-            if named or re.search(r"\b(?:border|borders|bordering|bordered|boundary|between|shared|disputed|claimed|spans|spanning|across|separat\w+|[Ee]mbassy|Holy See)\b", rest):
+            if named or re.search(
+                r"\b(?:border|borders|bordering|bordered|boundary|between|shared|disputed|claimed|spans|spanning|across|separat\w+|[Ee]mbassy|Holy See)\b", rest
+            ):
                 continue
             for found in WITHIN.finditer(rest):
                 name = corpus.named(rest[found.end() :])
@@ -128,7 +159,12 @@ def facts(corpus):
             yield from river(corpus, title)
     for place, _, where, sort in lies(corpus):
         if sort == "country" or re.fullmatch(STATES, sort):
-            yield Fact(f"in which {'country' if sort == 'country' else 'state'}", place, (f"In which {sort} is {{0}}?", f"In which {sort} does one find {{0}}?"), (where,) if bare(where) == where else (bare(where),))
+            yield Fact(
+                f"in which {'country' if sort == 'country' else 'state'}",
+                place,
+                (f"In which {sort} is {{0}}?", f"In which {sort} does one find {{0}}?"),
+                (where,) if bare(where) == where else (bare(where),),
+            )
 
 
 def former(corpus, title):
@@ -163,16 +199,26 @@ def region(corpus, country):
 def capital(corpus, title, head=None):
     head = head or corpus.head(title)
     found = set()
-    for match in re.finditer(rf"(?:\b[Ii]ts|\b[Tt]he(?: country's)?|['’]s) capital(?:,? and (?:largest|most populous|biggest)(?: city)?| city)?(?: is|,)(?: the city of)? ({NAMES})", head):
+    for match in re.finditer(
+        rf"(?:\b[Ii]ts|\b[Tt]he(?: country's)?|['’]s) capital(?:,? and (?:largest|most populous|biggest)(?: city)?| city)?(?: is|,)(?: the city of)? ({NAMES})",
+        head,
+    ):
         found.add(match.group(1))
-    for match in re.finditer(rf"({NAMES}),? (?:is|being|as) (?:the country's|the state's|the province's|its|the) (?:national )?capital\b(?! of|[^.,]* of )", head):
+    for match in re.finditer(
+        rf"({NAMES}),? (?:is|being|as) (?:the country's|the state's|the province's|its|the) (?:national )?capital\b(?! of|[^.,]* of )", head
+    ):
         found.add(match.group(1))
     for match in re.finditer(rf"({NAMES}), (?:its|the) capital\b(?! of)", head):
         found.add(match.group(1))
     found = {name.rstrip(".,") for name in found}
     if len(found) == 1:
         city = found.pop()
-        yield Fact("capital", title, ("What is the capital of {0}?", "Which city is the capital of {0}?"), (city, "Washington") if city.startswith("Washington, D") else (city,))
+        yield Fact(
+            "capital",
+            title,
+            ("What is the capital of {0}?", "Which city is the capital of {0}?"),
+            (city, "Washington") if city.startswith("Washington, D") else (city,),
+        )
 
 
 def heads(corpus):
@@ -194,12 +240,24 @@ def heads(corpus):
 def population(corpus, title):
     """As the passage gives it, where it gives one number of people and that is of the whole."""
     head = corpus.head(title)
-    found = re.findall(rf"\b[Pp]opulation (?:is |was )?(?:of |stands at |exceeding )(?:{ABOUT} )?([\d][\d.,]*\d(?: (?:million|billion))?|\d(?: (?:million|billion)))\b(?![\d.,]*$|[.,]?\d)", head)
+    found = re.findall(
+        rf"\b[Pp]opulation (?:is |was )?(?:of |stands at |exceeding )(?:{ABOUT} )?([\d][\d.,]*\d(?: (?:million|billion))?|\d(?: (?:million|"
+        rf"billion)))\b(?![\d.,]*$|[.,]?\d)",
+        head,
+    )
     others = re.findall(r"\b\d[\d.,]*(?: million| billion)? (?:people|inhabitants|residents)\b", head)
     # not that of its capital
     if sort_of(corpus, title) != "city" and re.search(r"\b(?:capital|city)\b[^.]*\bpopulation\b", head):
         return
-    if len(found) == 1 and not others and len(re.findall(r"\b[Pp]opulation\b", head)) == 1 and not re.search(r"\b(?:metropolitan|metro|urban|agglomeration|municipal)\b[^.]*\bpopulation|\bpopulation\b[^.]*\b(?:metropolitan|metro|urban area|agglomeration)\b", head):
+    if (
+        len(found) == 1
+        and not others
+        and len(re.findall(r"\b[Pp]opulation\b", head)) == 1
+        and not re.search(
+            r"\b(?:metropolitan|metro|urban|agglomeration|municipal)\b[^.]*\bpopulation|\bpopulation\b[^.]*\b(?:metropolitan|metro|urban area|agglomeration)\b",
+            head,
+        )
+    ):
         yield Fact("population", title, ("What is the population of {0}?", "How many people live in {0}?"), number(found[0]))
 
 
@@ -208,16 +266,27 @@ NUMBERS = "two three four five six seven eight nine ten eleven twelve thirteen f
 
 def parts(corpus, title):
     """How many islands or provinces it is made of."""
-    found = re.findall(rf"\b(?:consists of|consisting of|made up of|comprises|comprising|divided into|composed of|encompasses) (?:an archipelago of )?(?:{ABOUT} )?(?:the )?(\d[\d,]*|{'|'.join(NUMBERS)}) (provinces|states|islands|regions|counties|departments|districts|emirates|parishes|cantons)\b(?!,? (?:and|alongside|as well as) [^.]*islands| of )", corpus.head(title))
+    found = re.findall(
+        rf"\b(?:consists of|consisting of|made up of|comprises|comprising|divided into|composed of|encompasses) (?:an archipelago "
+        rf"of )?(?:{ABOUT} )?(?:the )?(\d[\d,]*|{'|'.join(NUMBERS)}) (provinces|states|islands|regions|counties|departments|districts|"
+        rf"emirates|parishes|cantons)\b(?!,? (?:and|alongside|as well as) [^.]*islands| of )",
+        corpus.head(title),
+    )
     if len(found) == 1:
         count, what = found[0]
-        yield Fact("parts", title, (f"Of how many {what} does {{0}} consist?",), (*number(count), str(NUMBERS.index(count) + 2)) if count in NUMBERS else number(count))
+        yield Fact(
+            "parts", title, (f"Of how many {what} does {{0}} consist?",), (*number(count), str(NUMBERS.index(count) + 2)) if count in NUMBERS else number(count)
+        )
 
 
 def area(corpus, title):
     head = corpus.head(title)
     found = re.findall(r"(\d[\d.,]*(?: million)?) (?:square kilomet(?:er|re)s|km2|sq km)\b", head)
-    if len(found) == 1 and re.search(r"\b(?:area of|area|covers|covering|spans|spanning|comprising|measures|by area, at|At) [^.]*" + re.escape(found[0]), head) and not re.search(r"metropolitan|urban", head):
+    if (
+        len(found) == 1
+        and re.search(r"\b(?:area of|area|covers|covering|spans|spanning|comprising|measures|by area, at|At) [^.]*" + re.escape(found[0]), head)
+        and not re.search(r"metropolitan|urban", head)
+    ):
         yield Fact("area", title, ("In square kilometres, what is the area of {0}?", "How many square kilometres are covered by {0}?"), number(found[0]))
 
 
@@ -252,7 +321,11 @@ def sides(corpus, title):
         for where, name in pairs:
             for side in re.findall(DIRECTION, where):
                 found.setdefault(side.replace("-", ""), set()).add(name)
-    return {side: next(iter(names)) for side, names in found.items() if len(names) == 1 and re.fullmatch(NAMES, next(iter(names))) and " and " not in next(iter(names))}
+    return {
+        side: next(iter(names))
+        for side, names in found.items()
+        if len(names) == 1 and re.fullmatch(NAMES, next(iter(names))) and " and " not in next(iter(names))
+    }
 
 
 def borders(corpus, title, sort):
@@ -275,12 +348,21 @@ def neighbours(corpus):
         for side, name in sides(corpus, title).items():
             other = corpus.named(name)
             if other and sort_of(corpus, other) == sort and other != title:
-                yield Link("neighbour", title, other, f"the {side}ern neighbour of {spoken}" if sort == "country" else f"the {sort} that borders {spoken} to the {side}")
+                yield Link(
+                    "neighbour",
+                    title,
+                    other,
+                    f"the {side}ern neighbour of {spoken}" if sort == "country" else f"the {sort} that borders {spoken} to the {side}",
+                )
             elif other and re.search(WATER, name):
                 yield Link("water", title, other, f"the body of water to the {side} of {spoken}")
 
 
 def river(corpus, title):
-    found = {bare(name) for name in re.findall(rf"\b(?:on the|along the|banks? of the|shores? of the) (?:River )?({NAMES})\b", corpus.head(title)) if "River" in name or f"River {name}" in corpus.head(title)}
+    found = {
+        bare(name)
+        for name in re.findall(rf"\b(?:on the|along the|banks? of the|shores? of the) (?:River )?({NAMES})\b", corpus.head(title))
+        if "River" in name or f"River {name}" in corpus.head(title)
+    }
     if len(found) == 1:
         yield Fact("river", title, ("On which river does one find {0}?", "Which river runs by {0}?"), (found.pop(),))

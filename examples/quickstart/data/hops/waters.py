@@ -37,10 +37,26 @@ def links(corpus):
 def facts(corpus):
     for title in corpus.text:
         sort, text = sort_of(corpus, title), corpus.head(title)
-        if sort not in ("river", "lake", "sea", "gulf", "mountain range", "desert", "peninsula", "island", "archipelago", "plateau", "country", "state", "province") and not re.search(r" (?:River|Sea|Ocean|Gulf)$", title):
+        if sort not in (
+            "river",
+            "lake",
+            "sea",
+            "gulf",
+            "mountain range",
+            "desert",
+            "peninsula",
+            "island",
+            "archipelago",
+            "plateau",
+            "country",
+            "state",
+            "province",
+        ) and not re.search(r" (?:River|Sea|Ocean|Gulf)$", title):
             continue
         if sort == "river":
-            length = one(rf"{FIGURE} (?:km|kilomet(?:er|re)s)(?: \([^)]*\))?(?:,)? (?:long|in length)(?=[,.;)]| and|$)", text, "") or one(rf"\blength of (?:about |around |approximately |over |some )?{FIGURE} (?:km|kilomet(?:er|re)s)", text, "")
+            length = one(rf"{FIGURE} (?:km|kilomet(?:er|re)s)(?: \([^)]*\))?(?:,)? (?:long|in length)(?=[,.;)]| and|$)", text, "") or one(
+                rf"\blength of (?:about |around |approximately |over |some )?{FIGURE} (?:km|kilomet(?:er|re)s)", text, ""
+            )
             if length:
                 yield Fact("length", title, ("How many kilometres long is {0}?", "In kilometres, what is the length of {0}?"), number(length))
             mouth = one(FLOWS, text)
@@ -52,10 +68,16 @@ def facts(corpus):
         part = one(PART, text) if sort in ("sea", "gulf", "lake") or re.search(r" (?:Sea|Ocean|Gulf)$|^Gulf ", title) else None
         if part and re.search(r"\b(?:Sea|Ocean|Gulf)$", part):
             yield Fact("part of", title, ("Of which larger body of water is {0} part?",), (part, re.sub(r"^(?:North|South|East|West)(?:ern)? ", "", part)))
-        depth = one(rf"\b(?:maximum|greatest|deepest) (?:known )?(?:depth|point)(?: of| is| at)* (?:about |around |approximately )?{FIGURE} (?:m|met(?:er|re)s)\b", text, "")
+        depth = one(
+            rf"\b(?:maximum|greatest|deepest) (?:known )?(?:depth|point)(?: of| is| at)* (?:about |around |approximately )?{FIGURE} (?:m|met(?:er|re)s)\b",
+            text,
+            "",
+        )
         if depth:
             yield Fact("depth", title, ("How many metres deep is {0} at most?",), number(depth))
-        top = one(rf"\b[Hh]ighest (?:peak|mountain|point|summit)(?: in the range| of the range)?(?: is|,) ({NAMES})", text) or one(rf"({NAMES})(?:, | is )(?:the|its) highest (?:peak|mountain|point|summit)\b", text, "")
+        top = one(rf"\b[Hh]ighest (?:peak|mountain|point|summit)(?: in the range| of the range)?(?: is|,) ({NAMES})", text) or one(
+            rf"({NAMES})(?:, | is )(?:the|its) highest (?:peak|mountain|point|summit)\b", text, ""
+        )
         if top:
             yield Fact("highest point", title, ("What is the highest point of {0}?",), (top,))
         if sort in ("lake", "sea", "gulf", "island", "desert", "archipelago", "peninsula"):

@@ -22,10 +22,16 @@ KINDS = {
     "album|studio album|song|single": "the act that recorded",
     "sculpture|statue": "the sculptor of",
 }
-ORGANISATION = r"company|corporation|organi[sz]ation|university|conglomerate|manufacturer|band|club|agency|association|firm|studio|museum|institution|network|newspaper|party"
+ORGANISATION = (
+    r"company|corporation|organi[sz]ation|university|conglomerate|manufacturer|band|club|agency|association|firm|studio|museum|"
+    r"institution|network|newspaper|party"
+)
 ADJECTIVES = "|".join([*COUNTRIES, *OTHERS, "Renaissance", "Norwegian", "Baroque", "Austro", "Persian", "Dutch", "Bohemian", "Muslim", "Jewish"])
 # the maker of what the work was made from is not its maker
-OTHER = r"\b(?:based|adapted|adaptation|from an?|inspired|score|music|screenplay|libretto|lyrics|after|text|words|cover\w*|version|film adaptation|with|starring|and)\b[^,;]*$"
+OTHER = (
+    r"\b(?:based|adapted|adaptation|from an?|inspired|score|music|screenplay|libretto|lyrics|after|text|words|cover\w*|version|"
+    r"film adaptation|with|starring|and)\b[^,;]*$"
+)
 
 
 def maker(corpus, text):
@@ -64,7 +70,11 @@ def links(corpus):
             if re.search(rf"\b{match.group(1)}\b", said[: match.start()]):
                 continue  # the same said of another thing
             # something named just before is what was made, not the work
-            if re.search(r"(?<!^)\b(?!Sir )[A-Z]\w+,? $", said[len(bare(work)) + 5 : match.start()]) or re.search(OTHER, said[: match.start()]) and not re.search(r"\band $", said[: match.start()]):
+            if (
+                re.search(r"(?<!^)\b(?!Sir )[A-Z]\w+,? $", said[len(bare(work)) + 5 : match.start()])
+                or re.search(OTHER, said[: match.start()])
+                and not re.search(r"\band $", said[: match.start()])
+            ):
                 continue
             who = maker(corpus, said[match.end() :])
             # a maker that is no person is one of these; a people or a country is not asked for
@@ -89,7 +99,9 @@ def facts(corpus):
             continue
         head, first = corpus.head(title), corpus.first(title)
         if re.search(rf"\b(?:{ORGANISATION})\b", first):
-            years = set(re.findall(r"\b(?:founded|established|formed|incorporated|chartered)(?: as [^.,]*| by [^.,]*)? in (?:[A-Z][a-z]+ )?(\d{4})\b", head)) | set(re.findall(r"\b(?:[Ff]ounded|[Ee]stablished|[Ff]ormed) (?:on|in) (?:[A-Z]?\w+ )?(?:\d{1,2},? )?(?:[A-Z]\w+ )?(\d{4})\b", head))
+            years = set(
+                re.findall(r"\b(?:founded|established|formed|incorporated|chartered)(?: as [^.,]*| by [^.,]*)? in (?:[A-Z][a-z]+ )?(\d{4})\b", head)
+            ) | set(re.findall(r"\b(?:[Ff]ounded|[Ee]stablished|[Ff]ormed) (?:on|in) (?:[A-Z]?\w+ )?(?:\d{1,2},? )?(?:[A-Z]\w+ )?(\d{4})\b", head))
             if len(years) == 1:
                 yield Fact("founding year", title, ("In what year was {0} founded?", "When was {0} founded?"), (years.pop(),))
             seat = set(re.findall(rf"\b(?:headquartered|based) in ({NAMES})", head))
