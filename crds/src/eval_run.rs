@@ -232,6 +232,8 @@ pub enum ControlRetriever {
     Random,
     /// Finds passages with a gold answer first, then what else the run's index ranks.
     Oracle,
+    /// Finds the passages that the question's set marks as evidence first, then what else the run's index ranks.
+    Evidence,
 }
 
 /// Where an arm searches. Exactly one member is set.
@@ -242,7 +244,7 @@ pub struct ArmRetriever {
     /// A `RetrieverIndex`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index_ref: Option<LocalRef>,
-    /// A control; `Random` and `Oracle` draw from the run's index.
+    /// A control; all but `Empty` draw from the run's index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<ControlRetriever>,
     /// Ranking.

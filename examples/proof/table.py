@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""The proof's table from an evaluation's results: all seeds, paired, with intervals over seeds and questions.
+"""The proof's tables from evaluations' results: all seeds, paired, with intervals over seeds and questions.
 
-    table.py RESULTS.jsonl [TRAINING_FOLDER ...]
+    table.py RESULTS.jsonl [RESULTS.jsonl ...] [--training FOLDER ...]
 
-Accuracies have Wilson intervals. A difference is the mean over questions and seeds; its interval comes from 4,000
+One table for each evaluation and, of several, one for all their questions together. Accuracies have Wilson intervals. A difference is the mean over questions and seeds; its interval comes from 4,000
 resamples that draw seeds and, independently, questions, both with replacement. Training folders add the learning
 curves.
 """
 
+import argparse
 import json
 import math
 import pathlib
 import random
-import sys
 from collections import defaultdict
 
 RESAMPLES = 4000
@@ -61,8 +61,33 @@ def interval(differences, rng):
     return mean, found[int(0.025 * RESAMPLES)], found[int(0.975 * RESAMPLES) - 1]
 
 
+def joined(parts):
+    """The questions of several evaluations as one, for the arms that all of them have."""
+    arms = set.intersection(*(set(table) for table, _, _, _ in parts))
+    sizes = [len(next(iter(table.values()))) for table, _, _, _ in parts]
+    mean = lambda of, arm: sum(size * part[of][arm] for size, part in zip(sizes, parts)) / sum(sizes)
+    table = {arm: sum((part[0][arm] for part in parts), []) for arm in arms}
+    passages, exact = ({arm: mean(of, arm) for arm in arms} for of in (1, 2))
+    return table, passages, exact, sum(part[3] for part in parts)
+
+
 def main():
-    table, passages, exact, failed = read(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="+", type=pathlib.Path)
+    parser.add_argument("--training", nargs="*", default=[], type=pathlib.Path)
+    arguments = parser.parse_args()
+    parts = [read(path) for path in arguments.results]
+    for path, part in zip(arguments.results, parts):
+        print(f"## {path.parent.parent.name}\n")
+        show(*part)
+    if len(parts) > 1:
+        print("## all together\n")
+        show(*joined(parts))
+    for folder in arguments.training:
+        curve(folder)
+
+
+def show(table, passages, exact, failed):
     n = len(next(iter(table.values())))
     rng = random.Random(17)
     print(f"{n} questions, {failed} left out because an arm failed\n")
@@ -87,8 +112,7 @@ def main():
         mean, low, high = interval(pairs, rng)
         by_seed = ", ".join(f"{sum(pair) / n:+.4f}" for pair in pairs)
         print(f"{name}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]; by seed {by_seed}")
-    for folder in sys.argv[2:]:
-        curve(pathlib.Path(folder))
+    print()
 
 
 def curve(folder):

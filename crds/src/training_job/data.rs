@@ -97,6 +97,10 @@ pub struct WarmStart {
     /// Also tries, and prefers, the question's words with a gold answer after them: the searcher learns to search
     /// for what it believes.
     pub hindsight: bool,
+    /// Where a set marks evidence (supporting titles), traces follow it. A searcher asks for the titles one after another,
+    /// each that no passage has shown yet, and so learns to read the next hop out of what it found; a generator reads all
+    /// of them.
+    pub evidence: bool,
     /// Traces at most; by default as many as the questions give.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
@@ -116,6 +120,7 @@ impl Default for WarmStart {
             search_share: 0.5,
             query_trials: 40,
             hindsight: false,
+            evidence: false,
             limit: None,
             optimizer: None,
         }

@@ -13,7 +13,7 @@ same_names!(crds::UnselectedPolicy => config::UnselectedPolicy { Drop, Keep });
 same_names!(crds::RetrievalMethod => config::RetrievalMethod { Default, Lexical, Dense, Hybrid });
 same_names!(crds::Ablation => config::Ablation { None, NoInitial, NoSelection, NoBoth });
 same_names!(crds::BudgetUnit => config::BudgetUnit { Passages, Tokens });
-same_names!(crds::ControlRetriever => config::Control { Empty, Random, Oracle });
+same_names!(crds::ControlRetriever => config::Control { Empty, Random, Oracle, Evidence });
 same_names!(crds::Pooling => config::Pooling { Mean, Cls });
 same_names!(crds::RewardKind => config::RewardKind { GainBeyondRag, ReferenceCode, GenerationAccuracy });
 same_names!(crds::Estimator => config::Estimator {
@@ -129,6 +129,7 @@ impl IntoConfig for &crds::WarmStart {
             search_share: self.search_share,
             query_trials: self.query_trials as usize,
             hindsight: self.hindsight,
+            evidence: self.evidence,
             limit: self.limit.map(|limit| limit as usize),
         }
     }

@@ -4,7 +4,7 @@ use crate::cluster::say;
 use std::path::Path;
 use std::process::Command;
 
-/// In Bitwise mode the cluster's digest of the job is the laptop's.
+/// In Bitwise mode the digest of the job, of two replicas in the cluster, is that of one process on the laptop.
 pub fn makes_the_same(digest: &str) {
     say("the same files by s3 run");
     let program = std::env::var_os("S3_CLI").expect("no S3_CLI; run this test with `make test-e2e`");

@@ -104,8 +104,10 @@ fn training_starts_with_its_gpu() {
     say("training");
     wait("the first step", 400, || step() >= 1);
     let pods = training_pods();
-    assert_eq!(pods.len(), 1);
-    assert_eq!(pods[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"], "1");
+    assert_eq!(pods.len(), 2, "a pod for each replica");
+    for pod in pods {
+        assert_eq!(pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"], "1");
+    }
     let printed = kubectl(&["get", "s3trainingjobs", "-n", NAMESPACE]);
     eprint!("{printed}");
     assert!(printed.contains("STEP") && printed.contains("GBR"), "{printed}");
@@ -160,8 +162,10 @@ fn upgrade_and_rollback_under_a_running_job() {
     helm(&["rollback", "s3-operator", "1", "--namespace", SYSTEM, "--wait", "--timeout", "180s"]);
     wait("only new operators", 120, || operators().iter().all(|uid| !old.contains(uid)));
     let after = objects(NAMESPACE, "pods", "app.kubernetes.io/component=training");
-    let uid = &before[0]["metadata"]["uid"];
-    assert!(after.iter().any(|pod| &pod["metadata"]["uid"] == uid), "the training pod went with the upgrade");
+    for pod in &before {
+        let uid = &pod["metadata"]["uid"];
+        assert!(after.iter().any(|pod| &pod["metadata"]["uid"] == uid), "a training pod went with the upgrade");
+    }
     wait("a step that the pod reports to the new leader", 400, || step() >= 2);
 }
 

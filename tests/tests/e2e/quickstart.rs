@@ -35,9 +35,9 @@ impl Quickstart {
         }
         for file in ["retrieverindex.yaml", "s3trainingjob.yaml", "evalrun.yaml"] {
             let text = std::fs::read_to_string(self.folder.join(file)).unwrap();
-            // a GPU that the node only claims to have: the pod is scheduled by it and computes on the CPU
-            let text =
-                text.replace("\nspec:\n  searcher:\n", "\nspec:\n  parallelism:\n    gpusPerReplica: 1\n  searcher:\n");
+            // two replicas, each with a GPU that the node only claims to have: they are scheduled by it and compute on the CPU
+            let team = "\nspec:\n  parallelism:\n    replicas: 2\n    gpusPerReplica: 1\n  searcher:\n";
+            let text = text.replace("\nspec:\n  searcher:\n", team);
             apply(namespace, &text);
         }
     }

@@ -195,6 +195,8 @@ pub enum Control {
     Random,
     /// Finds passages with a gold answer first.
     Oracle,
+    /// Finds the passages that the set marks as evidence first.
+    Evidence,
 }
 
 /// Where one arm searches, when not where the run does.

@@ -332,6 +332,9 @@ pub struct SftConfig {
     /// Whether queries with a gold answer in them are tried first.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub hindsight: bool,
+    /// Whether traces follow the evidence that a set marks, where it marks any.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub evidence: bool,
     /// Traces at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
@@ -357,6 +360,7 @@ impl Default for SftConfig {
             search_share: 0.5,
             query_trials: 40,
             hindsight: false,
+            evidence: false,
             limit: None,
         }
     }

@@ -87,7 +87,7 @@ fn evaluate(run: &Run) -> Result<(Results, Summary), EvalError> {
         };
         // nothing is loaded for an arm that is done
         let open = || {
-            let retriever = places.open(arm, &set.questions)?;
+            let retriever = places.open(arm, &set)?;
             let around = Surroundings {
                 retriever: searched.get_or_init(|| timer.of(&**place.get_or_init(|| retriever))),
                 chat: &chat,

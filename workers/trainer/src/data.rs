@@ -3,13 +3,14 @@
 //! The choice depends on the files' contents, the seed and the configuration only, never on their order.
 
 use s3_config::{DatasetConfig, ProbeConfig, TrainDataConfig};
-use s3_questions::QuestionError;
+use s3_questions::{Asked, QuestionError};
+use s3_rollout::question_key;
 use s3_search::eligible::{answerable, sample};
 use s3_search::score::{check_golds, normalize};
 use s3_search::{Passage, Question};
 use s3_telemetry::Failure;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 use std::path::Path;
 
@@ -17,13 +18,38 @@ use std::path::Path;
 pub fn load_questions(datasets: &[DatasetConfig]) -> Result<Vec<Question>, Failure> {
     let mut questions = Vec::new();
     let mut unusable = 0usize;
+    read_sets(datasets, |asked| {
+        if check_golds(&asked.question.answers).is_ok() {
+            questions.push(asked.question);
+        } else {
+            unusable += 1;
+        }
+    })?;
+    if unusable > 0 {
+        tracing::warn!(unusable, "questions without a usable gold answer are left out");
+    }
+    Ok(questions)
+}
+
+/// Titles of the evidence that the sets mark, by [`question_key`]; refused when they mark none.
+pub fn load_evidence(datasets: &[DatasetConfig]) -> Result<BTreeMap<String, Vec<String>>, Failure> {
+    let mut marked = BTreeMap::new();
+    read_sets(datasets, |asked| {
+        if !asked.evidence.is_empty() {
+            marked.insert(question_key(&asked.question), asked.evidence);
+        }
+    })?;
+    if marked.is_empty() {
+        let why = "no set of data.datasets marks evidence; leave warmStart.evidence out, or map the column by fields";
+        return Err(Failure::input(why));
+    }
+    Ok(marked)
+}
+
+fn read_sets(datasets: &[DatasetConfig], mut each: impl FnMut(Asked)) -> Result<(), Failure> {
     for dataset in datasets {
         let read = s3_questions::each(dataset, |asked, _, _| {
-            if check_golds(&asked.question.answers).is_ok() {
-                questions.push(asked.question);
-            } else {
-                unusable += 1;
-            }
+            each(asked);
             Ok::<(), QuestionError>(())
         });
         read.map_err(|error| match error {
@@ -31,10 +57,7 @@ pub fn load_questions(datasets: &[DatasetConfig]) -> Result<Vec<Question>, Failu
             error => Failure::input(error),
         })?;
     }
-    if unusable > 0 {
-        tracing::warn!(unusable, "questions without a usable gold answer are left out");
-    }
-    Ok(questions)
+    Ok(())
 }
 
 /// Reads a corpus (one passage a line) and hands over each passage.

@@ -28,6 +28,9 @@ pub struct RunArgs {
     /// Retriever and gateway stay up until Ctrl-C once all jobs are done.
     #[arg(long)]
     keep_services: bool,
+    /// Jobs that run side by side when nothing else holds them back, such as the seeds of one experiment on one GPU.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    jobs: u16,
     /// Seconds that jobs get to save after Ctrl-C.
     #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
     grace: f64,
@@ -99,6 +102,7 @@ pub fn go(args: &RunArgs, resources: Resources) -> Result<ExitCode, Problem> {
             ..RestartPolicy::default()
         },
         keep_services: args.keep_services,
+        jobs: args.jobs.into(),
     };
     let mut supervisor =
         Supervisor::new(plan.clone(), state.clone(), binder, options, observed, StatusWriter::default());

@@ -40,6 +40,8 @@ pub struct Options {
     pub restart: RestartPolicy,
     /// Services stay until Ctrl-C once all jobs are done.
     pub keep_services: bool,
+    /// Jobs that may run side by side.
+    pub jobs: usize,
 }
 
 /// How a run ended without a problem.
@@ -215,11 +217,13 @@ impl Supervisor {
         services.all(|service| matches!(self.phases.get(&service.name), Some(Phase::Running { ready: true, .. })))
     }
 
-    fn job_runs(&self) -> bool {
-        self.plan.components.iter().any(|component| {
+    /// Whether one more job may start.
+    fn has_room(&self) -> bool {
+        let busy = |component: &&Component| {
             component.role == Role::Job
                 && matches!(self.phases.get(&component.name), Some(Phase::Running { .. } | Phase::Pausing { .. }))
-        })
+        };
+        self.plan.components.iter().filter(busy).count() < self.options.jobs
     }
 
     /// Makes the next move for one component.
@@ -249,7 +253,7 @@ impl Supervisor {
                 self.display.finish(name, "✓", &format!("finished earlier ({short})"));
                 Ok(())
             }
-            (Role::Job, Decision::Run | Decision::Renew { .. }) if !self.job_runs() && self.services_ready(name)? => {
+            (Role::Job, Decision::Run | Decision::Renew { .. }) if self.has_room() && self.services_ready(name)? => {
                 self.start(name)
             }
             (Role::Service, Decision::Run) => self.start(name),

@@ -1,6 +1,7 @@
 //! Control retrievers: what an arm is worth when its searches find nothing, anything, or the answer.
 
 use crate::error::EvalError;
+use crate::questions::QuestionSet;
 use s3_config::RetrievalMethod;
 use s3_rollout::{Retrieve, RetrieverPeer, RolloutError, question_key};
 use s3_search::{Passage, Question, eligible};
@@ -92,8 +93,8 @@ pub enum ControlRetriever {
         /// Of the run.
         seed: u64,
     },
-    /// Finds passages that hold a gold answer first: those that the index ranks in its order, then the others in the
-    /// corpus's; then what else the index ranks.
+    /// Finds the passages first that hold a gold answer, or that the set marks as evidence: those that the index ranks in
+    /// its order, then the others in the corpus's; then what else the index ranks.
     Oracle {
         /// By question.
         golds: BTreeMap<String, Vec<Passage>>,
@@ -121,6 +122,30 @@ impl ControlRetriever {
         for (question, places) in questions.iter().zip(holders) {
             let passages = places.into_iter().map(|place| corpus.passage(place)).collect::<Result<Vec<_>, _>>()?;
             golds.insert(key(question), passages);
+        }
+        Ok(Self::Oracle { golds, base: base.map(Box::new) })
+    }
+
+    /// Reads the corpus once and keeps the passages of each question's evidence titles; refused where no question has any.
+    pub fn evidence(corpus: &Corpus, set: &QuestionSet, base: Option<RetrieverPeer>) -> Result<Self, EvalError> {
+        let wanted: BTreeSet<&str> = set.evidence.iter().flatten().map(String::as_str).collect();
+        if wanted.is_empty() {
+            let why = "retriever.control Evidence: no question of these sets has evidence marked; use Oracle";
+            return Err(EvalError::Config(why.into()));
+        }
+        let mut titled: BTreeMap<String, Vec<Passage>> = BTreeMap::new();
+        for place in 0..corpus.len() {
+            let passage = corpus.passage(place)?;
+            if wanted.contains(passage.title.as_str()) {
+                titled.entry(passage.title.clone()).or_default().push(passage);
+            }
+        }
+        let mut golds = BTreeMap::new();
+        for (question, titles) in set.questions.iter().zip(&set.evidence) {
+            golds.insert(
+                key(question),
+                titles.iter().filter_map(|title| titled.get(title)).flatten().cloned().collect(),
+            );
         }
         Ok(Self::Oracle { golds, base: base.map(Box::new) })
     }
@@ -240,6 +265,24 @@ mod tests {
         assert!(bad.passage(0).unwrap_err().to_string().contains("line 1"));
         std::fs::write(dir.path().join("none"), "\n").unwrap();
         assert!(Corpus::open(&dir.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn evidence_comes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let corpus = corpus(dir.path());
+        let mut set =
+            QuestionSet { questions: vec![question("q", &["Troy"]), question("r", &[])], ..QuestionSet::default() };
+        set.evidence = vec![vec!["Spain".into(), "Paris".into()], Vec::new()];
+        let control = ControlRetriever::evidence(&corpus, &set, None).unwrap();
+        let asked: Vec<&Question> = set.questions.iter().collect();
+        let found = control.retrieve_for(&asked, &["x".into(), "y".into()], 3, RetrievalMethod::Default).unwrap();
+        let titles = |at: usize| found[at].iter().map(|passage| passage.title.as_str()).collect::<Vec<_>>();
+        assert_eq!((titles(0), titles(1)), (vec!["Spain", "Paris"], Vec::new()));
+        set.evidence.clear();
+        assert!(
+            ControlRetriever::evidence(&corpus, &set, None).is_err_and(|error| error.to_string().contains("Oracle"))
+        );
     }
 
     #[test]

@@ -121,6 +121,9 @@ pub fn notes(arms: &[ArmConfig]) -> Vec<String> {
             Some(Control::Oracle) => notes.push(format!(
                 "{name}: an oracle, no method: its retriever looks at the gold answers and finds passages with one first."
             )),
+            Some(Control::Evidence) => notes.push(format!(
+                "{name}: an oracle, no method: its retriever finds the passages that the set marks as evidence first."
+            )),
             Some(Control::Random) => notes.push(format!("{name}: a control: its retriever finds random passages.")),
             Some(Control::Empty) => notes.push(format!("{name}: a control: its retriever finds nothing.")),
             None => {}

@@ -2,9 +2,10 @@
 
 use super::control::{ControlRetriever, Corpus};
 use crate::error::EvalError;
+use crate::questions::QuestionSet;
 use s3_config::{ArmConfig, Control, Endpoint, EvaluatorConfig, RetrievalMethod};
 use s3_rollout::{Link, Retrieve, RetrieverPeer, RolloutError};
-use s3_search::{Passage, Question};
+use s3_search::Passage;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -46,8 +47,8 @@ impl Places {
         Some(self.peer(Some(endpoint?))?.index_digest())
     }
 
-    /// Where an arm searches. A control that looks at the corpus reads it here, once, for all `questions`.
-    pub fn open(&self, arm: &ArmConfig, questions: &[Question]) -> Result<Box<dyn Retrieve + '_>, EvalError> {
+    /// Where an arm searches. A control that looks at the corpus reads it here, once, for all questions of `set`.
+    pub fn open(&self, arm: &ArmConfig, set: &QuestionSet) -> Result<Box<dyn Retrieve + '_>, EvalError> {
         let own = arm.retriever.as_ref();
         let base = self.peer(own.and_then(|own| own.endpoint.as_ref()));
         let Some((own, control)) = own.and_then(|own| Some((own, own.control?))) else {
@@ -66,10 +67,11 @@ impl Places {
             )));
         };
         let corpus = Corpus::open(corpus)?;
-        Ok(Box::new(if control == Control::Random {
-            ControlRetriever::Random { corpus: Arc::new(corpus), seed: self.seed }
-        } else {
-            ControlRetriever::oracle(&corpus, questions, base.cloned())?
+        Ok(Box::new(match control {
+            Control::Empty => ControlRetriever::Empty,
+            Control::Random => ControlRetriever::Random { corpus: Arc::new(corpus), seed: self.seed },
+            Control::Oracle => ControlRetriever::oracle(&corpus, &set.questions, base.cloned())?,
+            Control::Evidence => ControlRetriever::evidence(&corpus, set, base.cloned())?,
         }))
     }
 }

@@ -2,7 +2,8 @@
 //! then a gold answer of a few words.
 
 use super::Trace;
-use super::protocol::Keyed;
+use super::evidence::{Evidence, passages};
+use super::queries::Keyed;
 use crate::run::Run;
 use rayon::prelude::*;
 use s3_generator_gateway::{Document, Template, Templates, render};
@@ -18,11 +19,15 @@ const DEPTH: u32 = 20;
 /// Passages of a varied trace at most.
 const VARIED: usize = 4;
 
+/// Passages beside the evidence at most.
+const BESIDE: usize = 2;
+
 /// Makes one trace of every question that has a short gold.
 pub fn traces(
     run: &Run,
     codec: &ModelCodec,
     retriever: &RetrieverPeer,
+    marked: &Evidence,
     questions: &[Question],
 ) -> Result<Vec<Trace>, Failure> {
     let config = &run.config;
@@ -38,11 +43,15 @@ pub fn traces(
         let queries: Vec<String> = part.iter().map(|(question, _)| question.question.clone()).collect();
         let depth = DEPTH.max(config.baseline.top_k);
         let found = retriever.retrieve(&queries, depth, config.search.method)?;
+        let asked: Vec<&Question> = part.iter().map(|(question, _)| *question).collect();
+        let evidence = passages(&config.search, retriever, marked, &asked)?;
         let made: Vec<Trace> = part
             .par_iter()
             .zip(found)
-            .map(|((question, gold), found)| {
-                let passages = choose(question, &found, config.baseline.top_k as usize, config.seed);
+            .zip(evidence)
+            .map(|(((question, gold), found), evidence)| {
+                let top_k = config.baseline.top_k as usize;
+                let passages = choose(question, &found, &evidence, top_k, config.seed);
                 trace(codec, template, question, gold, &passages, config.generator.passage_words as usize)
             })
             .collect::<Result<_, RolloutError>>()?;
@@ -60,10 +69,25 @@ fn short_gold(question: &Question) -> Option<&str> {
 
 /// Half of the traces read what the baseline reads; a quarter one to four of the best passages; a quarter a
 /// passage that holds the answer, where one was found, among others. So the generator learns to read few and
-/// many passages, with and without the answer.
-fn choose<'p>(question: &Question, found: &'p [Passage], top_k: usize, seed: u64) -> Vec<&'p Passage> {
+/// many passages, with and without the answer. Where all the evidence of a question is at hand, only a quarter read what
+/// the baseline reads, the others the evidence in its order, with up to [`BESIDE`] of the best passages around it.
+fn choose<'p>(
+    question: &Question,
+    found: &'p [Passage],
+    evidence: &'p [Passage],
+    top_k: usize,
+    seed: u64,
+) -> Vec<&'p Passage> {
     let mut random = Keyed::new(seed, &question.question, u64::MAX);
     let kind = random.below(4);
+    if kind > 0 && !evidence.is_empty() {
+        let mut chosen: Vec<&Passage> = evidence.iter().collect();
+        let others = found.iter().filter(|passage| evidence.iter().all(|marked| marked.title != passage.title));
+        for other in others.take(random.below(BESIDE + 1)) {
+            chosen.insert(random.below(chosen.len() + 1), other);
+        }
+        return chosen;
+    }
     if kind < 2 {
         return found.iter().take(top_k).collect();
     }
@@ -122,10 +146,21 @@ mod tests {
                 ..Question::default()
             };
             assert_eq!(short_gold(&question), Some("Paris"));
-            let chosen = choose(&question, &found, 3, 1);
+            let chosen = choose(&question, &found, &[], 3, 1);
             sizes.insert(chosen.len());
             golden += usize::from(chosen.iter().any(|passage| passage.text == "Paris"));
         }
+        let evidence = [found[12].clone(), found[11].clone()];
+        let hops: Vec<usize> = (0..200)
+            .map(|i| Question { question: format!("q{i}"), answers: vec!["Paris".into()], ..Question::default() })
+            .map(|question| {
+                let chosen = choose(&question, &found, &evidence, 3, 1);
+                let first = chosen.iter().position(|passage| passage.id == "12");
+                assert!(first.is_none_or(|first| chosen[first..].iter().any(|passage| passage.id == "11")));
+                if first.is_some() { chosen.len() } else { 0 }
+            })
+            .collect();
+        assert!([0, 2, 3, 4].iter().all(|size| hops.iter().filter(|hop| *hop == size).count() > 20), "{hops:?}");
         assert_eq!(sizes.into_iter().collect::<Vec<_>>(), [1, 2, 3, 4]);
         assert!((30..70).contains(&golden), "{golden}");
         assert_eq!(short_gold(&Question { answers: vec![long], ..Question::default() }), None);

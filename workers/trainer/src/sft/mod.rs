@@ -2,11 +2,16 @@
 //! generator.
 
 mod answers;
+mod evidence;
 mod fit;
 mod protocol;
+mod queries;
+
+pub use evidence::Evidence;
 
 use crate::baseline::candidates;
 use crate::checkpoint::{digest, export_adapter};
+use crate::data::load_evidence;
 use crate::identity::{Identity, Peers};
 use crate::run::Run;
 use crate::train::{claim, lock};
@@ -41,8 +46,12 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     let mut chosen = candidates(run)?;
     chosen.train.truncate(config.data.limit.unwrap_or(usize::MAX));
     let (mut decoder, codec) = run.searcher()?;
-    let more = json!({"sft": config.sft, "template": config.generator.template,
+    let marked = if config.sft.evidence { load_evidence(&config.data.datasets)? } else { Evidence::new() };
+    let mut more = json!({"sft": config.sft, "template": config.generator.template,
         "passageWords": config.generator.passage_words});
+    if config.sft.evidence {
+        more["evidence"] = json!(digest_json(&marked).map_err(RolloutError::from)?);
+    }
     let peers = Peers { index: retriever.index_digest(), generator: None };
     let identity = Identity::of(run, "sft", &decoder, peers, [&chosen.train, &chosen.probe], more)?;
     let folder = config.runtime.state_dir.join("sft");
@@ -52,8 +61,8 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
         traces
     } else {
         let traces = match config.sft.task {
-            SftTask::Protocol => protocol::traces(run, &codec, &retriever, &chosen.train)?,
-            SftTask::ShortAnswer => answers::traces(run, &codec, &retriever, &chosen.train)?,
+            SftTask::Protocol => protocol::traces(run, &codec, &retriever, &marked, &chosen.train)?,
+            SftTask::ShortAnswer => answers::traces(run, &codec, &retriever, &marked, &chosen.train)?,
         };
         let bytes = serde_json::to_vec(&traces).map_err(Failure::internal)?;
         write_atomic(&stored, &bytes).map_err(RolloutError::from)?;

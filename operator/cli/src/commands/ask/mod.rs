@@ -117,6 +117,7 @@ fn ask_here(args: &AskArgs) -> Result<String, Problem> {
                 grace: Duration::from_secs(5),
                 restart: RestartPolicy { restarts: 1, ..RestartPolicy::default() },
                 keep_services: true,
+                jobs: 1,
             };
             let status = StatusWriter::default();
             let mut supervisor = Supervisor::new(plan, state.clone(), binder, options, observed, status);
