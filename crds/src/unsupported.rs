@@ -45,7 +45,6 @@ pub const UNSUPPORTED: &[Field] = &[
     field(JOB, "spec.data.filters.difficultyBuffer", "is not kept yet; leave it out"),
     value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
     field(JOB, "spec.reward.baseline.method", "is not computed as a baseline yet; use Rag"),
-    value(JOB, "spec.compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.
@@ -67,7 +66,11 @@ pub const CLUSTER_ONLY: &[Field] = &[
 
 /// The set fields of an object that no code honours yet. `object` is the whole object as it was written.
 pub fn refuse_unsupported(kind: Kind, object: &Value) -> Vec<FieldError> {
-    listed(kind, object, UNSUPPORTED, |field, at, value| {
+    refused(kind, object, UNSUPPORTED)
+}
+
+fn refused(kind: Kind, object: &Value, list: &[Field]) -> Vec<FieldError> {
+    listed(kind, object, list, |field, at, value| {
         if field.values.is_empty() || !value.is_string() {
             FieldError::new(at.clone(), field.why)
         } else {

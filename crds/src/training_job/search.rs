@@ -131,6 +131,9 @@ pub struct Reward {
     pub on_infrastructure_failure: OnInfrastructureFailure,
     /// What gains are measured against.
     pub baseline: Baseline,
+    /// Under `compatibility: SearchR1`, the reward of an answer that is wrong.
+    #[schemars(range(min = 0, max = 1))]
+    pub format_score: f64,
 }
 
 /// Terms added to the reward.

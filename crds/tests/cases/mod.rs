@@ -147,6 +147,17 @@ fn broken_jobs() -> Vec<(Value, &'static str)> {
         (job("/spec/search", json!({"topK": 2})), "`maxSelected` is above `topK`"),
         (job("/spec/search", json!({"turnTokens": 9000})), "`turnTokens` leaves no room"),
         (job("/spec/searcher/dtype", json!("Bf16")), "`determinism: Bitwise` is guaranteed"),
+        (job("/spec/generator", Value::Null), "`generator` answers from what the searcher found"),
+        (job("/spec/compatibility", json!("SearchR1")), "`generator` answers from what the searcher found"),
+        (
+            with(
+                with(job("/spec/generator", Value::Null), "/spec/compatibility", json!("SearchR1")),
+                "/spec/reward",
+                json!({"kind": "ReferenceCode"}),
+            ),
+            "`compatibility: SearchR1` rewards the exact match",
+        ),
+        (job("/spec/reward", json!({"formatScore": 0.1})), "`reward.formatScore` is what"),
         (job("/spec/steps", json!(0)), "`steps` is 0 and there is no `warmStart`"),
         (job("/spec/searcher/adapter", json!({"kind": "Full", "init": {"uri": "file:///a"}})), "`init` is an adapter"),
         (job("/spec/rollout", json!({"miniBatch": 7})), "`miniBatch` must divide"),

@@ -7,8 +7,8 @@ use crate::sources::{IntoConfig, Reader, take};
 use crate::training::{MILESTONES, final_component, search_config};
 use crate::{GRPC_PORT, PlanError, Resources, Sourced, Symbol, convert, index};
 use s3_config::{
-    AdapterSpec, ArmConfig, ArmMethod as Method, ArmRetrieverConfig, ModelSpec, PlayedArm, RetrievalMethod,
-    SearchConfig, milestone_folder,
+    AdapterSpec, ArmConfig, ArmMethod as Method, ArmRetrieverConfig, Compatibility, ModelSpec, PlayedArm,
+    RetrievalMethod, SearchConfig, milestone_folder,
 };
 use s3_crds::{
     AnswerBy, Arm, ArmMethod, ArmRetriever, ArmSearcher, CheckpointChoice, ControlRetriever, EvalRun, S3TrainingJob,
@@ -138,6 +138,10 @@ impl Arms<'_, '_> {
     ) -> Result<Method, PlanError> {
         let decoding = &self.run.object.spec.decoding;
         let (model, of_job) = self.model(searcher, place)?;
+        if of_job.as_ref().is_some_and(|search| search.compatibility == Compatibility::SearchR1) {
+            let reason = "this job trains a model that answers itself; use method SearchR1";
+            return Err(PlanError::field(&self.reader.resource, &format!("{place}.searcher.jobRef"), reason));
+        }
         let mut search = self.search(arm, of_job, place)?;
         if let Some(compatibility) = arm.compatibility {
             search.compatibility = compatibility.into_config();
@@ -158,11 +162,22 @@ impl Arms<'_, '_> {
     /// An arm that plays another method's protocol.
     fn played(&mut self, arm: &Arm, ranking: RetrievalMethod, place: &str) -> Result<Box<PlayedArm>, PlanError> {
         let decoding = self.run.object.spec.decoding.clone();
-        let searcher = match &arm.searcher {
-            Some(searcher) => Some(self.model(searcher, place)?.0),
-            None => None,
+        let (searcher, of_job) = match &arm.searcher {
+            Some(searcher) => {
+                let (model, of_job) = self.model(searcher, place)?;
+                (Some(model), of_job)
+            }
+            None => (None, None),
         };
-        let top_k = arm.top_k.or(arm.search.as_ref().and_then(|search| search.top_k)).unwrap_or(TOP_K);
+        // the loop of the job that trained it, where that is this method's
+        let of_job = of_job
+            .filter(|search| arm.method == ArmMethod::SearchR1 && search.compatibility == Compatibility::SearchR1);
+        let own_top_k = arm.top_k.or(arm.search.as_ref().and_then(|search| search.top_k));
+        let top_k = own_top_k.or(of_job.as_ref().map(|search| search.top_k)).unwrap_or(TOP_K);
+        let compatibility = match (arm.compatibility, &of_job) {
+            (None, Some(_)) => Compatibility::SearchR1,
+            (own, _) => own.unwrap_or_default().into_config(),
+        };
         let mut search = match &arm.search {
             Some(own) => {
                 let template = match &own.prompt_template {
@@ -172,14 +187,14 @@ impl Arms<'_, '_> {
                 let method = s3_crds::RetrievalMethod::Default;
                 convert::search(own, top_k, method, s3_crds::Compatibility::None, template)
             }
-            None => limits(arm.method),
+            None => of_job.unwrap_or_else(|| limits(arm.method)),
         };
         if searcher.is_none() {
             self.within_the_generator(&mut search);
         }
         (search.top_k, search.method) = (top_k, ranking);
         search.max_passages = search.max_passages.max(top_k);
-        search.compatibility = arm.compatibility.unwrap_or_default().into_config();
+        search.compatibility = compatibility;
         let answers_itself = match arm.method {
             ArmMethod::SearchR1 => arm.answer != Some(AnswerBy::Generator),
             ArmMethod::SearchO1 | ArmMethod::IrCot => arm.answer == Some(AnswerBy::Own),

@@ -114,6 +114,7 @@ impl IntoConfig for &crds::Reward {
             invalid_turn: self.shaping.invalid_turn,
             search_cost: self.shaping.search_cost,
             on_failure: config::FailurePolicy::Mask,
+            format_score: self.format_score,
         }
     }
 }

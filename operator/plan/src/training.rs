@@ -9,9 +9,9 @@ use crate::{
     WorkerConfig, convert, index,
 };
 use s3_config::{
-    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, GuardConfig, GuardMetric, LoraConfig,
-    MilestonesConfig, OptimizerConfig, ProbeConfig, RewardConfig, RolloutConfig, SftConfig, StopConfig, TeamConfig,
-    TrainDataConfig, TrainerConfig,
+    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, GeneratorConfig, GuardConfig, GuardMetric,
+    LoraConfig, MilestonesConfig, OptimizerConfig, ProbeConfig, RewardConfig, RolloutConfig, SftConfig, StopConfig,
+    TeamConfig, TrainDataConfig, TrainerConfig,
 };
 use s3_crds::{
     AdapterKind, ArmMethod, GuardAction, Guards, OnInfrastructureFailure, Parallelism, ProbeExport, ResumeFrom,
@@ -39,7 +39,14 @@ pub(crate) fn components(
     let index_ref = &spec.retriever.index_ref.name;
     let index = resources.index(&resource, "retriever.indexRef.name", index_ref)?;
     let folder = job.folder.as_deref();
-    let (gateway, generator) = gateways.join(&resource, folder, &spec.generator, spec.judge.as_ref())?;
+    // a searcher that answers itself asks no generator and is compared with nothing
+    let (gateway, generator) = match &spec.generator {
+        Some(generator) => {
+            let (gateway, generator) = gateways.join(&resource, folder, generator, spec.judge.as_ref())?;
+            (Some(gateway), generator)
+        }
+        None => (None, GeneratorConfig::none()),
+    };
     let retriever = retriever_name(index_ref);
     let (baseline, warm, train) = (baseline_name(name), warm_start_name(name), training_name(name));
 
@@ -48,7 +55,7 @@ pub(crate) fn components(
     let builder = Builder { resource: &resource, job, reader: &reader };
     let mut components = Vec::new();
 
-    if spec.steps > 0 {
+    if let (Some(gateway), true) = (&gateway, spec.steps > 0) {
         // What the baseline does not depend on stays at its default, so that changing it repeats nothing.
         let config = TrainerConfig {
             runtime: runtime(&baseline),
@@ -100,7 +107,10 @@ pub(crate) fn components(
     if spec.steps > 0 {
         let mut config = base;
         config.runtime.team = team(&spec.parallelism);
-        let mut needs = BTreeSet::from([retriever, gateway, baseline]);
+        let mut needs = BTreeSet::from([retriever]);
+        if let Some(gateway) = gateway {
+            needs.extend([gateway, baseline]);
+        }
         if spec.warm_start.is_some() {
             config.searcher.adapter = Some(AdapterSpec::at(in_work(&warm, "export")));
             needs.insert(warm);
@@ -161,7 +171,7 @@ fn base_config(
     job: &Sourced<S3TrainingJob>,
     index: &Sourced<s3_crds::RetrieverIndex>,
     reader: &mut Reader<'_>,
-    generator: s3_config::GeneratorConfig,
+    generator: GeneratorConfig,
     retriever: &str,
 ) -> Result<TrainerConfig, PlanError> {
     let spec = &job.object.spec;

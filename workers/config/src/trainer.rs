@@ -1,8 +1,8 @@
 //! The trainer: `baseline`, `sft`, `train`, `export`.
 
 use crate::{
-    AlgorithmConfig, DTypeKind, Determinism, Endpoint, LoraConfig, ModelSpec, OptimizerConfig, RewardConfig, Runtime,
-    SearchConfig,
+    AlgorithmConfig, Compatibility, DTypeKind, Determinism, Endpoint, LoraConfig, ModelSpec, OptimizerConfig,
+    RewardConfig, Runtime, SearchConfig,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -86,6 +86,29 @@ pub struct GeneratorConfig {
     /// File with the caller's token, where the gateway asks for one; read at each start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+}
+
+impl GeneratorConfig {
+    /// No generator: what `compatibility: SearchR1` has, whose searcher answers itself.
+    pub fn none() -> Self {
+        Self {
+            endpoint: Endpoint::default(),
+            model: String::new(),
+            template: default_template(),
+            max_tokens: default_answer_tokens(),
+            max_answer_tokens: default_max_answer_words(),
+            passage_words: 0,
+            judge: None,
+            chunk: default_chunk(),
+            caller: String::new(),
+            token_file: None,
+        }
+    }
+
+    /// Whether it is none.
+    pub fn is_none(&self) -> bool {
+        self.endpoint.address.is_empty()
+    }
 }
 
 fn default_template() -> String {
@@ -362,6 +385,13 @@ impl Default for SftConfig {
     }
 }
 
+impl TrainerConfig {
+    /// Whether the searcher answers itself: no generator is asked, and nothing is compared with.
+    pub fn answers_itself(&self) -> bool {
+        self.search.compatibility == Compatibility::SearchR1
+    }
+}
+
 /// Every command of the trainer reads this one structure.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -380,7 +410,8 @@ pub struct TrainerConfig {
     pub lora: LoraConfig,
     /// The retriever.
     pub retriever: Endpoint,
-    /// The frozen generator.
+    /// The frozen generator; left out where the searcher answers itself.
+    #[serde(default = "GeneratorConfig::none", skip_serializing_if = "GeneratorConfig::is_none")]
     pub generator: GeneratorConfig,
     /// Training questions.
     pub data: TrainDataConfig,

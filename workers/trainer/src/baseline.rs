@@ -232,14 +232,19 @@ pub fn candidates(run: &Run) -> Result<Candidates, Failure> {
     Ok(chosen)
 }
 
-/// Chooses the questions; asks the baseline only as far as the choice needs it.
-pub fn choose(run: &Run, store: &mut BaselineStore<'_>) -> Result<Chosen, Failure> {
+/// Chooses the questions; asks the baseline, where there is one, only as far as the choice needs it.
+pub fn choose(run: &Run, store: Option<&mut BaselineStore<'_>>) -> Result<Chosen, Failure> {
     let config = &run.config;
     let Candidates { train, probe } = candidates(run)?;
     let limit = config.data.limit.unwrap_or(usize::MAX);
     if !config.data.drop_baseline_solved {
         return Ok(Chosen { train: train.into_iter().take(limit).collect(), probe, solved: 0 });
     }
+    let Some(store) = store else {
+        return Err(Failure::input(
+            "data.dropBaselineSolved needs a baseline, and the searcher answers itself; set it to false",
+        ));
+    };
     let (mut kept, mut solved) = (Vec::new(), 0);
     let total = if limit == usize::MAX { train.len() } else { limit } as u64;
     run.progress.phase("baseline answers", total);
@@ -274,7 +279,7 @@ pub fn choose(run: &Run, store: &mut BaselineStore<'_>) -> Result<Chosen, Failur
 pub fn command(run: &Run) -> Result<Outcome, Failure> {
     let (retriever, generator) = (run.retriever()?, run.generator()?);
     let mut store = BaselineStore::open(run, &retriever, &generator)?;
-    let chosen = choose(run, &mut store)?;
+    let chosen = choose(run, Some(&mut store))?;
     let mut all = chosen.train.clone();
     all.extend(chosen.probe.iter().cloned());
     run.progress.phase("baseline answers", all.len() as u64);

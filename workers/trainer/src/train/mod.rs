@@ -22,8 +22,8 @@ use crate::identity::{Identity, Peers};
 use crate::run::Run;
 use crate::team::{first, gather, tell};
 use best::Best;
-pub(crate) use episodes::again as round_again;
 use episodes::{Arena, Played, Round, results_digest};
+pub(crate) use episodes::{again as round_again, rewarded};
 use milestones::Milestones;
 use notes::StepNotes;
 pub(crate) use policies::Policies;
@@ -32,9 +32,9 @@ use s3_collective::Collective;
 use s3_config::{Determinism, GuardAction, TrainerConfig};
 use s3_model::{AdamW, Decoder, Team, Workload};
 use s3_rollout::record::{StepEntry, step_journal};
-use s3_rollout::{Ahead, Link, RolloutError, Sampling, policy_of};
-use s3_search::Question;
+use s3_rollout::{Ahead, GeneratorPeer, Link, RolloutError, Sampling, policy_of};
 use s3_search::eligible::sample;
+use s3_search::{Question, Searching};
 use s3_telemetry::{ExitClass, Failure, Outcome, last_words};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,9 +51,13 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     check(&run.config, all.size())?;
     // what is on disk is the first rank's
     let _lock = if first(all) { Some(lock(&run.config.runtime.state_dir)?) } else { None };
-    let (retriever, generator) = (run.retriever()?, run.generator()?);
-    let mut store = if first(all) { Some(BaselineStore::open(run, &retriever, &generator)?) } else { None };
-    let chosen = tell(all, || store.as_mut().map_or_else(|| Ok(Chosen::default()), |store| choose(run, store)))?;
+    let retriever = run.retriever()?;
+    let generator = if run.config.answers_itself() { None } else { Some(run.generator()?) };
+    let mut store = match &generator {
+        Some(generator) if first(all) => Some(BaselineStore::open(run, &retriever, generator)?),
+        _ => None,
+    };
+    let chosen = tell(all, || if first(all) { choose(run, store.as_mut()) } else { Ok(Chosen::default()) })?;
     let (mut decoder, codec) = run.searcher()?;
     let reference = (run.config.algorithm.kl_coefficient > 0.0).then(|| decoder.clone());
     if needs_critic(&run.config.algorithm) {
@@ -67,7 +71,7 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     let rollout = s3_config::RolloutConfig { workers: 1, ..config.rollout.clone() };
     let more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": rollout,
         "probe": config.probe.as_ref().map(|probe| (probe.every, probe.limit))});
-    let peers = Peers { index: retriever.index_digest(), generator: Some(generator.digest()) };
+    let peers = Peers { index: retriever.index_digest(), generator: generator.as_ref().map(GeneratorPeer::digest) };
     let identity = Identity::of(run, "train", &decoder, peers, [&chosen.train, &chosen.probe], more)?;
     let folder = config.runtime.state_dir.join("training");
     let same = tell(all, || Ok::<_, RolloutError>(identity.0.clone()))?;
@@ -564,7 +568,7 @@ fn check(config: &TrainerConfig, ranks: usize) -> Result<(), Failure> {
     if algorithm.dual_clip.abs() > 0.0 && algorithm.dual_clip <= 1.0 {
         return Err(Failure::input("algorithm.dualClip must be above 1, or 0 for no bound"));
     }
-    s3_search::check(&config.search).map_err(Failure::input)
+    Searching::check(&config.search).map_err(Failure::input)
 }
 
 /// The questions of a step: consecutive ones of a sequence that goes through all of them again and again, each

@@ -17,7 +17,7 @@ use std::time::Duration;
 #[path = "../../../rollout/tests/support/tiny.rs"]
 mod tiny;
 
-use tiny::write_model;
+use tiny::{write_model, write_model_that_says};
 
 /// Passages of the fake corpus.
 pub const PASSAGES: usize = 40;
@@ -153,6 +153,16 @@ pub struct World {
 
 impl World {
     pub fn start() -> Self {
+        Self::with(write_model)
+    }
+
+    /// With a model that has other turns as single tokens.
+    #[allow(dead_code)] // not every test file needs it
+    pub fn start_saying(phrases: &[&str]) -> Self {
+        Self::with(|folder| write_model_that_says(folder, phrases))
+    }
+
+    fn with(model: impl Fn(&Path)) -> Self {
         let behaviour = Arc::new(Behaviour::default());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -166,7 +176,7 @@ impl World {
                 .serve_with_incoming(TcpIncoming::from(listener)),
         );
         let dir = tempfile::tempdir().unwrap();
-        write_model(&dir.path().join("model"));
+        model(&dir.path().join("model"));
         write_data(dir.path());
         Self { dir, behaviour, address, _runtime: runtime }
     }
@@ -222,6 +232,14 @@ pub fn program(command: &str, config: &Path) -> Command {
 /// Starts the real program.
 pub fn spawn(command: &str, config: &Path) -> Child {
     program(command, config).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// One episode again: exit code, standard output, standard error.
+#[allow(dead_code)] // not every test file needs it
+pub fn replay(config: &Path, episode: &str) -> (i32, String, String) {
+    let output = program("replay", config).args(["--episode", episode]).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
 /// Runs it to its end: exit code, standard output, standard error.
