@@ -200,6 +200,10 @@ rules! {
     FORMAT_SCORE: "self.compatibility == 'SearchR1' || self.reward.formatScore == 0.0",
         "`reward.formatScore` is what `compatibility: SearchR1` gives a wrong answer; leave it out, or use `reward.shaping`",
         Check::State(|v| text(v, "/compatibility") == "SearchR1" || float(v, "/reward/formatScore").abs() <= 0.0);
+    /// A baseline is played by the generator.
+    BASELINE_METHOD: "!(self.method in ['S3', 'Sft', 'R1'])",
+        "a baseline has no model of its own, and `method` S3, Sft and R1 are one; use Rag, Direct, ChainOfThought, DeepRetrieval, IrCot, SearchO1 or SearchR1",
+        Check::State(|v| !["S3", "Sft", "R1"].contains(&text(v, "/method")));
     /// Something is trained.
     STEPS_OR_WARM_START: "self.steps > 0 || has(self.warmStart)",
         "`steps` is 0 and there is no `warmStart`, so nothing would be trained; set one of them",

@@ -44,7 +44,6 @@ pub const UNSUPPORTED: &[Field] = &[
     field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),
     field(JOB, "spec.data.filters.difficultyBuffer", "is not kept yet; leave it out"),
     value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
-    field(JOB, "spec.reward.baseline.method", "is not computed as a baseline yet; use Rag"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.

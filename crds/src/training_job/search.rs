@@ -151,10 +151,12 @@ pub struct Shaping {
 /// What gains are measured against.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::BASELINE_METHOD])))]
 pub struct Baseline {
-    /// How it gathers passages; `Rag` is naive RAG.
+    /// How it gathers passages, or answers: `Rag` is naive RAG; the others are played by the generator's model, greedily and
+    /// with their paper's limits, once per question. `S3`, `Sft` and `R1` are models, and a baseline has none of its own.
     pub method: ArmMethod,
-    /// Its passages.
+    /// Passages: of `Rag` in all, of other methods per search.
     #[schemars(range(max = 1000))]
     pub top_k: u32,
 }

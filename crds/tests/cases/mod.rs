@@ -157,6 +157,7 @@ fn broken_jobs() -> Vec<(Value, &'static str)> {
             ),
             "`compatibility: SearchR1` rewards the exact match",
         ),
+        (job("/spec/reward", json!({"baseline": {"method": "Sft"}})), "a baseline has no model of its own"),
         (job("/spec/reward", json!({"formatScore": 0.1})), "`reward.formatScore` is what"),
         (job("/spec/steps", json!(0)), "`steps` is 0 and there is no `warmStart`"),
         (job("/spec/searcher/adapter", json!({"kind": "Full", "init": {"uri": "file:///a"}})), "`init` is an adapter"),

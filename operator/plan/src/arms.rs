@@ -11,7 +11,8 @@ use s3_config::{
     RetrievalMethod, SearchConfig, milestone_folder,
 };
 use s3_crds::{
-    AnswerBy, Arm, ArmMethod, ArmRetriever, ArmSearcher, CheckpointChoice, ControlRetriever, EvalRun, S3TrainingJob,
+    AnswerBy, Arm, ArmMethod, ArmRetriever, ArmSearcher, Baseline, CheckpointChoice, ControlRetriever, EvalRun,
+    Generator, S3TrainingJob,
 };
 use std::collections::BTreeSet;
 
@@ -47,6 +48,52 @@ fn limits(method: ArmMethod) -> SearchConfig {
             SearchConfig { turn_tokens: 500, context_tokens: 4096, max_searches: 0, ..base }
         }
         ArmMethod::S3 | ArmMethod::Direct | ArmMethod::Rag => base,
+    }
+}
+
+/// Who answers for a method, where the arm says so or not.
+fn answer_by(method: ArmMethod, chosen: Option<AnswerBy>) -> s3_config::AnswerBy {
+    let itself = match method {
+        ArmMethod::SearchR1 => chosen != Some(AnswerBy::Generator),
+        ArmMethod::SearchO1 | ArmMethod::IrCot => chosen == Some(AnswerBy::Own),
+        ArmMethod::DeepRetrieval => false,
+        _ => true,
+    };
+    if itself { s3_config::AnswerBy::Own } else { s3_config::AnswerBy::Generator }
+}
+
+/// What the generator's model reads and writes is no longer than it takes, where that is known.
+fn within_the_generator(generator: &Generator, search: &mut SearchConfig) {
+    if let Some(built_in) = &generator.provider.built_in {
+        search.context_tokens = search.context_tokens.min(built_in.context_tokens);
+        search.turn_tokens = search.turn_tokens.min(search.context_tokens / 2);
+    }
+}
+
+/// A training's baseline that is not naive RAG: a method that the generator's model plays, greedily.
+pub(crate) fn baseline(
+    baseline: &Baseline,
+    ranking: RetrievalMethod,
+    generator: &Generator,
+    batch: usize,
+) -> Option<Method> {
+    let played = || {
+        let mut search = limits(baseline.method);
+        within_the_generator(generator, &mut search);
+        (search.top_k, search.method) = (baseline.top_k.max(1), ranking);
+        search.max_passages = search.max_passages.max(search.top_k);
+        let answer = answer_by(baseline.method, None);
+        Box::new(PlayedArm { searcher: None, search, answer, temperature: 0.0, top_p: 1.0, batch })
+    };
+    match baseline.method {
+        ArmMethod::Direct => Some(Method::Direct {}),
+        ArmMethod::ChainOfThought => Some(Method::ChainOfThought(played())),
+        ArmMethod::SearchR1 => Some(Method::SearchR1(played())),
+        ArmMethod::SearchO1 => Some(Method::SearchO1(played())),
+        ArmMethod::IrCot => Some(Method::IrCot(played())),
+        ArmMethod::DeepRetrieval => Some(Method::DeepRetrieval(played())),
+        // the others need a model of their own, and are refused
+        ArmMethod::Rag | ArmMethod::S3 | ArmMethod::Sft | ArmMethod::R1 => None,
     }
 }
 
@@ -190,18 +237,12 @@ impl Arms<'_, '_> {
             None => of_job.unwrap_or_else(|| limits(arm.method)),
         };
         if searcher.is_none() {
-            self.within_the_generator(&mut search);
+            within_the_generator(&self.run.object.spec.generator, &mut search);
         }
         (search.top_k, search.method) = (top_k, ranking);
         search.max_passages = search.max_passages.max(top_k);
         search.compatibility = compatibility;
-        let answers_itself = match arm.method {
-            ArmMethod::SearchR1 => arm.answer != Some(AnswerBy::Generator),
-            ArmMethod::SearchO1 | ArmMethod::IrCot => arm.answer == Some(AnswerBy::Own),
-            ArmMethod::DeepRetrieval => false,
-            _ => true,
-        };
-        let answer = if answers_itself { s3_config::AnswerBy::Own } else { s3_config::AnswerBy::Generator };
+        let answer = answer_by(arm.method, arm.answer);
         Ok(Box::new(PlayedArm {
             searcher,
             search,
@@ -210,14 +251,6 @@ impl Arms<'_, '_> {
             top_p: decoding.top_p,
             batch: decoding.batch as usize,
         }))
-    }
-
-    /// What the generator's model reads and writes is no longer than it takes, where that is known.
-    fn within_the_generator(&self, search: &mut SearchConfig) {
-        if let Some(built_in) = &self.run.object.spec.generator.provider.built_in {
-            search.context_tokens = search.context_tokens.min(built_in.context_tokens);
-            search.turn_tokens = search.turn_tokens.min(search.context_tokens / 2);
-        }
     }
 
     /// An arm's model, and the loop that it was trained in.

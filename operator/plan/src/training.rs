@@ -14,8 +14,7 @@ use s3_config::{
     TeamConfig, TrainDataConfig, TrainerConfig,
 };
 use s3_crds::{
-    AdapterKind, ArmMethod, GuardAction, Guards, OnInfrastructureFailure, Parallelism, ProbeExport, ResumeFrom,
-    S3TrainingJob,
+    AdapterKind, GuardAction, Guards, OnInfrastructureFailure, Parallelism, ProbeExport, ResumeFrom, S3TrainingJob,
 };
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -154,9 +153,6 @@ fn refuse(resource: &str, job: &Sourced<S3TrainingJob>) -> Result<(), PlanError>
     if spec.searcher.adapter.kind != AdapterKind::Lora {
         return Err(PlanError::field(resource, "searcher.adapter.kind", "only Lora is trained yet"));
     }
-    if spec.reward.baseline.method != ArmMethod::Rag {
-        return Err(PlanError::field(resource, "reward.baseline.method", "only Rag is served as a baseline yet"));
-    }
     if spec.reward.on_infrastructure_failure != OnInfrastructureFailure::Mask {
         return Err(PlanError::field(resource, "reward.onInfrastructureFailure", "only Mask is served yet"));
     }
@@ -207,7 +203,6 @@ fn base_config(
         searcher,
         lora: LoraConfig { rank: adapter.rank as usize, alpha: adapter.alpha },
         retriever: peer(&Symbol::address(retriever, GRPC_PORT)),
-        generator,
         data: TrainDataConfig {
             datasets: reader.datasets(&spec.data.datasets, "data.datasets")?,
             corpus,
@@ -216,7 +211,14 @@ fn base_config(
             drop_baseline_solved: spec.data.filters.drop_baseline_solved,
             drop_yes_no: spec.data.filters.drop_yes_no,
         },
-        baseline: BaselineConfig { top_k: spec.reward.baseline.top_k },
+        baseline: BaselineConfig {
+            top_k: spec.reward.baseline.top_k,
+            method: spec.generator.as_ref().and_then(|of| {
+                let ranking = spec.retriever.method.into_config();
+                crate::arms::baseline(&spec.reward.baseline, ranking, of, generator.chunk)
+            }),
+        },
+        generator,
         baseline_store: in_work(&baseline_name(name), "answers"),
         search: search_config(job, reader)?,
         reward: (&spec.reward).into_config(),

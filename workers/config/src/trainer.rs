@@ -1,8 +1,8 @@
 //! The trainer: `baseline`, `sft`, `train`, `export`.
 
 use crate::{
-    AlgorithmConfig, Compatibility, DTypeKind, Determinism, Endpoint, LoraConfig, ModelSpec, OptimizerConfig,
-    RewardConfig, Runtime, SearchConfig,
+    AlgorithmConfig, ArmMethod, Compatibility, DTypeKind, Determinism, Endpoint, LoraConfig, ModelSpec,
+    OptimizerConfig, RewardConfig, Runtime, SearchConfig,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -151,17 +151,20 @@ fn default_true() -> bool {
     true
 }
 
-/// Naive RAG, against which gains are measured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What gains are measured against: naive RAG, or another method.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BaselineConfig {
-    /// Passages of the raw question.
+    /// Passages of the raw question, for naive RAG.
     pub top_k: u32,
+    /// The method, where it is not naive RAG.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<ArmMethod>,
 }
 
 impl Default for BaselineConfig {
     fn default() -> Self {
-        Self { top_k: 3 }
+        Self { top_k: 3, method: None }
     }
 }
 
@@ -415,7 +418,7 @@ pub struct TrainerConfig {
     pub generator: GeneratorConfig,
     /// Training questions.
     pub data: TrainDataConfig,
-    /// Naive RAG.
+    /// What gains are measured against.
     #[serde(default)]
     pub baseline: BaselineConfig,
     /// Folder of the baseline's stored answers, shared by `baseline` and `train`.

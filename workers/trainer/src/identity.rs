@@ -63,6 +63,10 @@ impl Identity {
                 Determinism::Relaxed => Value::Null,
             },
         });
+        // named where it is another, so that what was begun before methods were told apart goes on
+        if let Some(method) = &config.baseline.method {
+            identity["baselineMethod"] = json!(method);
+        }
         if let (Value::Object(all), Value::Object(more)) = (&mut identity, more) {
             all.extend(more);
         }

@@ -130,8 +130,16 @@ impl v1::generator_server::Generator for FakeGenerator {
         Ok(Response::new(v1::AnswerResponse { results }))
     }
 
-    async fn complete(&self, _: Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
-        Err(Status::unimplemented("this test has no conversations"))
+    async fn complete(&self, request: Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
+        self.0.wait().await;
+        let turn = |item: &v1::CompleteItem| {
+            self.0.answered.fetch_add(1, Ordering::SeqCst);
+            let texts: Vec<&str> = item.messages.iter().map(|message| message.text.as_str()).collect();
+            let outcome = v1::answer_result::Outcome::Answer(v1::Answer { text: turn(&texts), ..Default::default() });
+            v1::AnswerResult { outcome: Some(outcome) }
+        };
+        let results = request.into_inner().items.iter().map(turn).collect();
+        Ok(Response::new(v1::CompleteResponse { results }))
     }
 
     async fn judge(&self, _: Request<v1::JudgeRequest>) -> Result<Response<v1::JudgeResponse>, Status> {
@@ -140,6 +148,19 @@ impl v1::generator_server::Generator for FakeGenerator {
 
     async fn info(&self, _: Request<v1::GeneratorInfoRequest>) -> Result<Response<v1::GeneratorInfo>, Status> {
         Ok(Response::new(v1::GeneratorInfo { digest: "fake-generator".into(), ..Default::default() }))
+    }
+}
+
+/// A turn of whatever protocol the conversation is of; without its stop string, as servers give it back.
+fn turn(texts: &[&str]) -> String {
+    let all = texts.join("\n");
+    let (number, first) = (hash(texts) % PASSAGES as u64, hash(texts).is_multiple_of(2));
+    if all.contains("one sentence") {
+        if first { format!("Number {number} is one.") } else { format!("So the answer is: answer{number}.") }
+    } else if all.contains("<search>") && first {
+        format!("<search>fact {number}")
+    } else {
+        format!("Step by step. <answer>answer{number}")
     }
 }
 
