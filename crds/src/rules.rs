@@ -204,6 +204,12 @@ rules! {
     BASELINE_METHOD: "!(self.method in ['S3', 'Sft', 'R1'])",
         "a baseline has no model of its own, and `method` S3, Sft and R1 are one; use Rag, Direct, ChainOfThought, DeepRetrieval, IrCot, SearchO1 or SearchR1",
         Check::State(|v| !["S3", "Sft", "R1"].contains(&text(v, "/method")));
+    /// A buffer compares samples.
+    BUFFER_SIZE: "!has(self.data.filters.difficultyBuffer) || self.rollout.samples >= 2",
+        "`data.filters.difficultyBuffer` compares samples of a question; set `rollout.samples` to 2 or more",
+        Check::State(|v| {
+            v.pointer("/data/filters/difficultyBuffer").is_none_or(Value::is_null) || int(v, "/rollout/samples") >= 2
+        });
     /// Something is trained.
     STEPS_OR_WARM_START: "self.steps > 0 || has(self.warmStart)",
         "`steps` is 0 and there is no `warmStart`, so nothing would be trained; set one of them",

@@ -42,7 +42,6 @@ pub const UNSUPPORTED: &[Field] = &[
     // training
     value(JOB, "spec.searcher.adapter.kind", &["Full"], "is not trained yet; use Lora"),
     field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),
-    field(JOB, "spec.data.filters.difficultyBuffer", "is not kept yet; leave it out"),
     value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
 ];
 

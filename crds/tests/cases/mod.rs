@@ -142,6 +142,18 @@ fn broken_jobs() -> Vec<(Value, &'static str)> {
             ),
             "`algorithm.filterZeroVariance` compares samples",
         ),
+        (
+            with(
+                with(
+                    job("/spec/rollout", json!({"samples": 1, "questions": 4})),
+                    "/spec/algorithm",
+                    json!({"estimator": "Reinforce"}),
+                ),
+                "/spec/data/filters",
+                json!({"difficultyBuffer": {}}),
+            ),
+            "`data.filters.difficultyBuffer` compares samples",
+        ),
         (job("/spec/algorithm", json!({"dualClip": 0.5})), "`dualClip` must be above 1"),
         (job("/spec/search", json!({"maxSelected": 9})), "`search.maxSelected` is above `retriever.topK`"),
         (job("/spec/search", json!({"topK": 2})), "`maxSelected` is above `topK`"),

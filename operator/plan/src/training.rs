@@ -9,9 +9,9 @@ use crate::{
     WorkerConfig, convert, index,
 };
 use s3_config::{
-    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, GeneratorConfig, GuardConfig, GuardMetric,
-    LoraConfig, MilestonesConfig, OptimizerConfig, ProbeConfig, RewardConfig, RolloutConfig, SftConfig, StopConfig,
-    TeamConfig, TrainDataConfig, TrainerConfig,
+    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, DifficultyBufferConfig, GeneratorConfig,
+    GuardConfig, GuardMetric, LoraConfig, MilestonesConfig, OptimizerConfig, ProbeConfig, RewardConfig, RolloutConfig,
+    SftConfig, StopConfig, TeamConfig, TrainDataConfig, TrainerConfig,
 };
 use s3_crds::{
     AdapterKind, GuardAction, Guards, OnInfrastructureFailure, Parallelism, ProbeExport, ResumeFrom, S3TrainingJob,
@@ -62,6 +62,7 @@ pub(crate) fn components(
             optimizer: OptimizerConfig::default(),
             rollout: RolloutConfig::default(),
             reward: RewardConfig::default(),
+            data: TrainDataConfig { difficulty_buffer: None, ..base.data.clone() },
             sft: SftConfig::default(),
             steps: 0,
             // Nothing of the training's: its folder has no name before the baseline has an outcome.
@@ -82,7 +83,7 @@ pub(crate) fn components(
             optimizer: warm_start.optimizer.as_ref().unwrap_or(&spec.optimizer).into_config(),
             sft: warm_start.into_config(),
             // Supervision asks no baseline.
-            data: TrainDataConfig { drop_baseline_solved: false, ..base.data.clone() },
+            data: TrainDataConfig { drop_baseline_solved: false, difficulty_buffer: None, ..base.data.clone() },
             baseline_store: in_work(&warm, "answers"),
             steps: 0,
             checkpoint: CheckpointConfig { dir: in_work(&warm, "checkpoints"), ..base.checkpoint.clone() },
@@ -210,6 +211,12 @@ fn base_config(
             limit: spec.data.limit.and_then(|limit| usize::try_from(limit).ok()),
             drop_baseline_solved: spec.data.filters.drop_baseline_solved,
             drop_yes_no: spec.data.filters.drop_yes_no,
+            difficulty_buffer: spec
+                .data
+                .filters
+                .difficulty_buffer
+                .as_ref()
+                .map(|buffer| DifficultyBufferConfig { capacity: buffer.capacity as usize, share: buffer.share }),
         },
         baseline: BaselineConfig {
             top_k: spec.reward.baseline.top_k,

@@ -124,8 +124,18 @@ fn default_chunk() -> usize {
     64
 }
 
+/// A step prefers questions whose last episodes were neither all right nor all wrong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DifficultyBufferConfig {
+    /// Questions remembered.
+    pub capacity: usize,
+    /// Share of each step that is drawn from them.
+    pub share: f64,
+}
+
 /// Which questions are trained on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrainDataConfig {
     /// Training questions.
@@ -145,6 +155,9 @@ pub struct TrainDataConfig {
     /// Leave out questions answered by yes, no, true or false.
     #[serde(default = "default_true")]
     pub drop_yes_no: bool,
+    /// See [`DifficultyBufferConfig`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difficulty_buffer: Option<DifficultyBufferConfig>,
 }
 
 fn default_true() -> bool {

@@ -1,7 +1,7 @@
 //! Checkpoints: trained tensors, optimiser state and position, published atomically.
 
 use crate::identity::Identity;
-use crate::train::{Policies, Watch};
+use crate::train::{Curriculum, Policies, Watch};
 use candle_core::Tensor;
 use s3_artifacts::{
     ArtifactError, CHECKPOINT_KIND as KIND, DigestWriter, Head, POLICY_FILE as POLICY, Published, checkpoints,
@@ -39,6 +39,9 @@ pub struct Position {
     /// What guards and stop rules remember.
     #[serde(default)]
     pub watch: Watch,
+    /// What a difficulty buffer remembers, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curriculum: Option<Curriculum>,
 }
 
 impl Position {

@@ -19,7 +19,7 @@ fn stored(folder: &Path) -> Vec<BaselineAnswer> {
     let journal = std::fs::read_dir(folder.join("baseline")).unwrap().map(|entry| entry.unwrap().path());
     let journal = journal.filter(|path| path.extension().is_some_and(|end| end == "journal")).collect::<Vec<_>>();
     assert_eq!(journal.len(), 1, "{journal:?}");
-    Journal::<BaselineAnswer>::open(&journal[0]).unwrap().entries().map(|(_, answer)| answer.clone()).collect()
+    Journal::<BaselineAnswer>::open(&journal[0]).unwrap().entries().values().cloned().collect()
 }
 
 #[test]
