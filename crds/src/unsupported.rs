@@ -40,7 +40,6 @@ pub const UNSUPPORTED: &[Field] = &[
     field(INDEX, "spec.source.import.lexical.analyzer", "is not built yet; use English"),
     field(INDEX, "spec.source.build.dense.index.metric", "is not built yet; use InnerProduct"),
     // training
-    value(JOB, "spec.searcher.adapter.kind", &["Full"], "is not trained yet; use Lora"),
     field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),
     value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
 ];

@@ -30,7 +30,7 @@ pub enum AdapterKind {
     /// Low-rank updates of every linear layer (arXiv 2106.09685); the base is frozen.
     #[default]
     Lora,
-    /// All weights.
+    /// All weights, in 32 bits with both moments; the job exports a whole model. `rank` and `alpha` do not apply.
     Full,
 }
 

@@ -163,10 +163,10 @@ impl<'a> Reader<'a> {
         Ok(AdapterSpec { sha256: source.sha256.clone(), ..AdapterSpec::at(path) })
     }
 
-    /// A training's checkpoint; the sha256 is that of its manifest.
-    pub fn checkpoint(&mut self, source: &DataSource, field: &str) -> Result<PathBuf, PlanError> {
-        let files =
-            ["manifest.json", "state.json", "policy.safetensors", "optimizer.safetensors", "adapter_config.json"];
+    /// A training's checkpoint, of an adapter or of the whole model; the sha256 is that of its manifest.
+    pub fn checkpoint(&mut self, source: &DataSource, whole: bool, field: &str) -> Result<PathBuf, PlanError> {
+        let shape = if whole { "config.json" } else { "adapter_config.json" };
+        let files = ["manifest.json", "state.json", "policy.safetensors", "optimizer.safetensors", shape];
         self.folder(source.into(), &files, field)
     }
 

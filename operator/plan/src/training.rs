@@ -15,12 +15,16 @@ use s3_config::{
 };
 use s3_crds::{
     AdapterKind, GuardAction, Guards, OnInfrastructureFailure, Parallelism, ProbeExport, ResumeFrom, S3TrainingJob,
+    S3TrainingJobSpec,
 };
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// A checkpoint of low-rank weights with both moments, or an exported adapter, of a small model: bytes.
 const CHECKPOINT: u64 = 96 << 20;
+
+/// The same of all weights of half a billion, in f32.
+const FULL_CHECKPOINT: u64 = 6 << 30;
 
 /// Folder of a training's searchers that are kept for evaluations.
 pub(crate) const MILESTONES: &str = "milestones";
@@ -53,6 +57,7 @@ pub(crate) fn components(
     let base = base_config(name, job, index, &mut reader, generator, &retriever)?;
     let builder = Builder { resource: &resource, job, reader: &reader };
     let mut components = Vec::new();
+    let checkpoint = if spec.searcher.adapter.kind == AdapterKind::Full { FULL_CHECKPOINT } else { CHECKPOINT };
 
     if let (Some(gateway), true) = (&gateway, spec.steps > 0) {
         // What the baseline does not depend on stays at its default, so that changing it repeats nothing.
@@ -94,7 +99,7 @@ pub(crate) fn components(
             export: in_work(&warm, "export"),
             ..base.clone()
         };
-        let disk = 2 * CHECKPOINT;
+        let disk = 2 * checkpoint;
         components.push(builder.component(
             &warm,
             ComponentKind::WarmStart,
@@ -116,12 +121,12 @@ pub(crate) fn components(
             needs.insert(warm);
         }
         let milestones = spec.evaluation.runs.as_ref().map_or(0, |runs| spec.steps / runs.every.max(1));
-        // An adapter is a third of a checkpoint: it goes without both moments.
+        // What is exported is a third of a checkpoint: it goes without both moments.
         if let Some(from) = &spec.checkpoint.resume_from {
-            config.resume_from = Some(resume_from(from, resources, &mut reader, &mut needs)?);
+            config.resume_from = Some(resume_from(spec, from, resources, &mut reader, &mut needs)?);
         }
         let builder = Builder { resource: &resource, job, reader: &reader };
-        let disk = CHECKPOINT * (u64::from(spec.checkpoint.keep) + 2) + CHECKPOINT / 3 * u64::from(milestones);
+        let disk = checkpoint * (u64::from(spec.checkpoint.keep) + 2) + checkpoint / 3 * u64::from(milestones);
         components.push(builder.component(&train, ComponentKind::Training, "train", needs, config, disk)?);
     }
     if let Some((serving, last)) = spec.serving.as_ref().zip(components.last()) {
@@ -151,9 +156,6 @@ fn team(parallelism: &Parallelism) -> Option<TeamConfig> {
 /// What no worker can do yet, beyond what the resources themselves refuse.
 fn refuse(resource: &str, job: &Sourced<S3TrainingJob>) -> Result<(), PlanError> {
     let spec = &job.object.spec;
-    if spec.searcher.adapter.kind != AdapterKind::Lora {
-        return Err(PlanError::field(resource, "searcher.adapter.kind", "only Lora is trained yet"));
-    }
     if spec.reward.on_infrastructure_failure != OnInfrastructureFailure::Mask {
         return Err(PlanError::field(resource, "reward.onInfrastructureFailure", "only Mask is served yet"));
     }
@@ -203,6 +205,7 @@ fn base_config(
         determinism: spec.determinism.into_config(),
         searcher,
         lora: LoraConfig { rank: adapter.rank as usize, alpha: adapter.alpha },
+        full: adapter.kind == AdapterKind::Full,
         retriever: peer(&Symbol::address(retriever, GRPC_PORT)),
         data: TrainDataConfig {
             datasets: reader.datasets(&spec.data.datasets, "data.datasets")?,
@@ -255,6 +258,7 @@ fn base_config(
 
 /// Where a training starts that goes on from another's checkpoint.
 fn resume_from(
+    spec: &S3TrainingJobSpec,
     from: &ResumeFrom,
     resources: &Resources,
     reader: &mut Reader<'_>,
@@ -275,7 +279,10 @@ fn resume_from(
             }
             Ok(in_work(&train, "checkpoints"))
         }
-        (None, Some(source)) => reader.checkpoint(source, "checkpoint.resumeFrom.source"),
+        (None, Some(source)) => {
+            let whole = spec.searcher.adapter.kind == AdapterKind::Full;
+            reader.checkpoint(source, whole, "checkpoint.resumeFrom.source")
+        }
         _ => {
             let reason = "set exactly one of jobRef and source";
             Err(PlanError::field(&reader.resource, "checkpoint.resumeFrom", reason))

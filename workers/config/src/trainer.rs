@@ -424,6 +424,9 @@ pub struct TrainerConfig {
     /// Adapter shape when the searcher brings none.
     #[serde(default)]
     pub lora: LoraConfig,
+    /// Whether all weights are trained, and no adapter.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
     /// The retriever.
     pub retriever: Endpoint,
     /// The frozen generator; left out where the searcher answers itself.
@@ -473,7 +476,7 @@ pub struct TrainerConfig {
     /// Warm start, for `sft`.
     #[serde(default)]
     pub sft: SftConfig,
-    /// Folder that `train` and `sft` export the final adapter to (PEFT layout).
+    /// Folder that `train` and `sft` export to: an adapter in PEFT's layout, or all weights as a Hugging Face folder.
     pub export: PathBuf,
     /// Arithmetic type of the exported tensors; Bf16 halves the files.
     #[serde(default)]

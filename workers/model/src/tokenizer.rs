@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::Value as GgufValue;
 use minijinja::{Environment, context};
+use s3_config::ModelSpec;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -31,6 +32,11 @@ pub struct TokenizerFile {
 }
 
 impl TokenizerFile {
+    /// Of a model: of its GGUF file, or of its Hugging Face folder.
+    pub fn of(spec: &ModelSpec) -> Result<Self> {
+        if spec.path.is_dir() { Self::from_folder(&spec.path) } else { Self::from_gguf(&Gguf::open(&spec.path)?) }
+    }
+
     /// From the metadata of a GGUF file. Supports byte-level BPE with the pre-tokenizers `smollm`
     /// and `qwen2`.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {

@@ -48,7 +48,11 @@ impl Identity {
             "determinism": config.determinism,
             "model": model_digest(config)?,
             "adapter": adapter_digest(config)?,
-            "lora": if config.searcher.adapter.is_none() { json!(config.lora) } else { Value::Null },
+            "lora": match &config.searcher.adapter {
+                _ if config.full => json!("none: all weights are trained"),
+                Some(adapter) if !adapter.is_whole() => Value::Null,
+                _ => json!(config.lora),
+            },
             "dtype": config.searcher.dtype,
             "index": peers.index,
             "generator": generator,
@@ -141,7 +145,7 @@ fn model_digest(config: &TrainerConfig) -> Result<String, Failure> {
 
 fn adapter_digest(config: &TrainerConfig) -> Result<Option<String>, Failure> {
     let Some(adapter) = &config.searcher.adapter else { return Ok(None) };
-    digest_file(&adapter.path.join("adapter_model.safetensors")).map(Some).map_err(|e| RolloutError::from(e).into())
+    digest_file(&adapter.tensors()).map(Some).map_err(|e| RolloutError::from(e).into())
 }
 
 #[cfg(test)]

@@ -102,7 +102,10 @@ fn plan_memory(config: &TrainerConfig, decoder: &Decoder, team: &Team) -> Result
         tokens,
         positions: tokens,
     };
-    let mut plan = decoder.memory_plan(work);
+    // beside the trained policy: the fixed one of the KL term, and those that rounds ahead are played with
+    let fixed = u64::from(config.algorithm.kl_coefficient > 0.0);
+    let plan = decoder.memory_plan(work);
+    let mut plan = plan.beside(fixed + u64::from(config.rollout.staleness), decoder.trainable());
     if team.size() > 1 {
         let episodes = config.rollout.questions * config.rollout.samples;
         let batch = if config.rollout.mini_batch == 0 { episodes } else { config.rollout.mini_batch.min(episodes) };
@@ -114,6 +117,7 @@ fn plan_memory(config: &TrainerConfig, decoder: &Decoder, team: &Team) -> Result
     match plan.check(decoder.device()) {
         Ok(()) => Ok(()),
         Err(reason) if decoder.device().is_cpu() => {
+            plan.check_certain(decoder.device()).map_err(|reason| Failure::input(reason.to_string()))?;
             tracing::warn!(%reason, "if episodes fill their contexts");
             Ok(())
         }
@@ -338,6 +342,7 @@ impl Training<'_> {
             let policy = policy_of(step, config.rollout.staleness);
             figures.insert("staleness".into(), f64::from(step - 1 - policy));
             figures.insert("stalenessOptimizerSteps".into(), policies.behind(policy, optimizer.steps())? as f64);
+            policies.release();
             self.arena.run.progress.phase(format!("step {step}/{}: update", config.steps), 0);
             let started = std::time::Instant::now();
             let shutdown = &self.arena.run.link.shutdown;
