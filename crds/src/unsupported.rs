@@ -24,9 +24,6 @@ pub struct Field {
 const fn field(kind: Option<Kind>, path: &'static str, why: &'static str) -> Field {
     Field { kind, path, values: &[], why }
 }
-const fn value(kind: Option<Kind>, path: &'static str, values: &'static [&'static str], why: &'static str) -> Field {
-    Field { kind, path, values, why }
-}
 
 const INDEX: Option<Kind> = Some(Kind::RetrieverIndex);
 const JOB: Option<Kind> = Some(Kind::S3TrainingJob);
@@ -39,9 +36,6 @@ pub const UNSUPPORTED: &[Field] = &[
     field(INDEX, "spec.source.import.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.import.lexical.analyzer", "is not built yet; use English"),
     field(INDEX, "spec.source.build.dense.index.metric", "is not built yet; use InnerProduct"),
-    // training
-    field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),
-    value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.

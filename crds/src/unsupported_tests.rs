@@ -139,8 +139,8 @@ fn what_only_a_cluster_honours_is_said_and_nothing_else() {
 fn messages_name_field_and_way_out() {
     // whatever the list holds today
     let list = [
-        value(Some(Kind::S3TrainingJob), "spec.compatibility", &["S3"], "is not reproduced; use None"),
-        field(Some(Kind::S3TrainingJob), "spec.rollout.samples", "is not counted; leave it out"),
+        Field { values: &["S3"], ..field(JOB, "spec.compatibility", "is not reproduced; use None") },
+        field(JOB, "spec.rollout.samples", "is not counted; leave it out"),
         field(Some(Kind::EvalRun), "spec.compatibility", "is another kind's"),
     ];
     let object = json!({"spec": {"compatibility": "S3", "rollout": {"samples": 9, "questions": 4}}});

@@ -115,7 +115,7 @@ pub enum OnInfrastructureFailure {
     /// The sample leaves the batch; it never counts as a wrong answer.
     #[default]
     Mask,
-    /// The attempt ends, and the failure policy decides.
+    /// The attempt ends, and the failure policy decides. What was had is kept; the next attempt asks the rest.
     Fail,
 }
 

@@ -325,8 +325,7 @@ impl Arms<'_, '_> {
             }
         };
         let mut theirs = Reader::new(&format!("S3TrainingJob/{name}"), job.folder.as_deref());
-        let mut model =
-            theirs.model(&spec.searcher.model, spec.searcher.device, spec.searcher.dtype, "searcher.model")?;
+        let mut model = theirs.searcher(&spec.searcher)?;
         model.adapter = Some(adapter);
         let search = search_config(job, &mut theirs)?;
         take(self.reader, theirs);

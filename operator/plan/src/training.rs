@@ -14,8 +14,7 @@ use s3_config::{
     SftConfig, StopConfig, TeamConfig, TrainDataConfig, TrainerConfig,
 };
 use s3_crds::{
-    AdapterKind, GuardAction, Guards, OnInfrastructureFailure, Parallelism, ProbeExport, ResumeFrom, S3TrainingJob,
-    S3TrainingJobSpec,
+    AdapterKind, GuardAction, Guards, Parallelism, ProbeExport, ResumeFrom, S3TrainingJob, S3TrainingJobSpec,
 };
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -156,9 +155,6 @@ fn team(parallelism: &Parallelism) -> Option<TeamConfig> {
 /// What no worker can do yet, beyond what the resources themselves refuse.
 fn refuse(resource: &str, job: &Sourced<S3TrainingJob>) -> Result<(), PlanError> {
     let spec = &job.object.spec;
-    if spec.reward.on_infrastructure_failure != OnInfrastructureFailure::Mask {
-        return Err(PlanError::field(resource, "reward.onInfrastructureFailure", "only Mask is served yet"));
-    }
     if spec.steps == 0 && spec.warm_start.is_none() {
         return Err(PlanError::field(resource, "steps", "with 0 steps and no warmStart nothing is trained; set one"));
     }
@@ -176,8 +172,7 @@ fn base_config(
     let spec = &job.object.spec;
     let train = training_name(name);
     let adapter = &spec.searcher.adapter;
-    let mut searcher =
-        reader.model(&spec.searcher.model, spec.searcher.device, spec.searcher.dtype, "searcher.model")?;
+    let mut searcher = reader.searcher(&spec.searcher)?;
     if let Some(init) = &adapter.init {
         searcher.adapter = Some(reader.adapter(init, "searcher.adapter.init")?);
     }

@@ -23,9 +23,12 @@ pub struct ModelSpec {
     /// Expected sha256 of the GGUF or of `model.safetensors`, lower-case hex.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// `LoRA` adapter laid over the weights.
+    /// `LoRA` adapter laid over the weights, or all weights that stand in their place.
     #[serde(default)]
     pub adapter: Option<AdapterSpec>,
+    /// File of a chat template (Jinja) instead of the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<PathBuf>,
     /// Processor.
     #[serde(default)]
     pub device: DeviceKind,
@@ -37,7 +40,7 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// A model as it is.
     pub fn at(path: PathBuf, device: DeviceKind, dtype: DTypeKind) -> Self {
-        Self { path, sha256: None, adapter: None, device, dtype }
+        Self { path, sha256: None, adapter: None, chat_template: None, device, dtype }
     }
 }
 

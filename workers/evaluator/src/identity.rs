@@ -91,6 +91,9 @@ fn of_arm(arm: &ArmConfig) -> Result<Value, EvalError> {
     if *top_p < 1.0 {
         value["topP"] = json!(top_p);
     }
+    if let Some(template) = &searcher.chat_template {
+        value["chatTemplate"] = json!(digest_file(template)?);
+    }
     Ok(value)
 }
 
@@ -111,7 +114,12 @@ fn of_played(kind: ProtocolKind, played: &PlayedArm) -> Result<Value, EvalError>
 fn of_model(model: &ModelSpec) -> Result<Value, EvalError> {
     let adapter = model.adapter.as_ref().map(|adapter| digest_file(&adapter.tensors()));
     let weights = model_digest(model)?;
-    Ok(json!({ "weights": weights, "adapter": adapter.transpose()?, "dtype": model.dtype, "device": model.device }))
+    let mut value =
+        json!({ "weights": weights, "adapter": adapter.transpose()?, "dtype": model.dtype, "device": model.device });
+    if let Some(template) = &model.chat_template {
+        value["chatTemplate"] = json!(digest_file(template)?);
+    }
+    Ok(value)
 }
 
 fn model_digest(spec: &ModelSpec) -> Result<String, EvalError> {

@@ -163,7 +163,7 @@ impl Decoder {
             check_digest(&adapter.tensors(), adapter.sha256.as_deref())?;
             decoder.load_adapter(&adapter.path)?;
         }
-        Ok((decoder, tokenizer))
+        Ok((decoder, tokenizer.told(spec)?))
     }
 
     /// The weights of a Hugging Face folder.

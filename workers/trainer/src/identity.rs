@@ -67,6 +67,9 @@ impl Identity {
                 Determinism::Relaxed => Value::Null,
             },
         });
+        if let Some(template) = &config.searcher.chat_template {
+            identity["chatTemplate"] = json!(digest_file(template).map_err(RolloutError::from)?);
+        }
         // named where it is another, so that what was begun before methods were told apart goes on
         if let Some(method) = &config.baseline.method {
             identity["baselineMethod"] = json!(method);

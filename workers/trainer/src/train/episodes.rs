@@ -9,7 +9,7 @@ use crate::run::Run;
 use crate::team::{first, gather, tell};
 use s3_artifacts::ArtifactError;
 use s3_collective::{Collective, share};
-use s3_config::{Determinism, TrainerConfig};
+use s3_config::{Determinism, FailurePolicy, TrainerConfig};
 use s3_model::Decoder;
 use s3_rollout::record::{EpisodeRecord, Outcome, StepEntry, StepRecord, TrainingRecord};
 use s3_rollout::{
@@ -17,6 +17,7 @@ use s3_rollout::{
     Stream, all_failed, question_key, score_answers,
 };
 use s3_search::reward::{own, shaped};
+use s3_search::score::Verdict;
 use s3_search::script::qa_em;
 use s3_search::{Codec, Passage, Play, Question, Searching};
 use std::collections::BTreeMap;
@@ -134,10 +135,17 @@ impl<'a> Arena<'a> {
         }
         let playing = table.over.duration_since(started).as_secs_f64();
         table.bring_together()?;
+        let fails = config.reward.on_failure == FailurePolicy::Fail && known.is_none();
+        if fails {
+            table.unbroken()?;
+        }
         let (episodes, searchers) = table.whole()?;
         // once this is heard, the first rank has written all that the others kept
         let baselines = tell(self.team(), || Ok::<_, RolloutError>(self.baselines(round, known.is_some())))?;
         journal.brought_together()?;
+        if fails {
+            unbroken(baselines.len(), baselines.iter().filter_map(broken).map(|why| format!("the baseline: {why}")))?;
+        }
         let outcomes = if let Some(outcomes) = known {
             outcomes
         } else {
@@ -188,6 +196,23 @@ pub fn rewarded(config: &TrainerConfig, episode: &EpisodeRecord, searcher: &Scor
         return own(&config.reward, &trajectory, searcher.answer.as_deref(), &episode.question.answers);
     }
     shaped(&config.reward, &trajectory, searcher.verdict, baseline.verdict)
+}
+
+/// Why an answer or its verdict could not be had, where that is no property of the question.
+fn broken(scored: &Scored) -> Option<&str> {
+    match &scored.failure {
+        Some(missing) if missing.outage => Some(&missing.reason),
+        None if scored.judge == Some(Verdict::Failed) => Some(&scored.judge_reason),
+        _ => None,
+    }
+}
+
+/// Refuses to go on without what an infrastructure failure took.
+fn unbroken(all: usize, lost: impl Iterator<Item = String>) -> Result<(), RolloutError> {
+    let lost: Vec<String> = lost.collect();
+    let Some(first) = lost.first() else { return Ok(()) };
+    let reason = format!("reward.onInfrastructureFailure is Fail, and {} of {all} failed ({first})", lost.len());
+    Err(RolloutError::Incomplete { reason })
 }
 
 fn locked<'m, 'a>(store: &'m Mutex<BaselineStore<'a>>) -> std::sync::MutexGuard<'m, BaselineStore<'a>> {
@@ -373,7 +398,7 @@ impl<'s> RoundTable<'s> {
                 self.episodes[place] = Some(episode);
             }
             for (place, one) in scored {
-                let keeps = one.failure.is_none() && self.generator.is_some();
+                let keeps = one.failure.is_none() && self.generator.is_some() && !self.refuses(&one);
                 self.note("answer", place, keeps, || StepEntry::Answers { answers: vec![one.clone()] });
                 answers.insert(place, one);
             }
@@ -399,6 +424,18 @@ impl<'s> RoundTable<'s> {
         if keeps && first(self.team) && self.journal.get(&key).is_none() {
             self.unkept.push((key, entry()));
         }
+    }
+
+    /// Whether a verdict that could not be had ends the attempt, so that the next one asks again.
+    fn refuses(&self, scored: &Scored) -> bool {
+        self.config.reward.on_failure == FailurePolicy::Fail && broken(scored).is_some()
+    }
+
+    /// Refuses a round that lost an episode or an answer; nothing of what was lost is kept.
+    fn unbroken(&self) -> Result<(), RolloutError> {
+        let episodes = self.episodes.iter().flatten().filter_map(|episode| episode.failure().map(str::to_owned));
+        let answers = self.asks.iter().filter_map(|ask| broken(ask.scored.as_ref()?).map(str::to_owned));
+        unbroken(self.episodes.len(), episodes.chain(answers))
     }
 
     /// All episodes with their answers. Where not one came about, nothing more is kept, so that a later run asks
@@ -494,7 +531,7 @@ impl<'s> Stage<'s> for RoundTable<'s> {
     fn answered(&mut self, (ask, scored): Self::Answer) -> Result<(), RolloutError> {
         let scored = scored?;
         // a failure is asked again if the run is interrupted before the round ends
-        if scored.failure.is_none() {
+        if scored.failure.is_none() && !self.refuses(&scored) {
             let key = self.key("answer", self.asks[ask].place);
             self.unkept.push((key, StepEntry::Answers { answers: vec![scored.clone()] }));
         }
