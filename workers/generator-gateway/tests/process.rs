@@ -6,7 +6,7 @@ mod common;
 mod full_disk;
 
 use common::{Act, Upstream, World, answer, end_of, failure, free_port, page, request, serve_command};
-use s3_config::{AdapterSpec, DTypeKind, DeviceKind, ModelSpec, ProviderConfig};
+use s3_config::{DTypeKind, DeviceKind, ModelSpec, ProviderConfig};
 use s3_proto::v1;
 use std::collections::BTreeMap;
 use std::time::Duration;

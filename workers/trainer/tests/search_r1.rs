@@ -75,7 +75,9 @@ fn exact_match_is_learned_without_a_generator() {
     let outcome = world.outcome("whole");
     assert!(stdout.ends_with(&format!("digest {}\n", outcome.digest)));
     let accuracy = |key: &str| outcome.summary[key]["accuracy"].as_f64().unwrap();
-    assert!(accuracy("first") < 0.3 && accuracy("last") > 0.7, "{}", outcome.summary);
+    // sampled, and greedily on the held-out questions
+    assert!(accuracy("first") < 0.25 && accuracy("last") > accuracy("first") + 0.15, "{}", outcome.summary);
+    assert!(accuracy("probeFirst") < 0.1 && accuracy("probeLast") > 0.9, "{}", outcome.summary);
     assert_eq!(world.behaviour.answered.load(Ordering::SeqCst), 0, "no generator is asked");
     assert!(!root.join("whole/baseline").exists(), "and nothing is compared with");
 

@@ -59,7 +59,7 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
         Some(generator) if first(all) => Some(BaselineStore::open(run, &retriever, generator)?),
         _ => None,
     };
-    let chosen = tell(all, || if first(all) { choose(run, store.as_mut()) } else { Ok(Chosen::default()) })?;
+    let chosen = tell(all, || choose(run, store.as_mut()))?;
     let (mut decoder, codec) = run.searcher()?;
     let reference = (run.config.algorithm.kl_coefficient > 0.0).then(|| decoder.clone());
     if needs_critic(&run.config.algorithm) {
