@@ -178,9 +178,38 @@ rules! {
         "`determinism: Bitwise` is guaranteed for `searcher.dtype: F32` only; set F32, or `determinism: Relaxed`",
         Check::State(|v| text(v, "/determinism") != "Bitwise" || text(v, "/searcher/dtype") == "F32");
     /// Which provider answers is not repeated.
-    BITWISE_FALLBACKS: "self.determinism != 'Bitwise' || !has(self.generator.fallbacks) || self.generator.fallbacks.size() == 0",
+    BITWISE_FALLBACKS: "self.determinism != 'Bitwise' || !has(self.generator) || !has(self.generator.fallbacks) || self.generator.fallbacks.size() == 0",
         "`generator.fallbacks` answer by what is up, so `determinism: Bitwise` cannot hold; leave them out, or set `determinism: Relaxed`",
         Check::State(|v| text(v, "/determinism") != "Bitwise" || items(v, "/generator/fallbacks").is_empty());
+    /// Who answers.
+    NEEDS_GENERATOR: "has(self.generator) != (self.compatibility == 'SearchR1')",
+        "`generator` answers from what the searcher found, so set it; under `compatibility: SearchR1` the searcher answers itself and none is asked, so leave it out",
+        Check::State(|v| has(v, "generator") != (text(v, "/compatibility") == "SearchR1"));
+    /// What belongs to a generator's answers.
+    SEARCH_R1_ALONE: "self.compatibility != 'SearchR1' || (!has(self.judge) && !has(self.warmStart) && !has(self.serving) && !self.data.filters.dropBaselineSolved && self.reward.kind == 'GainBeyondRag' && self.reward.baseline.method == 'Rag' && self.reward.baseline.topK == 3)",
+        "`compatibility: SearchR1` rewards the exact match of the searcher's own answer: leave out `judge`, `warmStart`, `serving`, `data.filters.dropBaselineSolved`, `reward.kind` and `reward.baseline`",
+        Check::State(|v| {
+            let absent = ["judge", "warmStart", "serving"].iter().all(|key| !has(v, key));
+            let solved = v.pointer("/data/filters/dropBaselineSolved").and_then(Value::as_bool).unwrap_or(false);
+            let plain = text(v, "/reward/kind") == "GainBeyondRag"
+                && text(v, "/reward/baseline/method") == "Rag"
+                && int(v, "/reward/baseline/topK") == 3;
+            text(v, "/compatibility") != "SearchR1" || (absent && !solved && plain)
+        });
+    /// A part of Search-R1's reward.
+    FORMAT_SCORE: "self.compatibility == 'SearchR1' || self.reward.formatScore == 0.0",
+        "`reward.formatScore` is what `compatibility: SearchR1` gives a wrong answer; leave it out, or use `reward.shaping`",
+        Check::State(|v| text(v, "/compatibility") == "SearchR1" || float(v, "/reward/formatScore").abs() <= 0.0);
+    /// A baseline is played by the generator.
+    BASELINE_METHOD: "!(self.method in ['S3', 'Sft', 'R1'])",
+        "a baseline has no model of its own, and `method` S3, Sft and R1 are one; use Rag, Direct, ChainOfThought, DeepRetrieval, IrCot, SearchO1 or SearchR1",
+        Check::State(|v| !["S3", "Sft", "R1"].contains(&text(v, "/method")));
+    /// A buffer compares samples.
+    BUFFER_SIZE: "!has(self.data.filters.difficultyBuffer) || self.rollout.samples >= 2",
+        "`data.filters.difficultyBuffer` compares samples of a question; set `rollout.samples` to 2 or more",
+        Check::State(|v| {
+            v.pointer("/data/filters/difficultyBuffer").is_none_or(Value::is_null) || int(v, "/rollout/samples") >= 2
+        });
     /// Something is trained.
     STEPS_OR_WARM_START: "self.steps > 0 || has(self.warmStart)",
         "`steps` is 0 and there is no `warmStart`, so nothing would be trained; set one of them",
@@ -243,11 +272,11 @@ rules! {
         "`retriever` is immutable: rewards so far belong to it; make a new job",
         Check::Transition(|v, old| same(v, old, "/retriever"));
     /// Baseline answers belong to their generator.
-    GENERATOR_IMMUTABLE: "has(self.generator.provider.builtIn) == has(oldSelf.generator.provider.builtIn) && (!has(self.generator.provider.builtIn) || self.generator.provider.builtIn == oldSelf.generator.provider.builtIn) && has(self.generator.provider.openAiCompatible) == has(oldSelf.generator.provider.openAiCompatible) && (!has(self.generator.provider.openAiCompatible) || self.generator.provider.openAiCompatible.model == oldSelf.generator.provider.openAiCompatible.model) && self.generator.answer == oldSelf.generator.answer",
+    GENERATOR_IMMUTABLE: "has(self.generator) == has(oldSelf.generator) && (!has(self.generator) || (has(self.generator.provider.builtIn) == has(oldSelf.generator.provider.builtIn) && (!has(self.generator.provider.builtIn) || self.generator.provider.builtIn == oldSelf.generator.provider.builtIn) && has(self.generator.provider.openAiCompatible) == has(oldSelf.generator.provider.openAiCompatible) && (!has(self.generator.provider.openAiCompatible) || self.generator.provider.openAiCompatible.model == oldSelf.generator.provider.openAiCompatible.model) && self.generator.answer == oldSelf.generator.answer))",
         "the generator's model and `answer` are immutable: baseline answers belong to them; make a new job",
         Check::Transition(|v, old| {
             let at = "/generator/provider/openAiCompatible";
-            v.pointer(at).is_some() == old.pointer(at).is_some()
+            has(v, "generator") == has(old, "generator") && v.pointer(at).is_some() == old.pointer(at).is_some()
                 && ["/generator/provider/builtIn", "/generator/provider/openAiCompatible/model", "/generator/answer"]
                     .iter()
                     .all(|at| same(v, old, at))

@@ -24,9 +24,6 @@ pub struct Field {
 const fn field(kind: Option<Kind>, path: &'static str, why: &'static str) -> Field {
     Field { kind, path, values: &[], why }
 }
-const fn value(kind: Option<Kind>, path: &'static str, values: &'static [&'static str], why: &'static str) -> Field {
-    Field { kind, path, values, why }
-}
 
 const INDEX: Option<Kind> = Some(Kind::RetrieverIndex);
 const JOB: Option<Kind> = Some(Kind::S3TrainingJob);
@@ -39,13 +36,6 @@ pub const UNSUPPORTED: &[Field] = &[
     field(INDEX, "spec.source.import.corpus.format", "is seen from the first line; leave it out"),
     field(INDEX, "spec.source.import.lexical.analyzer", "is not built yet; use English"),
     field(INDEX, "spec.source.build.dense.index.metric", "is not built yet; use InnerProduct"),
-    // training
-    value(JOB, "spec.searcher.adapter.kind", &["Full"], "is not trained yet; use Lora"),
-    field(JOB, "spec.searcher.chatTemplate", "is not read yet; the model's own template is used"),
-    field(JOB, "spec.data.filters.difficultyBuffer", "is not kept yet; leave it out"),
-    value(JOB, "spec.reward.onInfrastructureFailure", &["Fail"], "is not acted on yet; use Mask"),
-    field(JOB, "spec.reward.baseline.method", "is not computed as a baseline yet; use Rag"),
-    value(JOB, "spec.compatibility", &["SearchR1"], "is not reproduced yet; use None or S3"),
 ];
 
 /// Fields that a run without a cluster accepts and does not apply.
@@ -67,7 +57,11 @@ pub const CLUSTER_ONLY: &[Field] = &[
 
 /// The set fields of an object that no code honours yet. `object` is the whole object as it was written.
 pub fn refuse_unsupported(kind: Kind, object: &Value) -> Vec<FieldError> {
-    listed(kind, object, UNSUPPORTED, |field, at, value| {
+    refused(kind, object, UNSUPPORTED)
+}
+
+fn refused(kind: Kind, object: &Value, list: &[Field]) -> Vec<FieldError> {
+    listed(kind, object, list, |field, at, value| {
         if field.values.is_empty() || !value.is_string() {
             FieldError::new(at.clone(), field.why)
         } else {

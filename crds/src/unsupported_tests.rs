@@ -137,8 +137,18 @@ fn what_only_a_cluster_honours_is_said_and_nothing_else() {
 
 #[test]
 fn messages_name_field_and_way_out() {
-    let object = json!({"spec": {"compatibility": "SearchR1", "rollout": {"samples": 8}}});
-    let errors: Vec<String> =
-        refuse_unsupported(Kind::S3TrainingJob, &object).iter().map(FieldError::to_string).collect();
-    assert_eq!(errors, ["spec.compatibility: `SearchR1` is not reproduced yet; use None or S3"]);
+    // whatever the list holds today
+    let list = [
+        Field { values: &["S3"], ..field(JOB, "spec.compatibility", "is not reproduced; use None") },
+        field(JOB, "spec.rollout.samples", "is not counted; leave it out"),
+        field(Some(Kind::EvalRun), "spec.compatibility", "is another kind's"),
+    ];
+    let object = json!({"spec": {"compatibility": "S3", "rollout": {"samples": 9, "questions": 4}}});
+    let errors: Vec<String> = refused(Kind::S3TrainingJob, &object, &list).iter().map(FieldError::to_string).collect();
+    assert_eq!(
+        errors,
+        ["spec.compatibility: `S3` is not reproduced; use None", "spec.rollout.samples: is not counted; leave it out"]
+    );
+    let other = json!({"spec": {"compatibility": "SearchR1", "rollout": {"questions": 4}}});
+    assert_eq!(refused(Kind::S3TrainingJob, &other, &list), []);
 }

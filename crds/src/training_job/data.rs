@@ -34,7 +34,7 @@ pub struct DataFilters {
     pub drop_yes_no: bool,
     /// Those that no passage of the index can answer.
     pub drop_unanswerable: bool,
-    /// Prefers questions whose recent episodes were neither all right nor all wrong.
+    /// Prefers questions whose last episodes were neither all right nor all wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub difficulty_buffer: Option<DifficultyBuffer>,
 }
@@ -45,14 +45,15 @@ impl Default for DataFilters {
     }
 }
 
-/// Prefers questions that still teach.
+/// Prefers questions that still teach: a question whose samples of a step were right in part is asked again, the longest
+/// unasked first, until they are all right or all wrong. The rest of a step goes through all questions in turn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DifficultyBuffer {
-    /// Questions remembered.
+    /// Questions remembered; the oldest are let go.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub capacity: u32,
-    /// Share of each step that is drawn from it.
+    /// Share of each step's questions that is drawn from it, at most.
     #[schemars(range(min = 0, max = 1))]
     pub share: f64,
 }

@@ -47,7 +47,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules::attach(&[
     &rules::GROUP_SIZE, &rules::FILTER_SIZE, &rules::MAX_SELECTED, &rules::BITWISE_DTYPE, &rules::BITWISE_FALLBACKS,
-    &rules::STEPS_OR_WARM_START, &rules::RUNS_BOUND, &rules::STOP_NEEDS_PROBE, &rules::STALENESS_ALONE, &rules::SEARCHER_IMMUTABLE, &rules::RETRIEVER_IMMUTABLE, &rules::GENERATOR_IMMUTABLE,
+    &rules::NEEDS_GENERATOR, &rules::SEARCH_R1_ALONE, &rules::FORMAT_SCORE, &rules::BUFFER_SIZE, &rules::STEPS_OR_WARM_START, &rules::RUNS_BOUND, &rules::STOP_NEEDS_PROBE, &rules::STALENESS_ALONE, &rules::SEARCHER_IMMUTABLE, &rules::RETRIEVER_IMMUTABLE, &rules::GENERATOR_IMMUTABLE,
     &rules::SEED_IMMUTABLE, &rules::STEPS_GROW,
 ])))]
 pub struct S3TrainingJobSpec {
@@ -55,8 +55,10 @@ pub struct S3TrainingJobSpec {
     pub searcher: Searcher,
     /// The index that it searches. Immutable.
     pub retriever: RetrieverUse,
-    /// The frozen model that answers. Immutable: baseline answers belong to it.
-    pub generator: Generator,
+    /// The frozen model that answers. Immutable: baseline answers belong to it. None under
+    /// `compatibility: SearchR1`, whose searcher answers itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator: Option<Generator>,
     /// The model that judges answers; without it a gold answer's span decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judge: Option<Judge>,
@@ -94,7 +96,9 @@ pub struct S3TrainingJobSpec {
     /// `Bitwise`: same seed, same run digest, also after a resume. `Relaxed`: faster, mismatch measured.
     #[serde(default)]
     pub determinism: Determinism,
-    /// Whose search loop and scoring are reproduced.
+    /// Whose search loop and scoring are reproduced. `SearchR1` trains a model that searches and answers itself,
+    /// rewarded by the exact match of its answer; there `search.maxSearches` is its `max_turns`, and of `search` only
+    /// that, `topK`, `observationTokens`, `turnTokens`, `contextTokens` and `promptTemplate` apply.
     #[serde(default)]
     pub compatibility: Compatibility,
     /// Checkpoints.

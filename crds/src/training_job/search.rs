@@ -115,7 +115,7 @@ pub enum OnInfrastructureFailure {
     /// The sample leaves the batch; it never counts as a wrong answer.
     #[default]
     Mask,
-    /// The attempt ends, and the failure policy decides.
+    /// The attempt ends, and the failure policy decides. What was had is kept; the next attempt asks the rest.
     Fail,
 }
 
@@ -131,6 +131,9 @@ pub struct Reward {
     pub on_infrastructure_failure: OnInfrastructureFailure,
     /// What gains are measured against.
     pub baseline: Baseline,
+    /// Under `compatibility: SearchR1`, the reward of an answer that is wrong.
+    #[schemars(range(min = 0, max = 1))]
+    pub format_score: f64,
 }
 
 /// Terms added to the reward.
@@ -148,10 +151,12 @@ pub struct Shaping {
 /// What gains are measured against.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::BASELINE_METHOD])))]
 pub struct Baseline {
-    /// How it gathers passages; `Rag` is naive RAG.
+    /// How it gathers passages, or answers: `Rag` is naive RAG; the others are played by the generator's model, greedily and
+    /// with their paper's limits, once per question. `S3`, `Sft` and `R1` are models, and a baseline has none of its own.
     pub method: ArmMethod,
-    /// Its passages.
+    /// Passages: of `Rag` in all, of other methods per search.
     #[schemars(range(max = 1000))]
     pub top_k: u32,
 }

@@ -13,7 +13,7 @@ pub struct Searcher {
     /// What of it is trained.
     #[serde(default)]
     pub adapter: Adapter,
-    /// Chat template (Jinja) instead of the model's own.
+    /// File of a chat template (Jinja) instead of the model's own. It goes wherever the job's searcher goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<DataSource>,
     /// Processor.
@@ -30,7 +30,7 @@ pub enum AdapterKind {
     /// Low-rank updates of every linear layer (arXiv 2106.09685); the base is frozen.
     #[default]
     Lora,
-    /// All weights.
+    /// All weights, in 32 bits with both moments; the job exports a whole model. `rank` and `alpha` do not apply.
     Full,
 }
 

@@ -7,11 +7,12 @@ use crate::sources::{IntoConfig, Reader, take};
 use crate::training::{MILESTONES, final_component, search_config};
 use crate::{GRPC_PORT, PlanError, Resources, Sourced, Symbol, convert, index};
 use s3_config::{
-    AdapterSpec, ArmConfig, ArmMethod as Method, ArmRetrieverConfig, ModelSpec, PlayedArm, RetrievalMethod,
-    SearchConfig, milestone_folder,
+    AdapterSpec, ArmConfig, ArmMethod as Method, ArmRetrieverConfig, Compatibility, ModelSpec, PlayedArm,
+    RetrievalMethod, SearchConfig, milestone_folder,
 };
 use s3_crds::{
-    AnswerBy, Arm, ArmMethod, ArmRetriever, ArmSearcher, CheckpointChoice, ControlRetriever, EvalRun, S3TrainingJob,
+    AnswerBy, Arm, ArmMethod, ArmRetriever, ArmSearcher, Baseline, CheckpointChoice, ControlRetriever, EvalRun,
+    Generator, S3TrainingJob,
 };
 use std::collections::BTreeSet;
 
@@ -47,6 +48,52 @@ fn limits(method: ArmMethod) -> SearchConfig {
             SearchConfig { turn_tokens: 500, context_tokens: 4096, max_searches: 0, ..base }
         }
         ArmMethod::S3 | ArmMethod::Direct | ArmMethod::Rag => base,
+    }
+}
+
+/// Who answers for a method, where the arm says so or not.
+fn answer_by(method: ArmMethod, chosen: Option<AnswerBy>) -> s3_config::AnswerBy {
+    let itself = match method {
+        ArmMethod::SearchR1 => chosen != Some(AnswerBy::Generator),
+        ArmMethod::SearchO1 | ArmMethod::IrCot => chosen == Some(AnswerBy::Own),
+        ArmMethod::DeepRetrieval => false,
+        _ => true,
+    };
+    if itself { s3_config::AnswerBy::Own } else { s3_config::AnswerBy::Generator }
+}
+
+/// What the generator's model reads and writes is no longer than it takes, where that is known.
+fn within_the_generator(generator: &Generator, search: &mut SearchConfig) {
+    if let Some(built_in) = &generator.provider.built_in {
+        search.context_tokens = search.context_tokens.min(built_in.context_tokens);
+        search.turn_tokens = search.turn_tokens.min(search.context_tokens / 2);
+    }
+}
+
+/// A training's baseline that is not naive RAG: a method that the generator's model plays, greedily.
+pub(crate) fn baseline(
+    baseline: &Baseline,
+    ranking: RetrievalMethod,
+    generator: &Generator,
+    batch: usize,
+) -> Option<Method> {
+    let played = || {
+        let mut search = limits(baseline.method);
+        within_the_generator(generator, &mut search);
+        (search.top_k, search.method) = (baseline.top_k.max(1), ranking);
+        search.max_passages = search.max_passages.max(search.top_k);
+        let answer = answer_by(baseline.method, None);
+        Box::new(PlayedArm { searcher: None, search, answer, temperature: 0.0, top_p: 1.0, batch })
+    };
+    match baseline.method {
+        ArmMethod::Direct => Some(Method::Direct {}),
+        ArmMethod::ChainOfThought => Some(Method::ChainOfThought(played())),
+        ArmMethod::SearchR1 => Some(Method::SearchR1(played())),
+        ArmMethod::SearchO1 => Some(Method::SearchO1(played())),
+        ArmMethod::IrCot => Some(Method::IrCot(played())),
+        ArmMethod::DeepRetrieval => Some(Method::DeepRetrieval(played())),
+        // the others need a model of their own, and are refused
+        ArmMethod::Rag | ArmMethod::S3 | ArmMethod::Sft | ArmMethod::R1 => None,
     }
 }
 
@@ -138,6 +185,10 @@ impl Arms<'_, '_> {
     ) -> Result<Method, PlanError> {
         let decoding = &self.run.object.spec.decoding;
         let (model, of_job) = self.model(searcher, place)?;
+        if of_job.as_ref().is_some_and(|search| search.compatibility == Compatibility::SearchR1) {
+            let reason = "this job trains a model that answers itself; use method SearchR1";
+            return Err(PlanError::field(&self.reader.resource, &format!("{place}.searcher.jobRef"), reason));
+        }
         let mut search = self.search(arm, of_job, place)?;
         if let Some(compatibility) = arm.compatibility {
             search.compatibility = compatibility.into_config();
@@ -158,11 +209,22 @@ impl Arms<'_, '_> {
     /// An arm that plays another method's protocol.
     fn played(&mut self, arm: &Arm, ranking: RetrievalMethod, place: &str) -> Result<Box<PlayedArm>, PlanError> {
         let decoding = self.run.object.spec.decoding.clone();
-        let searcher = match &arm.searcher {
-            Some(searcher) => Some(self.model(searcher, place)?.0),
-            None => None,
+        let (searcher, of_job) = match &arm.searcher {
+            Some(searcher) => {
+                let (model, of_job) = self.model(searcher, place)?;
+                (Some(model), of_job)
+            }
+            None => (None, None),
         };
-        let top_k = arm.top_k.or(arm.search.as_ref().and_then(|search| search.top_k)).unwrap_or(TOP_K);
+        // the loop of the job that trained it, where that is this method's
+        let of_job = of_job
+            .filter(|search| arm.method == ArmMethod::SearchR1 && search.compatibility == Compatibility::SearchR1);
+        let own_top_k = arm.top_k.or(arm.search.as_ref().and_then(|search| search.top_k));
+        let top_k = own_top_k.or(of_job.as_ref().map(|search| search.top_k)).unwrap_or(TOP_K);
+        let compatibility = match (arm.compatibility, &of_job) {
+            (None, Some(_)) => Compatibility::SearchR1,
+            (own, _) => own.unwrap_or_default().into_config(),
+        };
         let mut search = match &arm.search {
             Some(own) => {
                 let template = match &own.prompt_template {
@@ -172,21 +234,15 @@ impl Arms<'_, '_> {
                 let method = s3_crds::RetrievalMethod::Default;
                 convert::search(own, top_k, method, s3_crds::Compatibility::None, template)
             }
-            None => limits(arm.method),
+            None => of_job.unwrap_or_else(|| limits(arm.method)),
         };
         if searcher.is_none() {
-            self.within_the_generator(&mut search);
+            within_the_generator(&self.run.object.spec.generator, &mut search);
         }
         (search.top_k, search.method) = (top_k, ranking);
         search.max_passages = search.max_passages.max(top_k);
-        search.compatibility = arm.compatibility.unwrap_or_default().into_config();
-        let answers_itself = match arm.method {
-            ArmMethod::SearchR1 => arm.answer != Some(AnswerBy::Generator),
-            ArmMethod::SearchO1 | ArmMethod::IrCot => arm.answer == Some(AnswerBy::Own),
-            ArmMethod::DeepRetrieval => false,
-            _ => true,
-        };
-        let answer = if answers_itself { s3_config::AnswerBy::Own } else { s3_config::AnswerBy::Generator };
+        search.compatibility = compatibility;
+        let answer = answer_by(arm.method, arm.answer);
         Ok(Box::new(PlayedArm {
             searcher,
             search,
@@ -195,14 +251,6 @@ impl Arms<'_, '_> {
             top_p: decoding.top_p,
             batch: decoding.batch as usize,
         }))
-    }
-
-    /// What the generator's model reads and writes is no longer than it takes, where that is known.
-    fn within_the_generator(&self, search: &mut SearchConfig) {
-        if let Some(built_in) = &self.run.object.spec.generator.provider.built_in {
-            search.context_tokens = search.context_tokens.min(built_in.context_tokens);
-            search.turn_tokens = search.turn_tokens.min(search.context_tokens / 2);
-        }
     }
 
     /// An arm's model, and the loop that it was trained in.
@@ -277,8 +325,7 @@ impl Arms<'_, '_> {
             }
         };
         let mut theirs = Reader::new(&format!("S3TrainingJob/{name}"), job.folder.as_deref());
-        let mut model =
-            theirs.model(&spec.searcher.model, spec.searcher.device, spec.searcher.dtype, "searcher.model")?;
+        let mut model = theirs.searcher(&spec.searcher)?;
         model.adapter = Some(adapter);
         let search = search_config(job, &mut theirs)?;
         take(self.reader, theirs);

@@ -73,6 +73,10 @@ fn of_arm(component: &Component, arm: &Value) -> Result<Component, PlanError> {
 
 fn of_job(component: &Component) -> Result<Component, PlanError> {
     let value = &component.config.value;
+    if value["search"]["compatibility"] == json!("SearchR1") {
+        let reason = "this job trains a model that answers itself; evaluate it with an arm of method SearchR1";
+        return Err(PlanError::Binding(reason.into()));
+    }
     let mut searcher = value["searcher"].clone();
     searcher["adapter"] = json!({ "path": value["export"] });
     let arm = json!({ "name": component.name, "method": "S3", "searcher": searcher, "search": value["search"] });

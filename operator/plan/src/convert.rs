@@ -16,6 +16,7 @@ same_names!(crds::BudgetUnit => config::BudgetUnit { Passages, Tokens });
 same_names!(crds::ControlRetriever => config::Control { Empty, Random, Oracle, Evidence });
 same_names!(crds::Pooling => config::Pooling { Mean, Cls });
 same_names!(crds::RewardKind => config::RewardKind { GainBeyondRag, ReferenceCode, GenerationAccuracy });
+same_names!(crds::OnInfrastructureFailure => config::FailurePolicy { Mask, Fail });
 same_names!(crds::Estimator => config::Estimator {
     Rloo, Ppo, Grpo, Reinforce, ReinforcePlusPlus, ReinforcePlusPlusBaseline, DrGrpo, Opo
 });
@@ -113,7 +114,8 @@ impl IntoConfig for &crds::Reward {
             kind: self.kind.into_config(),
             invalid_turn: self.shaping.invalid_turn,
             search_cost: self.shaping.search_cost,
-            on_failure: config::FailurePolicy::Mask,
+            on_failure: self.on_infrastructure_failure.into_config(),
+            format_score: self.format_score,
         }
     }
 }

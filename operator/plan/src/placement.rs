@@ -72,8 +72,10 @@ impl Placements {
             };
             all.components.insert(retriever_name(name), placement);
         }
-        let generators =
-            resources.jobs.values().map(|job| (&job.object.spec.generator, job.object.spec.judge.as_ref()));
+        let generators = resources
+            .jobs
+            .values()
+            .filter_map(|job| Some((job.object.spec.generator.as_ref()?, job.object.spec.judge.as_ref())));
         let others = resources.runs.values().map(|run| (&run.object.spec.generator, run.object.spec.judge.as_ref()));
         for managed in generators.chain(others).flat_map(|(generator, judge)| servers_of(generator, judge)) {
             let placement = Placement {

@@ -4,8 +4,8 @@ use crate::fetch::{Place, Remote};
 use crate::{Input, PlanError, Symbol};
 use s3_config::{AdapterSpec, DatasetConfig, FetchLocation, ModelSpec};
 use s3_crds::{
-    Corpus, DType, DataSource, Dataset, Device, Location, ModelSource, QuestionFields, QuestionSet, SecretKeyRef,
-    Vectors,
+    Corpus, DType, DataSource, Dataset, Device, Location, ModelSource, QuestionFields, QuestionSet, Searcher,
+    SecretKeyRef, Vectors,
 };
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -163,10 +163,10 @@ impl<'a> Reader<'a> {
         Ok(AdapterSpec { sha256: source.sha256.clone(), ..AdapterSpec::at(path) })
     }
 
-    /// A training's checkpoint; the sha256 is that of its manifest.
-    pub fn checkpoint(&mut self, source: &DataSource, field: &str) -> Result<PathBuf, PlanError> {
-        let files =
-            ["manifest.json", "state.json", "policy.safetensors", "optimizer.safetensors", "adapter_config.json"];
+    /// A training's checkpoint, of an adapter or of the whole model; the sha256 is that of its manifest.
+    pub fn checkpoint(&mut self, source: &DataSource, whole: bool, field: &str) -> Result<PathBuf, PlanError> {
+        let shape = if whole { "config.json" } else { "adapter_config.json" };
+        let files = ["manifest.json", "state.json", "policy.safetensors", "optimizer.safetensors", shape];
         self.folder(source.into(), &files, field)
     }
 
@@ -203,13 +203,18 @@ impl<'a> Reader<'a> {
             let files = ["model.safetensors", "config.json", "tokenizer.json"];
             self.folder(source.into(), &files, field)?
         };
-        Ok(ModelSpec {
-            path,
-            sha256: source.sha256.clone(),
-            adapter: None,
-            device: device.into_config(),
-            dtype: dtype.into_config(),
-        })
+        let model = ModelSpec::at(path, device.into_config(), dtype.into_config());
+        Ok(ModelSpec { sha256: source.sha256.clone(), ..model })
+    }
+
+    /// A job's searcher as training starts from it: the model, told by the job's chat template.
+    pub fn searcher(&mut self, searcher: &Searcher) -> Result<ModelSpec, PlanError> {
+        let model = self.model(&searcher.model, searcher.device, searcher.dtype, "searcher.model")?;
+        let chat_template = match &searcher.chat_template {
+            Some(source) => Some(self.data(source, "searcher.chatTemplate")?),
+            None => None,
+        };
+        Ok(ModelSpec { chat_template, ..model })
     }
 
     /// Question files.

@@ -9,19 +9,21 @@ use crate::{
     WorkerConfig, convert, index,
 };
 use s3_config::{
-    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, GuardConfig, GuardMetric, LoraConfig,
-    MilestonesConfig, OptimizerConfig, ProbeConfig, RewardConfig, RolloutConfig, SftConfig, StopConfig, TeamConfig,
-    TrainDataConfig, TrainerConfig,
+    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, DifficultyBufferConfig, GeneratorConfig,
+    GuardConfig, GuardMetric, LoraConfig, MilestonesConfig, OptimizerConfig, ProbeConfig, RewardConfig, RolloutConfig,
+    SftConfig, StopConfig, TeamConfig, TrainDataConfig, TrainerConfig,
 };
 use s3_crds::{
-    AdapterKind, ArmMethod, GuardAction, Guards, OnInfrastructureFailure, Parallelism, ProbeExport, ResumeFrom,
-    S3TrainingJob,
+    AdapterKind, GuardAction, Guards, Parallelism, ProbeExport, ResumeFrom, S3TrainingJob, S3TrainingJobSpec,
 };
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// A checkpoint of low-rank weights with both moments, or an exported adapter, of a small model: bytes.
 const CHECKPOINT: u64 = 96 << 20;
+
+/// The same of all weights of half a billion, in f32.
+const FULL_CHECKPOINT: u64 = 6 << 30;
 
 /// Folder of a training's searchers that are kept for evaluations.
 pub(crate) const MILESTONES: &str = "milestones";
@@ -39,7 +41,14 @@ pub(crate) fn components(
     let index_ref = &spec.retriever.index_ref.name;
     let index = resources.index(&resource, "retriever.indexRef.name", index_ref)?;
     let folder = job.folder.as_deref();
-    let (gateway, generator) = gateways.join(&resource, folder, &spec.generator, spec.judge.as_ref())?;
+    // a searcher that answers itself asks no generator and is compared with nothing
+    let (gateway, generator) = match &spec.generator {
+        Some(generator) => {
+            let (gateway, generator) = gateways.join(&resource, folder, generator, spec.judge.as_ref())?;
+            (Some(gateway), generator)
+        }
+        None => (None, GeneratorConfig::none()),
+    };
     let retriever = retriever_name(index_ref);
     let (baseline, warm, train) = (baseline_name(name), warm_start_name(name), training_name(name));
 
@@ -47,8 +56,9 @@ pub(crate) fn components(
     let base = base_config(name, job, index, &mut reader, generator, &retriever)?;
     let builder = Builder { resource: &resource, job, reader: &reader };
     let mut components = Vec::new();
+    let checkpoint = if spec.searcher.adapter.kind == AdapterKind::Full { FULL_CHECKPOINT } else { CHECKPOINT };
 
-    if spec.steps > 0 {
+    if let (Some(gateway), true) = (&gateway, spec.steps > 0) {
         // What the baseline does not depend on stays at its default, so that changing it repeats nothing.
         let config = TrainerConfig {
             runtime: runtime(&baseline),
@@ -56,6 +66,7 @@ pub(crate) fn components(
             optimizer: OptimizerConfig::default(),
             rollout: RolloutConfig::default(),
             reward: RewardConfig::default(),
+            data: TrainDataConfig { difficulty_buffer: None, ..base.data.clone() },
             sft: SftConfig::default(),
             steps: 0,
             // Nothing of the training's: its folder has no name before the baseline has an outcome.
@@ -76,7 +87,7 @@ pub(crate) fn components(
             optimizer: warm_start.optimizer.as_ref().unwrap_or(&spec.optimizer).into_config(),
             sft: warm_start.into_config(),
             // Supervision asks no baseline.
-            data: TrainDataConfig { drop_baseline_solved: false, ..base.data.clone() },
+            data: TrainDataConfig { drop_baseline_solved: false, difficulty_buffer: None, ..base.data.clone() },
             baseline_store: in_work(&warm, "answers"),
             steps: 0,
             checkpoint: CheckpointConfig { dir: in_work(&warm, "checkpoints"), ..base.checkpoint.clone() },
@@ -87,7 +98,7 @@ pub(crate) fn components(
             export: in_work(&warm, "export"),
             ..base.clone()
         };
-        let disk = 2 * CHECKPOINT;
+        let disk = 2 * checkpoint;
         components.push(builder.component(
             &warm,
             ComponentKind::WarmStart,
@@ -100,18 +111,21 @@ pub(crate) fn components(
     if spec.steps > 0 {
         let mut config = base;
         config.runtime.team = team(&spec.parallelism);
-        let mut needs = BTreeSet::from([retriever, gateway, baseline]);
+        let mut needs = BTreeSet::from([retriever]);
+        if let Some(gateway) = gateway {
+            needs.extend([gateway, baseline]);
+        }
         if spec.warm_start.is_some() {
             config.searcher.adapter = Some(AdapterSpec::at(in_work(&warm, "export")));
             needs.insert(warm);
         }
         let milestones = spec.evaluation.runs.as_ref().map_or(0, |runs| spec.steps / runs.every.max(1));
-        // An adapter is a third of a checkpoint: it goes without both moments.
+        // What is exported is a third of a checkpoint: it goes without both moments.
         if let Some(from) = &spec.checkpoint.resume_from {
-            config.resume_from = Some(resume_from(from, resources, &mut reader, &mut needs)?);
+            config.resume_from = Some(resume_from(spec, from, resources, &mut reader, &mut needs)?);
         }
         let builder = Builder { resource: &resource, job, reader: &reader };
-        let disk = CHECKPOINT * (u64::from(spec.checkpoint.keep) + 2) + CHECKPOINT / 3 * u64::from(milestones);
+        let disk = checkpoint * (u64::from(spec.checkpoint.keep) + 2) + checkpoint / 3 * u64::from(milestones);
         components.push(builder.component(&train, ComponentKind::Training, "train", needs, config, disk)?);
     }
     if let Some((serving, last)) = spec.serving.as_ref().zip(components.last()) {
@@ -141,15 +155,6 @@ fn team(parallelism: &Parallelism) -> Option<TeamConfig> {
 /// What no worker can do yet, beyond what the resources themselves refuse.
 fn refuse(resource: &str, job: &Sourced<S3TrainingJob>) -> Result<(), PlanError> {
     let spec = &job.object.spec;
-    if spec.searcher.adapter.kind != AdapterKind::Lora {
-        return Err(PlanError::field(resource, "searcher.adapter.kind", "only Lora is trained yet"));
-    }
-    if spec.reward.baseline.method != ArmMethod::Rag {
-        return Err(PlanError::field(resource, "reward.baseline.method", "only Rag is served as a baseline yet"));
-    }
-    if spec.reward.on_infrastructure_failure != OnInfrastructureFailure::Mask {
-        return Err(PlanError::field(resource, "reward.onInfrastructureFailure", "only Mask is served yet"));
-    }
     if spec.steps == 0 && spec.warm_start.is_none() {
         return Err(PlanError::field(resource, "steps", "with 0 steps and no warmStart nothing is trained; set one"));
     }
@@ -161,14 +166,13 @@ fn base_config(
     job: &Sourced<S3TrainingJob>,
     index: &Sourced<s3_crds::RetrieverIndex>,
     reader: &mut Reader<'_>,
-    generator: s3_config::GeneratorConfig,
+    generator: GeneratorConfig,
     retriever: &str,
 ) -> Result<TrainerConfig, PlanError> {
     let spec = &job.object.spec;
     let train = training_name(name);
     let adapter = &spec.searcher.adapter;
-    let mut searcher =
-        reader.model(&spec.searcher.model, spec.searcher.device, spec.searcher.dtype, "searcher.model")?;
+    let mut searcher = reader.searcher(&spec.searcher)?;
     if let Some(init) = &adapter.init {
         searcher.adapter = Some(reader.adapter(init, "searcher.adapter.init")?);
     }
@@ -196,8 +200,8 @@ fn base_config(
         determinism: spec.determinism.into_config(),
         searcher,
         lora: LoraConfig { rank: adapter.rank as usize, alpha: adapter.alpha },
+        full: adapter.kind == AdapterKind::Full,
         retriever: peer(&Symbol::address(retriever, GRPC_PORT)),
-        generator,
         data: TrainDataConfig {
             datasets: reader.datasets(&spec.data.datasets, "data.datasets")?,
             corpus,
@@ -205,8 +209,21 @@ fn base_config(
             limit: spec.data.limit.and_then(|limit| usize::try_from(limit).ok()),
             drop_baseline_solved: spec.data.filters.drop_baseline_solved,
             drop_yes_no: spec.data.filters.drop_yes_no,
+            difficulty_buffer: spec
+                .data
+                .filters
+                .difficulty_buffer
+                .as_ref()
+                .map(|buffer| DifficultyBufferConfig { capacity: buffer.capacity as usize, share: buffer.share }),
         },
-        baseline: BaselineConfig { top_k: spec.reward.baseline.top_k },
+        baseline: BaselineConfig {
+            top_k: spec.reward.baseline.top_k,
+            method: spec.generator.as_ref().and_then(|of| {
+                let ranking = spec.retriever.method.into_config();
+                crate::arms::baseline(&spec.reward.baseline, ranking, of, generator.chunk)
+            }),
+        },
+        generator,
         baseline_store: in_work(&baseline_name(name), "answers"),
         search: search_config(job, reader)?,
         reward: (&spec.reward).into_config(),
@@ -236,6 +253,7 @@ fn base_config(
 
 /// Where a training starts that goes on from another's checkpoint.
 fn resume_from(
+    spec: &S3TrainingJobSpec,
     from: &ResumeFrom,
     resources: &Resources,
     reader: &mut Reader<'_>,
@@ -256,7 +274,10 @@ fn resume_from(
             }
             Ok(in_work(&train, "checkpoints"))
         }
-        (None, Some(source)) => reader.checkpoint(source, "checkpoint.resumeFrom.source"),
+        (None, Some(source)) => {
+            let whole = spec.searcher.adapter.kind == AdapterKind::Full;
+            reader.checkpoint(source, whole, "checkpoint.resumeFrom.source")
+        }
         _ => {
             let reason = "set exactly one of jobRef and source";
             Err(PlanError::field(&reader.resource, "checkpoint.resumeFrom", reason))

@@ -266,7 +266,8 @@ fn every_example_renders() {
     let gpu =
         ["evalrun.yaml", "retrieverindex.yaml", "s3trainingjob.yaml"].map(|f| example("quickstart-gpu", f)).into();
     let methods = vec![example("quickstart", "retrieverindex.yaml"), example("recipes", "all-methods.yaml")];
-    let recipes = [recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), methods];
+    let alone = vec![example("recipes", "search-r1.yaml")];
+    let recipes = [recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), methods, alone];
     for texts in [quickstart(), gpu, served_by_endpoint()].into_iter().chain(recipes) {
         check(&rendered(&planned(&texts), &surroundings()).unwrap());
     }

@@ -72,7 +72,8 @@ fn every_example_plans_and_every_configuration_binds() {
     let recipe = |name: &str| vec![example("quickstart-gpu", "retrieverindex.yaml"), example("recipes", name)];
     let gpu = FILES.iter().map(|file| example("quickstart-gpu", file)).collect();
     let methods = vec![example("quickstart", "retrieverindex.yaml"), example("recipes", "all-methods.yaml")];
-    for texts in [quickstart(), gpu, recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), methods] {
+    let alone = vec![example("recipes", "search-r1.yaml")];
+    for texts in [quickstart(), gpu, recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), methods, alone] {
         let plan = planned(&texts).unwrap();
         assert_eq!(plan.notices, [], "examples name nothing that a single machine ignores");
         let mut before = std::collections::BTreeSet::new();

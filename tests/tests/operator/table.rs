@@ -248,10 +248,6 @@ const JOB_STORIES: &[(&str, Story)] = &[
         let model = ("searcher.model.uri", json!("file:///m.gguf"));
         async move { user(s, Kind::S3TrainingJob, &[model], "Succeeded", "InvalidSpec").await }.boxed_local()
     }),
-    ("unsupported", |s| {
-        let failure = ("reward.onInfrastructureFailure", json!("Fail"));
-        async move { user(s, Kind::S3TrainingJob, &[failure], "Succeeded", "UnsupportedField").await }.boxed_local()
-    }),
     ("taken", |s| {
         async move {
             foreign(s, "a-baseline-a1").await;
@@ -451,6 +447,10 @@ async fn every_reason_is_reached() {
     let seen = seen.lock().unwrap();
     let missing: Vec<String> = s3_crds::REASONS
         .iter()
+        // while everything in a kind's schema is honoured, nothing is refused for not being so
+        .filter(|r| {
+            r.name != "UnsupportedField" || s3_crds::UNSUPPORTED.iter().any(|f| f.kind.is_none_or(|k| k == r.kind))
+        })
         .filter(|r| !seen.contains(&(r.kind.name().to_owned(), r.condition.to_owned(), r.name.to_owned())))
         .map(|reason| format!("{} {} {}", reason.kind.name(), reason.condition, reason.name))
         .collect();

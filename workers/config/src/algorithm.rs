@@ -20,6 +20,8 @@ pub enum FailurePolicy {
     /// The sample leaves the batch; it is never a wrong answer.
     #[default]
     Mask,
+    /// The process ends; whoever supervises it decides.
+    Fail,
 }
 
 /// Reward and its shaping. Shaping terms are added to the reward.
@@ -34,11 +36,25 @@ pub struct RewardConfig {
     pub search_cost: f64,
     /// See [`FailurePolicy`].
     pub on_failure: FailurePolicy,
+    /// Search-R1's: of an answer of one's own that is wrong.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub format_score: f64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's shape
+fn is_zero(value: &f64) -> bool {
+    value.abs() <= 0.0
 }
 
 impl Default for RewardConfig {
     fn default() -> Self {
-        Self { kind: RewardKind::GainBeyondRag, invalid_turn: 0.0, search_cost: 0.0, on_failure: FailurePolicy::Mask }
+        Self {
+            kind: RewardKind::GainBeyondRag,
+            invalid_turn: 0.0,
+            search_cost: 0.0,
+            on_failure: FailurePolicy::Mask,
+            format_score: 0.0,
+        }
     }
 }
 

@@ -23,9 +23,12 @@ pub struct ModelSpec {
     /// Expected sha256 of the GGUF or of `model.safetensors`, lower-case hex.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// `LoRA` adapter laid over the weights.
+    /// `LoRA` adapter laid over the weights, or all weights that stand in their place.
     #[serde(default)]
     pub adapter: Option<AdapterSpec>,
+    /// File of a chat template (Jinja) instead of the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<PathBuf>,
     /// Processor.
     #[serde(default)]
     pub device: DeviceKind,
@@ -34,13 +37,21 @@ pub struct ModelSpec {
     pub dtype: DTypeKind,
 }
 
-/// A `LoRA` adapter in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`).
+impl ModelSpec {
+    /// A model as it is.
+    pub fn at(path: PathBuf, device: DeviceKind, dtype: DTypeKind) -> Self {
+        Self { path, sha256: None, adapter: None, chat_template: None, device, dtype }
+    }
+}
+
+/// What was trained of a model: a `LoRA` adapter in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`), or
+/// all of its weights as a Hugging Face folder (`config.json`, `model.safetensors`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AdapterSpec {
-    /// Folder of the adapter.
+    /// Its folder.
     pub path: PathBuf,
-    /// Expected sha256 of `adapter_model.safetensors`, lower-case hex.
+    /// Expected sha256 of the file of its tensors, lower-case hex.
     #[serde(default)]
     pub sha256: Option<String>,
     /// `path` is a training's folder of checkpoints, of which the newest is taken when the work begins.
@@ -52,6 +63,16 @@ impl AdapterSpec {
     /// The adapter in a folder.
     pub fn at(path: PathBuf) -> Self {
         Self { path, sha256: None, latest: false }
+    }
+
+    /// Whether it is all weights, which stand in the place of the model's.
+    pub fn is_whole(&self) -> bool {
+        !self.path.join("adapter_config.json").exists() && self.path.join("model.safetensors").exists()
+    }
+
+    /// The file of its tensors.
+    pub fn tensors(&self) -> PathBuf {
+        self.path.join(if self.is_whole() { "model.safetensors" } else { "adapter_model.safetensors" })
     }
 }
 

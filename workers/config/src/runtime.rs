@@ -107,6 +107,12 @@ pub struct Endpoint {
     pub attempts: u32,
 }
 
+impl Default for Endpoint {
+    fn default() -> Self {
+        Self { address: String::new(), deadline_ms: default_deadline(), attempts: default_attempts() }
+    }
+}
+
 fn default_deadline() -> u64 {
     600_000
 }

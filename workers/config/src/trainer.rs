@@ -1,8 +1,8 @@
 //! The trainer: `baseline`, `sft`, `train`, `export`.
 
 use crate::{
-    AlgorithmConfig, DTypeKind, Determinism, Endpoint, LoraConfig, ModelSpec, OptimizerConfig, RewardConfig, Runtime,
-    SearchConfig,
+    AlgorithmConfig, ArmMethod, Compatibility, DTypeKind, Determinism, Endpoint, LoraConfig, ModelSpec,
+    OptimizerConfig, RewardConfig, Runtime, SearchConfig,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -88,6 +88,29 @@ pub struct GeneratorConfig {
     pub token_file: Option<PathBuf>,
 }
 
+impl GeneratorConfig {
+    /// No generator: what `compatibility: SearchR1` has, whose searcher answers itself.
+    pub fn none() -> Self {
+        Self {
+            endpoint: Endpoint::default(),
+            model: String::new(),
+            template: default_template(),
+            max_tokens: default_answer_tokens(),
+            max_answer_tokens: default_max_answer_words(),
+            passage_words: 0,
+            judge: None,
+            chunk: default_chunk(),
+            caller: String::new(),
+            token_file: None,
+        }
+    }
+
+    /// Whether it is none.
+    pub fn is_none(&self) -> bool {
+        self.endpoint.address.is_empty()
+    }
+}
+
 fn default_template() -> String {
     "short-answer".into()
 }
@@ -101,8 +124,18 @@ fn default_chunk() -> usize {
     64
 }
 
+/// A step prefers questions whose last episodes were neither all right nor all wrong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DifficultyBufferConfig {
+    /// Questions remembered.
+    pub capacity: usize,
+    /// Share of each step that is drawn from them.
+    pub share: f64,
+}
+
 /// Which questions are trained on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrainDataConfig {
     /// Training questions.
@@ -122,23 +155,29 @@ pub struct TrainDataConfig {
     /// Leave out questions answered by yes, no, true or false.
     #[serde(default = "default_true")]
     pub drop_yes_no: bool,
+    /// See [`DifficultyBufferConfig`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difficulty_buffer: Option<DifficultyBufferConfig>,
 }
 
 fn default_true() -> bool {
     true
 }
 
-/// Naive RAG, against which gains are measured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What gains are measured against: naive RAG, or another method.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BaselineConfig {
-    /// Passages of the raw question.
+    /// Passages of the raw question, for naive RAG.
     pub top_k: u32,
+    /// The method, where it is not naive RAG.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<ArmMethod>,
 }
 
 impl Default for BaselineConfig {
     fn default() -> Self {
-        Self { top_k: 3 }
+        Self { top_k: 3, method: None }
     }
 }
 
@@ -366,6 +405,13 @@ impl Default for SftConfig {
     }
 }
 
+impl TrainerConfig {
+    /// Whether the searcher answers itself: no generator is asked, and nothing is compared with.
+    pub fn answers_itself(&self) -> bool {
+        self.search.compatibility == Compatibility::SearchR1
+    }
+}
+
 /// Every command of the trainer reads this one structure.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -382,13 +428,17 @@ pub struct TrainerConfig {
     /// Adapter shape when the searcher brings none.
     #[serde(default)]
     pub lora: LoraConfig,
+    /// Whether all weights are trained, and no adapter.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
     /// The retriever.
     pub retriever: Endpoint,
-    /// The frozen generator.
+    /// The frozen generator; left out where the searcher answers itself.
+    #[serde(default = "GeneratorConfig::none", skip_serializing_if = "GeneratorConfig::is_none")]
     pub generator: GeneratorConfig,
     /// Training questions.
     pub data: TrainDataConfig,
-    /// Naive RAG.
+    /// What gains are measured against.
     #[serde(default)]
     pub baseline: BaselineConfig,
     /// Folder of the baseline's stored answers, shared by `baseline` and `train`.
@@ -430,7 +480,7 @@ pub struct TrainerConfig {
     /// Warm start, for `sft`.
     #[serde(default)]
     pub sft: SftConfig,
-    /// Folder that `train` and `sft` export the final adapter to (PEFT layout).
+    /// Folder that `train` and `sft` export to: an adapter in PEFT's layout, or all weights as a Hugging Face folder.
     pub export: PathBuf,
     /// Arithmetic type of the exported tensors; Bf16 halves the files.
     #[serde(default)]

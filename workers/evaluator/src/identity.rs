@@ -77,7 +77,7 @@ fn of_arm(arm: &ArmConfig) -> Result<Value, EvalError> {
     let mut search = search.clone();
     // the text counts, not where it is read from
     search.prompt_template = None;
-    let adapter = searcher.adapter.as_ref().map(|adapter| digest_file(&adapter.path.join("adapter_model.safetensors")));
+    let adapter = searcher.adapter.as_ref().map(|adapter| digest_file(&adapter.tensors()));
     let mut value = json!({
         "method": "S3",
         "model": model_digest(searcher)?,
@@ -90,6 +90,9 @@ fn of_arm(arm: &ArmConfig) -> Result<Value, EvalError> {
     });
     if *top_p < 1.0 {
         value["topP"] = json!(top_p);
+    }
+    if let Some(template) = &searcher.chat_template {
+        value["chatTemplate"] = json!(digest_file(template)?);
     }
     Ok(value)
 }
@@ -109,9 +112,14 @@ fn of_played(kind: ProtocolKind, played: &PlayedArm) -> Result<Value, EvalError>
 }
 
 fn of_model(model: &ModelSpec) -> Result<Value, EvalError> {
-    let adapter = model.adapter.as_ref().map(|adapter| digest_file(&adapter.path.join("adapter_model.safetensors")));
+    let adapter = model.adapter.as_ref().map(|adapter| digest_file(&adapter.tensors()));
     let weights = model_digest(model)?;
-    Ok(json!({ "weights": weights, "adapter": adapter.transpose()?, "dtype": model.dtype, "device": model.device }))
+    let mut value =
+        json!({ "weights": weights, "adapter": adapter.transpose()?, "dtype": model.dtype, "device": model.device });
+    if let Some(template) = &model.chat_template {
+        value["chatTemplate"] = json!(digest_file(template)?);
+    }
+    Ok(value)
 }
 
 fn model_digest(spec: &ModelSpec) -> Result<String, EvalError> {

@@ -3,7 +3,7 @@
 use crate::error::EvalError;
 use s3_artifacts::{ArtifactError, CHECKPOINT_KIND, POLICY_FILE, checkpoints, load_manifest, publish_folder};
 use s3_config::EvaluatorConfig;
-use s3_model::{adapter_of_trained, load_tensors, save_tensors};
+use s3_model::{adapter_of_trained, load_tensors, save_tensors, whole_of_trained};
 use s3_rollout::RolloutError;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -13,6 +13,8 @@ const KIND: &str = "adapter";
 const FORMAT: u32 = 1;
 const TENSORS: &str = "adapter_model.safetensors";
 const SHAPE: &str = "adapter_config.json";
+/// Of a training of all weights.
+const WHOLE: [&str; 2] = ["model.safetensors", "config.json"];
 /// Looks before it counts as an outage that a checkpoint went while it was being read: a training goes on meanwhile.
 const LOOKS: u32 = 10;
 
@@ -37,7 +39,7 @@ pub fn pinned(config: &EvaluatorConfig) -> Result<EvaluatorConfig, EvalError> {
         }
         let manifest = load_manifest(&copy, KIND)?;
         taken.insert(std::mem::replace(&mut adapter.path, copy), adapter.path.clone());
-        adapter.sha256 = manifest.files.get(TENSORS).cloned();
+        adapter.sha256 = manifest.files.get(TENSORS).or(manifest.files.get(WHOLE[0])).cloned();
         adapter.latest = false;
         tracing::info!(arm = arm.name, checkpoint = %manifest.identity, sha256 = adapter.sha256, "searcher pinned");
     }
@@ -76,13 +78,16 @@ fn copy_of(step: u32, folder: &Path, copy: &Path) -> Result<(), EvalError> {
         std::fs::remove_dir_all(&staging).map_err(io("clear the copy of"))?;
     }
     std::fs::create_dir_all(&staging).map_err(io("copy"))?;
-    if !manifest.files.contains_key(SHAPE) {
+    let whole = manifest.files.contains_key(WHOLE[1]);
+    let (tensors, shape) = if whole { (WHOLE[0], WHOLE[1]) } else { (TENSORS, SHAPE) };
+    if !manifest.files.contains_key(shape) {
         let reason = "it does not say the shape of its adapter: an older version made it".to_owned();
         return Err(ArtifactError::Corrupt { path: folder.to_owned(), reason }.into());
     }
-    std::fs::copy(folder.join(SHAPE), staging.join(SHAPE)).map_err(io("copy"))?;
+    std::fs::copy(folder.join(shape), staging.join(shape)).map_err(io("copy"))?;
     let trained = load_tensors(&folder.join(POLICY_FILE)).map_err(RolloutError::from)?;
-    save_tensors(&staging.join(TENSORS), &adapter_of_trained(trained)).map_err(RolloutError::from)?;
+    let own = if whole { whole_of_trained(trained) } else { adapter_of_trained(trained) };
+    save_tensors(&staging.join(tensors), &own).map_err(RolloutError::from)?;
     let identity = json!({ "checkpoint": manifest.content_digest()?, "step": step });
     publish_folder(&staging, copy, KIND, FORMAT, identity, json!({}))?;
     Ok(())

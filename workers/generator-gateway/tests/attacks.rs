@@ -124,8 +124,7 @@ async fn instructions_in_passages_gain_nothing_from_a_real_model() {
     let attacks: Vec<Attack> = attacks().into_iter().filter(|attack| attack.kind == "passage").collect();
     assert!(attacks.len() >= 5);
     let mut world = World::new("http://127.0.0.1:1/v1");
-    let model =
-        ModelSpec { path: model_file(), sha256: None, adapter: None, device: DeviceKind::Cpu, dtype: DTypeKind::F32 };
+    let model = ModelSpec::at(model_file(), DeviceKind::Cpu, DTypeKind::F32);
     world.config.providers =
         vec![ProviderConfig::BuiltIn { name: "small".into(), model, batch: 8, context_tokens: 1024 }];
     let _process = world.start();

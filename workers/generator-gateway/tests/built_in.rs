@@ -171,13 +171,7 @@ fn model() -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_quickstart_model_answers_from_its_passages() {
-    let spec = s3_config::ModelSpec {
-        path: model(),
-        sha256: None,
-        adapter: None,
-        device: s3_config::DeviceKind::Cpu,
-        dtype: s3_config::DTypeKind::F32,
-    };
+    let spec = s3_config::ModelSpec::at(model(), s3_config::DeviceKind::Cpu, s3_config::DTypeKind::F32);
     let provider = BuiltIn::load("smollm2", &spec, 8, 1024).unwrap();
     let templates = Templates::built_in().unwrap();
     let template = templates.get("short-answer").unwrap();

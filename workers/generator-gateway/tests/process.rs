@@ -6,7 +6,7 @@ mod common;
 mod full_disk;
 
 use common::{Act, Upstream, World, answer, end_of, failure, free_port, page, request, serve_command};
-use s3_config::{AdapterSpec, DTypeKind, DeviceKind, ModelSpec, ProviderConfig};
+use s3_config::{DTypeKind, DeviceKind, ModelSpec, ProviderConfig};
 use s3_proto::v1;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -159,13 +159,8 @@ async fn wrong_inputs_end_in_one_line() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let holder = std::net::TcpListener::bind(taken).unwrap();
     let model = |path: std::path::PathBuf, sha256: Option<&str>| {
-        let model = ModelSpec {
-            path,
-            sha256: sha256.map(str::to_owned),
-            adapter: None::<AdapterSpec>,
-            device: DeviceKind::Cpu,
-            dtype: DTypeKind::F32,
-        };
+        let plain = ModelSpec::at(path, DeviceKind::Cpu, DTypeKind::F32);
+        let model = ModelSpec { sha256: sha256.map(str::to_owned), ..plain };
         vec![ProviderConfig::BuiltIn { name: "small".into(), model, batch: 4, context_tokens: 256 }]
     };
     let garbage = tempfile::NamedTempFile::new().unwrap();

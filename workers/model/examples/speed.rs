@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cuda = args.next().is_some_and(|kind| kind == "cuda");
     let (device, dtype) = if cuda { (DeviceKind::Cuda, DTypeKind::Bf16) } else { (DeviceKind::Cpu, DTypeKind::F32) };
     let start = Instant::now();
-    let (mut decoder, _) = Decoder::load(&ModelSpec { path, sha256: None, adapter: None, device, dtype })?;
+    let (mut decoder, _) = Decoder::load(&ModelSpec::at(path, device, dtype))?;
     println!("load {:.2} s", start.elapsed().as_secs_f64());
     let vocab = decoder.config().vocab;
     let prompts: Vec<Vec<u32>> = (0..rows)

@@ -151,12 +151,26 @@ impl Decoder {
                 return Err(ModelError::invalid("dtype Bf16 needs a CUDA device; set dtype: F32 for the CPU"));
             }
         };
+        let whole = spec.adapter.as_ref().filter(|adapter| adapter.is_whole());
+        if let Some(adapter) = whole {
+            // all weights are others; tokenizer and identity stay the model's
+            check_model(&spec.path, spec.sha256.as_deref())?;
+            check_digest(&adapter.tensors(), adapter.sha256.as_deref())?;
+            return Ok((Self::from_folder(&adapter.path, device, dtype)?, TokenizerFile::of(spec)?));
+        }
         let (mut decoder, tokenizer) = Self::load_from(&spec.path, spec.sha256.as_deref(), device, dtype, pack)?;
         if let Some(adapter) = &spec.adapter {
-            check_digest(&adapter.path.join("adapter_model.safetensors"), adapter.sha256.as_deref())?;
+            check_digest(&adapter.tensors(), adapter.sha256.as_deref())?;
             decoder.load_adapter(&adapter.path)?;
         }
-        Ok((decoder, tokenizer))
+        Ok((decoder, tokenizer.told(spec)?))
+    }
+
+    /// The weights of a Hugging Face folder.
+    fn from_folder(path: &Path, device: &Device, dtype: DType) -> Result<Self> {
+        let config = safetensors::config(path)?;
+        let tensors = safetensors::tensors(&safetensors::files(path)?, device, dtype)?;
+        Self::from_tensors(path, config, tensors, device, dtype)
     }
 
     fn load_from(
@@ -166,18 +180,10 @@ impl Decoder {
         dtype: DType,
         pack: bool,
     ) -> Result<(Self, TokenizerFile)> {
+        check_model(path, sha256)?;
         if path.is_dir() {
-            let config = safetensors::config(path)?;
-            let files = safetensors::files(path)?;
-            if let [file] = files.as_slice() {
-                check_digest(file, sha256)?;
-            } else if sha256.is_some() {
-                check_digest(&path.join("model.safetensors.index.json"), sha256)?;
-            }
-            let tensors = safetensors::tensors(&files, device, dtype)?;
-            return Ok((Self::from_tensors(path, config, tensors, device, dtype)?, TokenizerFile::from_folder(path)?));
+            return Ok((Self::from_folder(path, device, dtype)?, TokenizerFile::from_folder(path)?));
         }
-        check_digest(path, sha256)?;
         let mut gguf = Gguf::open(path)?;
         let config = gguf.config()?;
         let tokenizer = TokenizerFile::from_gguf(&gguf)?;
@@ -545,6 +551,18 @@ impl Decoder {
             )));
         }
         Ok(())
+    }
+}
+
+/// Compares a model's file with its digest: a GGUF file, the only file of a folder, or the index of several.
+fn check_model(path: &Path, sha256: Option<&str>) -> Result<()> {
+    if !path.is_dir() {
+        return check_digest(path, sha256);
+    }
+    match safetensors::files(path)?.as_slice() {
+        [file] => check_digest(file, sha256),
+        _ if sha256.is_some() => check_digest(&path.join("model.safetensors.index.json"), sha256),
+        _ => Ok(()),
     }
 }
 

@@ -12,6 +12,7 @@ mod decoder;
 mod device;
 pub mod encoder;
 mod error;
+mod export;
 mod generate;
 mod gguf;
 mod gradients;
@@ -40,6 +41,7 @@ pub use device::{device, gpu, peak_memory, working_dtype};
 #[cfg(feature = "cuda")]
 pub use device::{start_timing, timings};
 pub use error::{ModelError, Result};
+pub use export::whole_of_trained;
 pub use generate::{GenerateRequest, Generated, Sampling, generate};
 pub use gguf::Gguf;
 pub use gradients::Gradients;

@@ -30,6 +30,8 @@ pub struct MemoryPlan {
     pub copies: u64,
     /// Moments of the optimiser.
     pub optimizer: u64,
+    /// Other policies than the one that is trained, where they share nothing with it.
+    pub policies: u64,
     /// Keys and values while rows generate.
     pub cache: u64,
     /// Gradients.
@@ -48,6 +50,7 @@ impl MemoryPlan {
         self.model
             + self.copies
             + self.optimizer
+            + self.policies
             + self.cache.max(self.gradients + self.apart + self.activations + self.logits)
     }
 
@@ -62,8 +65,29 @@ impl MemoryPlan {
         self
     }
 
+    /// The plan with so many other policies kept beside the trained one. Low-rank weights share all else with it.
+    #[must_use]
+    pub fn beside(mut self, policies: u64, trainable: Trainable) -> Self {
+        self.policies = if trainable == Trainable::Full { policies * (self.model + self.copies) } else { 0 };
+        self
+    }
+
+    /// What is held whatever the episodes turn out to be, beside the model.
+    pub fn certain(&self) -> u64 {
+        self.copies + self.optimizer + self.policies + self.gradients + self.apart
+    }
+
     /// Refuses a plan that does not fit beside what the device holds already; the model is loaded.
     pub fn check(&self, device: &Device) -> Result<()> {
+        self.check_bytes(self.peak() - self.model, device)
+    }
+
+    /// As [`Self::check`], of what is certain alone.
+    pub fn check_certain(&self, device: &Device) -> Result<()> {
+        self.check_bytes(self.certain(), device)
+    }
+
+    fn check_bytes(&self, more: u64, device: &Device) -> Result<()> {
         #[cfg(feature = "cuda")]
         let free = match device {
             Device::Cuda(device) => Some(crate::cuda::launch::free_memory(device)?),
@@ -72,7 +96,6 @@ impl MemoryPlan {
         #[cfg(not(feature = "cuda"))]
         let free = host_memory();
         let Some(free) = free else { return Ok(()) };
-        let more = self.peak() - self.model;
         if more <= free {
             return Ok(());
         }
@@ -91,6 +114,7 @@ impl std::fmt::Display for MemoryPlan {
             ("model", self.model),
             ("f32 copies", self.copies),
             ("optimiser", self.optimizer),
+            ("other policies", self.policies),
             ("generating: cache", self.cache),
             ("or training: gradients", self.gradients),
             ("gradients apart", self.apart),
@@ -187,6 +211,7 @@ impl Decoder {
             model,
             copies,
             optimizer: 2 * trained,
+            policies: 0,
             cache: all(work.rows * work.tokens, 2 * c.layers * c.kv_heads * c.head_dim),
             gradients,
             apart: 0,
@@ -224,6 +249,20 @@ mod tests {
         assert!(more.activations > plan.activations && more.peak() > plan.peak());
         assert!(plan.peak() > plan.model + plan.optimizer);
         assert!(plan.check(&Device::Cpu).is_ok());
+    }
+
+    #[test]
+    fn every_weight_takes_moments_gradients_and_policies_of_its_own() {
+        let mut all = Decoder::random(DecoderConfig::tiny(512, 64, 2), 1, &Device::Cpu, DType::F32).unwrap();
+        all.train_all().unwrap();
+        let plan = all.memory_plan(WORK).beside(2, all.trainable());
+        assert_eq!((plan.optimizer, plan.policies), (2 * plan.model, 2 * plan.model));
+        assert!(plan.certain() >= 4 * plan.model && plan.certain() <= plan.peak());
+        assert!(plan.check_certain(&Device::Cpu).is_ok());
+        let large = MemoryPlan { optimizer: 1 << 60, ..plan };
+        assert!(large.check_certain(&Device::Cpu).unwrap_err().to_string().contains("other policies"));
+        // an adapter's policies share the weights
+        assert_eq!(decoder().memory_plan(WORK).beside(2, Trainable::Lora).policies, 0);
     }
 
     #[test]

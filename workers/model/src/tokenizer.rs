@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::Value as GgufValue;
 use minijinja::{Environment, context};
+use s3_config::ModelSpec;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -31,6 +32,28 @@ pub struct TokenizerFile {
 }
 
 impl TokenizerFile {
+    /// Of a model: of its GGUF file, or of its Hugging Face folder, with the chat template that it is told to have.
+    pub fn of(spec: &ModelSpec) -> Result<Self> {
+        let own = if spec.path.is_dir() {
+            Self::from_folder(&spec.path)?
+        } else {
+            Self::from_gguf(&Gguf::open(&spec.path)?)?
+        };
+        own.told(spec)
+    }
+
+    /// With the chat template of a model's configuration, where it names one. One that cannot be filled in is refused.
+    pub(crate) fn told(mut self, spec: &ModelSpec) -> Result<Self> {
+        let Some(path) = &spec.chat_template else { return Ok(self) };
+        self.template = Some(std::fs::read_to_string(path).map_err(ModelError::read(path))?);
+        let question = "What is asked?";
+        match self.chat_text(None, question) {
+            Ok(text) if text.contains(question) => Ok(self),
+            Ok(_) => Err(ModelError::format(path, "this chat template leaves the message out")),
+            Err(error) => Err(ModelError::format(path, error)),
+        }
+    }
+
     /// From the metadata of a GGUF file. Supports byte-level BPE with the pre-tokenizers `smollm`
     /// and `qwen2`.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {

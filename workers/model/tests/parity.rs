@@ -14,13 +14,8 @@ fn data() -> PathBuf {
 }
 
 fn spec(path: &Path, sha256: &str) -> ModelSpec {
-    ModelSpec {
-        path: path.to_owned(),
-        sha256: Some(sha256.to_owned()),
-        adapter: None,
-        device: DeviceKind::Cpu,
-        dtype: DTypeKind::F32,
-    }
+    let plain = ModelSpec::at(path.to_owned(), DeviceKind::Cpu, DTypeKind::F32);
+    ModelSpec { sha256: Some(sha256.to_owned()), ..plain }
 }
 
 fn ids(value: &Value) -> Vec<u32> {

@@ -8,9 +8,11 @@
 //! * [`RetrieverPeer`] and [`GeneratorPeer`] are blocking clients with outages told apart from refusals.
 //! * [`score_answers`] turns selections into answers and verdicts; an outage masks a sample, it is never a
 //!   wrong answer.
+//! * [`arms`]: methods that gather passages or answer themselves, for evaluations and baselines.
 //! * [`record`] is what a training run leaves behind, for resuming and for the report.
 
 mod ahead;
+pub mod arms;
 mod calls;
 mod codec;
 mod convert;

@@ -44,6 +44,18 @@ pub struct Missing {
 }
 
 impl Scored {
+    /// An answer that a searcher gave itself, by exact match; none where it gave none.
+    pub fn own(answer: Option<&str>, golds: &[String]) -> Self {
+        let right = answer.is_some_and(|answer| s3_search::script::qa_em::matches(answer, golds));
+        Self {
+            answer: answer.map(str::to_owned),
+            judge: None,
+            judge_reason: String::new(),
+            verdict: right.into(),
+            failure: None,
+        }
+    }
+
     /// A sample without an answer; it is masked.
     pub fn missing(reason: String, outage: bool) -> Self {
         let failure = Some(Missing { reason, outage });

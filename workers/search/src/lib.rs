@@ -30,5 +30,5 @@ pub mod text;
 pub mod types;
 
 pub use episode::{Episode, SearchError, Step, check};
-pub use play::Play;
+pub use play::{Play, Searching};
 pub use types::{Action, Codec, CodecError, Message, Passage, Question, Role, Speaker, StopReason, Trajectory, Turn};

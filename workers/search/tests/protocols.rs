@@ -144,10 +144,10 @@ fn search_r1_reads_the_first_closed_tag() {
         ("<search>never closed <answer>b</answer>", Action::Complete),
         ("<search>a\nb</search>", search("a b")),
     ] {
-        assert_eq!(search_r1::read(text), wanted, "{text}");
+        assert_eq!(search_r1::read(text, false), wanted, "{text}");
     }
     for text in ["", "Paris", "<search></search>", "</answer>", "<answer>cut off"] {
-        assert!(matches!(search_r1::read(text), Action::Invalid { .. }), "{text}");
+        assert!(matches!(search_r1::read(text, false), Action::Invalid { .. }), "{text}");
     }
 }
 

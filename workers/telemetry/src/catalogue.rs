@@ -94,6 +94,7 @@ catalogue! {
     training_mismatch: Gauge "s3_training_mismatch_kl" [] "KL between rollout and training log-probabilities (k3 estimate), nats.";
     training_staleness: Gauge "s3_training_staleness" [] "Optimiser steps between the policy that played the last step's episodes and the one that learned from them.";
     training_searches: Gauge "s3_training_searches_mean" [] "Executed searches per episode of the last step.";
+    training_buffer: Gauge "s3_training_difficulty_buffer_questions" ["part"] "Questions of the difficulty buffer: held after the last step, drawn for it.";
     training_masked: Counter "s3_training_masked_episodes_total" ["reason"] "Episodes left out because of an infrastructure failure.";
     training_tokens: Counter "s3_training_tokens_total" ["kind"] "Tokens sampled (action) and trained on (context).";
     training_phase_seconds: Histogram "s3_training_phase_seconds" ["phase"] "Duration of a step's phase (rollout, reward, wait, update, checkpoint; with staleness, rollout and reward run beside the others).";

@@ -1,15 +1,18 @@
-//! Naive RAG: the top passages of the raw question, answered by the frozen generator, kept for good.
+//! What gains are measured against: the top passages of the raw question, answered by the frozen generator, or any other
+//! method that needs no model of its own; kept for good.
 //!
-//! Answers are stored under everything that they depend on: question, index, number of passages, ranking,
-//! generator and its decoding. What is missing is computed, never guessed; a new index or generator has keys
+//! Answers are stored under everything that they depend on: question, index, method with its settings, number of
+//! passages, ranking, generator and its decoding. What is missing is computed, never guessed; a new index or generator has keys
 //! of its own. One file holds the answers of one set of parameters.
 
 use crate::data::{self, Candidates};
 use crate::run::Run;
 use s3_artifacts::{Journal, digest_bytes, digest_json, write_atomic};
-use s3_config::TrainerConfig;
+use s3_config::{ArmMethod, TrainerConfig};
+use s3_rollout::arms::{self, Surroundings};
 use s3_rollout::{
     Ask, GeneratorPeer, Link, Missing, Retrieve, RetrieverPeer, RolloutError, Scored, all_failed, score_answers,
+    score_own,
 };
 use s3_search::score::{Verdict, gen_acc};
 use s3_search::{Passage, Question};
@@ -60,7 +63,7 @@ impl<'a> BaselineStore<'a> {
     ) -> Result<Self, RolloutError> {
         let config = &run.config;
         let generation = &config.generator;
-        let parameters = json!({
+        let mut parameters = json!({
             "index": retriever.index_digest(),
             "method": config.search.method,
             "topK": config.baseline.top_k,
@@ -71,6 +74,14 @@ impl<'a> BaselineStore<'a> {
             "passageWords": generation.passage_words,
             "judge": generation.judge,
         });
+        if let Some(method) = &config.baseline.method {
+            if matches!(method, ArmMethod::S3 { .. } | ArmMethod::SameBudgetRag { .. }) {
+                let reason = "a training compares with naive RAG or with a method of the generator's model".to_owned();
+                return Err(RolloutError::Reply { service: "baseline.method", reason });
+            }
+            parameters["arm"] = serde_json::to_value(method)
+                .map_err(|error| RolloutError::Reply { service: "baseline.method", reason: error.to_string() })?;
+        }
         let name = digest_json(&parameters)?[..16].to_owned();
         write_atomic(&config.baseline_store.join(format!("{name}.json")), parameters.to_string().as_bytes())?;
         let journal = Journal::open(&config.baseline_store.join(format!("{name}.journal")))?;
@@ -122,12 +133,22 @@ impl<'a> BaselineStore<'a> {
         let (config, link, retriever, generator) = (self.config, self.link, self.retriever, self.generator);
         let ask = |part: &[&Question]| -> Result<(Vec<Vec<Passage>>, Vec<Scored>), RolloutError> {
             link.check()?;
-            let queries: Vec<String> = part.iter().map(|question| question.question.clone()).collect();
-            let found = retriever.retrieve(&queries, config.baseline.top_k, config.search.method)?;
-            let asks: Vec<Ask> =
-                part.iter().zip(&found).map(|(question, passages)| Ask { question, passages }).collect();
-            let scored = score_answers(generator, &asks)?;
-            Ok((found, scored))
+            let Some(method) = &config.baseline.method else {
+                let queries: Vec<String> = part.iter().map(|question| question.question.clone()).collect();
+                let found = retriever.retrieve(&queries, config.baseline.top_k, config.search.method)?;
+                let asks: Vec<Ask> =
+                    part.iter().zip(&found).map(|(question, passages)| Ask { question, passages }).collect();
+                let scored = score_answers(generator, &asks)?;
+                return Ok((found, scored));
+            };
+            let around = Surroundings {
+                retriever,
+                chat: generator,
+                passage_words: config.generator.passage_words,
+                shutdown: &link.shutdown,
+                seed: config.seed,
+            };
+            gathered(method, around, generator, part)
         };
         let (next, given_up) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (mut lost, mut gone, mut done) = (0, 0, 0);
@@ -194,6 +215,34 @@ impl<'a> BaselineStore<'a> {
     }
 }
 
+/// What a method finds and answers itself, or what the generator answers from it.
+fn gathered(
+    method: &ArmMethod,
+    around: Surroundings<'_>,
+    generator: &GeneratorPeer,
+    part: &[&Question],
+) -> Result<(Vec<Vec<Passage>>, Vec<Scored>), RolloutError> {
+    let questions: Vec<Question> = part.iter().map(|question| (*question).clone()).collect();
+    let none = || RolloutError::Reply { service: "baseline.method", reason: "it needs a model of its own".to_owned() };
+    let all = arms::open(method, around)?.ok_or_else(none)?.gather(0, &questions)?;
+    let mut scored: Vec<Option<Scored>> =
+        all.iter().map(|one| one.refused.as_ref().map(|reason| Scored::missing(reason.clone(), false))).collect();
+    let places = |own: bool| -> Vec<usize> {
+        (0..all.len()).filter(|&at| all[at].refused.is_none() && all[at].own.is_some() == own).collect()
+    };
+    let (owned, read) = (places(true), places(false));
+    let whose: Vec<&Question> = owned.iter().map(|&at| part[at]).collect();
+    let answers: Vec<String> = owned.iter().filter_map(|&at| all[at].own.clone()).collect();
+    let asks: Vec<Ask> = read.iter().map(|&at| Ask { question: part[at], passages: &all[at].passages }).collect();
+    let found = score_own(generator, &whose, &answers)?.into_iter().chain(score_answers(generator, &asks)?);
+    for (at, one) in owned.into_iter().chain(read).zip(found) {
+        scored[at] = Some(one);
+    }
+    let lost = || Scored::missing("the generator answered nothing".into(), false);
+    let scored = scored.into_iter().map(|one| one.unwrap_or_else(lost)).collect();
+    Ok((all.into_iter().map(|one| one.passages).collect(), scored))
+}
+
 fn is_outage(one: &Scored) -> bool {
     matches!(one.failure, Some(Missing { outage: true, .. }))
 }
@@ -232,14 +281,19 @@ pub fn candidates(run: &Run) -> Result<Candidates, Failure> {
     Ok(chosen)
 }
 
-/// Chooses the questions; asks the baseline only as far as the choice needs it.
-pub fn choose(run: &Run, store: &mut BaselineStore<'_>) -> Result<Chosen, Failure> {
+/// Chooses the questions; asks the baseline, where there is one, only as far as the choice needs it.
+pub fn choose(run: &Run, store: Option<&mut BaselineStore<'_>>) -> Result<Chosen, Failure> {
     let config = &run.config;
     let Candidates { train, probe } = candidates(run)?;
     let limit = config.data.limit.unwrap_or(usize::MAX);
     if !config.data.drop_baseline_solved {
         return Ok(Chosen { train: train.into_iter().take(limit).collect(), probe, solved: 0 });
     }
+    let Some(store) = store else {
+        return Err(Failure::input(
+            "data.dropBaselineSolved needs a baseline, and the searcher answers itself; set it to false",
+        ));
+    };
     let (mut kept, mut solved) = (Vec::new(), 0);
     let total = if limit == usize::MAX { train.len() } else { limit } as u64;
     run.progress.phase("baseline answers", total);
@@ -274,7 +328,7 @@ pub fn choose(run: &Run, store: &mut BaselineStore<'_>) -> Result<Chosen, Failur
 pub fn command(run: &Run) -> Result<Outcome, Failure> {
     let (retriever, generator) = (run.retriever()?, run.generator()?);
     let mut store = BaselineStore::open(run, &retriever, &generator)?;
-    let chosen = choose(run, &mut store)?;
+    let chosen = choose(run, Some(&mut store))?;
     let mut all = chosen.train.clone();
     all.extend(chosen.probe.iter().cloned());
     run.progress.phase("baseline answers", all.len() as u64);

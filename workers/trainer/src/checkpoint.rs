@@ -1,14 +1,14 @@
 //! Checkpoints: trained tensors, optimiser state and position, published atomically.
 
 use crate::identity::Identity;
-use crate::train::{Policies, Watch};
+use crate::train::{Curriculum, Policies, Watch};
 use candle_core::Tensor;
 use s3_artifacts::{
-    ArtifactError, CHECKPOINT_KIND as KIND, DigestWriter, Head, POLICY_FILE as POLICY, Published, checkpoints,
-    load_manifest, publish_folder,
+    ArtifactError, CHECKPOINT_KIND as KIND, DigestWriter, Head, Manifest, POLICY_FILE as POLICY, Published,
+    checkpoints, load_manifest, publish_folder,
 };
 use s3_config::{CheckpointConfig, DTypeKind, TrainerConfig};
-use s3_model::{AdamW, Decoder, load_tensors, save_tensors};
+use s3_model::{AdamW, Decoder, TokenizerFile, load_tensors, save_tensors};
 use s3_rollout::RolloutError;
 use s3_telemetry::{CheckpointNote, Failure, last_words};
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,9 @@ pub struct Position {
     /// What guards and stop rules remember.
     #[serde(default)]
     pub watch: Watch,
+    /// What a difficulty buffer remembers, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curriculum: Option<Curriculum>,
 }
 
 impl Position {
@@ -164,8 +167,8 @@ impl<'a> Checkpoints<'a> {
         }
         std::fs::create_dir_all(staging).map_err(io)?;
         save_tensors(&staging.join(POLICY), &whole.policy).map_err(RolloutError::from)?;
-        // Whoever evaluates the newest checkpoint makes an adapter of it.
-        decoder.save_adapter_config(staging).map_err(RolloutError::from)?;
+        // Whoever evaluates the newest checkpoint makes an adapter, or a model, of it.
+        decoder.save_trained_config(staging).map_err(RolloutError::from)?;
         save_tensors(&staging.join(OPTIMIZER), &whole.state).map_err(RolloutError::from)?;
         for (updates, steps, tensors) in policies.earlier(position.step) {
             save_tensors(&staging.join(earlier(updates, steps)), &tensors).map_err(RolloutError::from)?;
@@ -409,10 +412,16 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>, s3_model::ModelError> {
     Ok(out)
 }
 
-/// Kind of a published adapter.
+/// Kind of a published adapter, or of all weights in the place of one.
 pub const ADAPTER: &str = "adapter";
 
-/// Writes the adapter in PEFT's layout as the job's export; returns the sha256 of its tensors' file.
+/// Sha256 of the tensors' file of a published searcher.
+pub fn tensors_of(manifest: &Manifest) -> Option<&String> {
+    ["adapter_model.safetensors", "model.safetensors"].into_iter().find_map(|name| manifest.files.get(name))
+}
+
+/// Writes what is trained, an adapter in PEFT's layout or a whole Hugging Face folder, as the job's export; returns the
+/// sha256 of its tensors' file.
 pub fn export_adapter(
     decoder: &Decoder,
     identity: &Identity,
@@ -422,7 +431,7 @@ pub fn export_adapter(
     export_to(decoder, identity, step, config, &config.export)
 }
 
-/// Writes the adapter in PEFT's layout as a published folder; returns the sha256 of its tensors' file.
+/// Writes what is trained as a published folder; returns the sha256 of its tensors' file.
 pub fn export_to(
     decoder: &Decoder,
     identity: &Identity,
@@ -438,9 +447,10 @@ pub fn export_to(
     if staging.exists() {
         std::fs::remove_dir_all(&staging).map_err(|e| Failure::io(format!("{}: {e}", staging.display())))?;
     }
-    decoder.save_adapter(&staging, config.export_dtype == DTypeKind::Bf16).map_err(RolloutError::from)?;
+    let tokenizer = TokenizerFile::of(&config.searcher).map_err(RolloutError::from)?;
+    decoder.save_trained(&staging, &tokenizer, config.export_dtype == DTypeKind::Bf16).map_err(RolloutError::from)?;
     let identity = json!({ "run": identity.digest()?, "step": step });
     let manifest =
         publish_folder(&staging, target, ADAPTER, FORMAT, identity, json!({})).map_err(RolloutError::from)?;
-    Ok(manifest.files.get("adapter_model.safetensors").cloned().unwrap_or_default())
+    Ok(tensors_of(&manifest).cloned().unwrap_or_default())
 }

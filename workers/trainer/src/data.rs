@@ -173,6 +173,7 @@ mod tests {
             limit: None,
             drop_baseline_solved: false,
             drop_yes_no: true,
+            difficulty_buffer: None,
         }
     }
 

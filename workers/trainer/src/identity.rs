@@ -48,7 +48,11 @@ impl Identity {
             "determinism": config.determinism,
             "model": model_digest(config)?,
             "adapter": adapter_digest(config)?,
-            "lora": if config.searcher.adapter.is_none() { json!(config.lora) } else { Value::Null },
+            "lora": match &config.searcher.adapter {
+                _ if config.full => json!("none: all weights are trained"),
+                Some(adapter) if !adapter.is_whole() => Value::Null,
+                _ => json!(config.lora),
+            },
             "dtype": config.searcher.dtype,
             "index": peers.index,
             "generator": generator,
@@ -63,6 +67,13 @@ impl Identity {
                 Determinism::Relaxed => Value::Null,
             },
         });
+        if let Some(template) = &config.searcher.chat_template {
+            identity["chatTemplate"] = json!(digest_file(template).map_err(RolloutError::from)?);
+        }
+        // named where it is another, so that what was begun before methods were told apart goes on
+        if let Some(method) = &config.baseline.method {
+            identity["baselineMethod"] = json!(method);
+        }
         if let (Value::Object(all), Value::Object(more)) = (&mut identity, more) {
             all.extend(more);
         }
@@ -137,7 +148,7 @@ fn model_digest(config: &TrainerConfig) -> Result<String, Failure> {
 
 fn adapter_digest(config: &TrainerConfig) -> Result<Option<String>, Failure> {
     let Some(adapter) = &config.searcher.adapter else { return Ok(None) };
-    digest_file(&adapter.path.join("adapter_model.safetensors")).map(Some).map_err(|e| RolloutError::from(e).into())
+    digest_file(&adapter.tensors()).map(Some).map_err(|e| RolloutError::from(e).into())
 }
 
 #[cfg(test)]

@@ -6,13 +6,12 @@
 
 use crate::checkpoint::before;
 use crate::run::Run;
-use crate::train::{Again, Updater, needs_critic, round_again};
+use crate::train::{Again, Updater, needs_critic, rewarded, round_again};
 use s3_artifacts::digest_json;
 use s3_config::TrainerConfig;
 use s3_model::{AdamW, Decoder, Team};
 use s3_rollout::record::{StepRecord, read_training};
 use s3_rollout::{RolloutError, policy_of, question_key};
-use s3_search::reward::shaped;
 use s3_search::score::gen_acc;
 use s3_telemetry::{Failure, Outcome};
 use serde_json::json;
@@ -83,10 +82,12 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
     let limit = config.generator.max_answer_tokens as usize;
     let golds = &episode.question.answers;
     let again = |scored: &s3_rollout::Scored| match &scored.answer {
-        Some(answer) => gen_acc(answer, golds, limit, scored.judge),
-        None => scored.verdict,
+        Some(answer) if !config.answers_itself() => {
+            s3_rollout::Scored { verdict: gen_acc(answer, golds, limit, scored.judge), ..scored.clone() }
+        }
+        _ => scored.clone(),
     };
-    let reward = shaped(&config.reward, &episode.trajectory(), again(&outcome.searcher), again(&outcome.baseline));
+    let reward = rewarded(config, episode, &again(&outcome.searcher), &again(&outcome.baseline));
     let figures = updater.update(&mut decoder, &mut optimizer, &played)?;
 
     let mut text = vec![format!(

@@ -4,7 +4,7 @@ use crate::replay::EpisodeName;
 use crate::team::{Place, places};
 use crate::{baseline, export, replay, sft, train};
 use s3_collective::Collective;
-use s3_config::{TrainerConfig, load};
+use s3_config::{AdapterSpec, TrainerConfig, load};
 use s3_model::{Decoder, TokenizerFile, device, gpu};
 use s3_proto::Attempt;
 use s3_rollout::{GeneratorPeer, Link, ModelCodec, RetrieverPeer, RolloutError};
@@ -172,10 +172,14 @@ impl Run {
 
     /// Connects to the gateway.
     pub fn generator(&self) -> Result<GeneratorPeer, RolloutError> {
+        if self.config.generator.is_none() {
+            let reason = "the configuration names none; set `generator`".to_owned();
+            return Err(RolloutError::Reply { service: "generator", reason });
+        }
         GeneratorPeer::connect(&self.link, &self.config.generator, &self.config.runtime.name)
     }
 
-    /// Loads the searcher with its adapter, or with a fresh one.
+    /// Loads the searcher with what is trained of it: its adapter, a fresh one, or all weights.
     pub fn searcher(&self) -> Result<(Decoder, ModelCodec), Failure> {
         self.progress.phase("load the searcher", 0);
         let spec = &self.config.searcher;
@@ -183,7 +187,9 @@ impl Run {
         let device = if device.is_cuda() && self.gpu > 0 { gpu(self.gpu).map_err(RolloutError::from)? } else { device };
         let (mut decoder, tokenizer): (Decoder, TokenizerFile) =
             Decoder::load_on(spec, &device).map_err(RolloutError::from)?;
-        if self.config.searcher.adapter.is_none() {
+        if self.config.full {
+            decoder.train_all().map_err(RolloutError::from)?;
+        } else if self.config.searcher.adapter.as_ref().is_none_or(AdapterSpec::is_whole) {
             decoder.attach_lora(&self.config.lora, self.config.seed).map_err(RolloutError::from)?;
         }
         Ok((decoder, ModelCodec::new(tokenizer)))

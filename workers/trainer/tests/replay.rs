@@ -6,14 +6,7 @@ mod support;
 
 use s3_rollout::question_key;
 use s3_rollout::record::{StepRecord, read_training};
-use std::path::Path;
-use support::{World, program, run};
-
-fn replay(config: &Path, episode: &str) -> (i32, String, String) {
-    let output = program("replay", config).args(["--episode", episode]).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
-}
+use support::{World, replay, run};
 
 /// The number after `word` in a line that starts with `line`.
 fn number(text: &str, line: &str, word: &str) -> f64 {

@@ -1,71 +1,24 @@
 //! The compared methods. An arm gathers passages for questions; the same frozen generator answers from them, unless
 //! the method answers itself.
 //!
-//! * `direct`, `rag`, `budget`: nothing, the top passages of the raw question, as many as another arm's.
+//! * [`s3_rollout::arms`]: nothing, the top passages of the raw question, and every other paper's method.
+//! * `budget`: as many of the top passages as another arm's.
 //! * `searcher`: s3, a trained searcher's episodes.
-//! * `played`: every other method, by its machine of [`s3_search::script`].
 //! * `place`, `control`: where an arm searches.
 
 mod budget;
 mod control;
-mod direct;
 mod place;
-mod played;
-mod rag;
 mod searcher;
 
 pub use place::Places;
-pub use searcher::{Searcher, SearcherArm};
+pub use s3_rollout::arms::{Arm, Gathered, Searcher, Surroundings};
+pub use searcher::SearcherArm;
 
 use crate::error::EvalError;
 use crate::units::ArmResults;
 use s3_config::{AnswerBy, ArmConfig, ArmMethod, BudgetUnit, Control};
-use s3_rollout::record::EpisodeRecord;
-use s3_rollout::{ChatSource, Retrieve, RolloutError};
-use s3_search::{Passage, Question};
-use s3_telemetry::Shutdown;
-use serde::{Deserialize, Serialize};
-
-/// What an arm hands to the generator for one question.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Gathered {
-    /// In the order the generator reads them.
-    pub passages: Vec<Passage>,
-    /// Searches beside the raw question's.
-    pub searches: u32,
-    /// The searcher's episode.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub episode: Option<EpisodeRecord>,
-    /// The method's own answer, where it answers itself; empty when it gave none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub own: Option<String>,
-    /// Why the question could not be played: the served model refuses it. It has no verdict then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refused: Option<String>,
-}
-
-/// One method.
-pub trait Arm {
-    /// Passages for consecutive questions of the set; `first` is the place of the first one. Infrastructure
-    /// failures are errors: nothing is handed over in their place.
-    fn gather(&mut self, first: usize, questions: &[Question]) -> Result<Vec<Gathered>, RolloutError>;
-}
-
-/// What an arm is made of.
-#[derive(Clone, Copy)]
-pub struct Surroundings<'a> {
-    /// Ranks passages.
-    pub retriever: &'a dyn Retrieve,
-    /// The generator's model, for methods without one of their own.
-    pub chat: &'a dyn ChatSource,
-    /// Words of a passage that the generator reads; 0 is all.
-    pub passage_words: u32,
-    /// Stops episodes.
-    pub shutdown: &'a Shutdown,
-    /// Seed of the run.
-    pub seed: u64,
-}
+use s3_rollout::arms::{self, asked, raw};
 
 /// Makes an arm; a searcher is loaded here. `budgets`: per question of the set, what the arm named by `budgetFrom`
 /// handed over.
@@ -74,24 +27,22 @@ pub fn open<'a>(
     around: Surroundings<'a>,
     budgets: Vec<usize>,
 ) -> Result<Box<dyn Arm + 'a>, EvalError> {
-    if let Some((kind, config)) = arm.method.played() {
-        let model = config.searcher.as_ref().map(Searcher::load).transpose()?;
-        return Ok(Box::new(played::Played { kind, config, model, around }));
+    if let Some(simple) = arms::open(&arm.method, around)? {
+        return Ok(simple);
     }
     let Surroundings { retriever, passage_words, .. } = around;
-    Ok(match &arm.method {
-        ArmMethod::Rag { top_k, ranking } => Box::new(rag::Rag { retriever, top_k: *top_k, ranking: *ranking }),
+    match &arm.method {
         ArmMethod::SameBudgetRag { budget_by, ranking, .. } => {
             let (by, ranking) = (*budget_by, *ranking);
-            Box::new(budget::SameBudget { retriever, budgets, by, ranking, passage_words })
+            Ok(Box::new(budget::SameBudget { retriever, budgets, by, ranking, passage_words }))
         }
         ArmMethod::S3 { searcher, search, temperature, top_p, batch } => {
             let searcher = Searcher::load(searcher)?;
             let (temperature, top_p, batch) = (*temperature, *top_p, *batch);
-            Box::new(SearcherArm { searcher, search, temperature, top_p, batch, around })
+            Ok(Box::new(SearcherArm { searcher, search, temperature, top_p, batch, around }))
         }
-        _ => Box::new(direct::Direct),
-    })
+        _ => Err(EvalError::Config(format!("arm {:?}: its method cannot be made", arm.name))),
+    }
 }
 
 /// The arm that this one takes its budgets from, and what is counted.
@@ -170,21 +121,14 @@ pub fn order(arms: &[ArmConfig]) -> Result<Vec<usize>, EvalError> {
     Ok(order)
 }
 
-/// The questions, as a retriever is told them.
-fn asked(questions: &[Question]) -> Vec<&Question> {
-    questions.iter().collect()
-}
-
-/// The questions' own texts, as queries.
-fn raw(questions: &[Question]) -> Vec<String> {
-    questions.iter().map(|question| question.question.clone()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use s3_config::RetrievalMethod;
+    use s3_rollout::{ChatSource, Retrieve, RolloutError};
+    use s3_search::{Passage, Question};
+    use s3_telemetry::Shutdown;
 
     pub(super) struct Numbered;
 

@@ -1,26 +1,10 @@
 //! s3: a searcher plays episodes, what it selected goes to the generator.
 
-use super::{Arm, Gathered, Surroundings, asked, raw};
-use crate::error::EvalError;
-use s3_config::{ModelSpec, SearchConfig};
-use s3_model::Decoder;
+use super::{Arm, Gathered, Searcher, Surroundings, asked, raw};
+use s3_config::SearchConfig;
 use s3_rollout::record::EpisodeRecord;
-use s3_rollout::{EpisodeRequest, ModelCodec, Player, RolloutError, Sampling};
+use s3_rollout::{EpisodeRequest, Player, RolloutError, Sampling};
 use s3_search::Question;
-
-/// A loaded searcher.
-pub struct Searcher {
-    pub(super) decoder: Decoder,
-    pub(super) codec: ModelCodec,
-}
-
-impl Searcher {
-    /// Loads weights, adapter and tokenizer.
-    pub fn load(spec: &ModelSpec) -> Result<Self, EvalError> {
-        let (decoder, tokenizer) = Decoder::load(spec).map_err(RolloutError::from)?;
-        Ok(Self { decoder, codec: ModelCodec::new(tokenizer) })
-    }
-}
 
 /// The arm of one searcher.
 pub struct SearcherArm<'a> {

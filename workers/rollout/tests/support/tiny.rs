@@ -22,6 +22,11 @@ const PHRASES: [&str; 12] = [
 
 /// A byte-level tokenizer without merges, and a tiny Llama with random weights, as a Hugging Face folder.
 pub fn write_model(folder: &Path) {
+    write_model_that_says(folder, &PHRASES);
+}
+
+/// The same with other turns as single tokens.
+pub fn write_model_that_says(folder: &Path, phrases: &[&str]) {
     std::fs::create_dir_all(folder).unwrap();
     let mut vocab = serde_json::Map::new();
     let mut extra = 0;
@@ -38,7 +43,7 @@ pub fn write_model(folder: &Path) {
     }
     let added: Vec<serde_json::Value> = SPECIAL
         .iter()
-        .chain(&PHRASES)
+        .chain(phrases)
         .enumerate()
         .map(|(i, content)| {
             serde_json::json!({"id": 256 + i, "content": content, "single_word": false, "lstrip": false,

@@ -7,17 +7,18 @@
 //! | protocol | paper | wording |
 //! |---|---|---|
 //! | [`solo`] | chain of thought (arXiv 2201.11903), Sft, R1 without search | own |
-//! | [`search_r1`] | Search-R1 (arXiv 2503.09516) | own, tags of the paper |
+//! | [`search_r1`] | Search-R1 (arXiv 2503.09516) | own, tags of the paper; its code's under `compatibility: SearchR1` |
 //! | [`search_o1`] | Search-o1 (arXiv 2501.05366) | own, tags of the paper |
 //! | [`ir_cot`] | `IRCoT` (arXiv 2212.10509) | own |
 //! | [`deep_retrieval`] | `DeepRetrieval` (arXiv 2503.00223) | own, tags of the paper |
 //!
-//! No prompt is a copy of a paper's; a checkpoint that was trained on other words gets them by
-//! `search.promptTemplate`.
+//! No other prompt is a copy of a paper's; a checkpoint that was trained on other words gets them by
+//! `search.promptTemplate`. [`qa_em`] scores answers as Search-R1 does.
 
 pub mod deep_retrieval;
 pub mod ir_cot;
 mod page;
+pub mod qa_em;
 mod scripted;
 pub mod search_o1;
 pub mod search_r1;
@@ -25,6 +26,7 @@ pub mod solo;
 
 pub use page::{Fit, Frame, Page};
 pub use scripted::Scripted;
+pub(crate) use scripted::limits;
 
 use crate::episode::SearchError;
 use crate::prompt::neutralise;
@@ -104,6 +106,10 @@ pub trait Protocol: Debug + Send {
     fn next(&self) -> Move;
     /// How many of a page's passages were shown; called before the turn that reads them.
     fn shown(&mut self, _count: usize) {}
+    /// Whether the token that ended a turn stays in the conversation.
+    fn keeps_end(&self) -> bool {
+        true
+    }
     /// Takes what the model wrote, and says how it was read.
     fn wrote(&mut self, text: &str) -> Action;
     /// Takes what the retriever found, best first.

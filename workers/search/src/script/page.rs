@@ -79,18 +79,19 @@ impl Page {
         codec: &dyn Codec,
         measure: &dyn Fn(&str) -> Result<usize, SearchError>,
     ) -> Result<Option<Fitted>, SearchError> {
+        if self.fit == Fit::Cut {
+            let block = self.passages.as_ref().map(|(frame, passages)| prompt::whole(passages, frame));
+            let mut tokens = codec.encode(&self.text(&block.unwrap_or_default()));
+            tokens.truncate(budgets.block.min(budgets.room));
+            let text = codec.decode(&tokens);
+            let shown = self.passages.as_ref().map_or(0, |(_, passages)| passages.len());
+            return Ok(Some(Fitted { text, shown, cut: Some(tokens) }));
+        }
         let Some((frame, passages)) = &self.passages else {
             let text = self.text("");
             let fits = measure(&text)? <= budgets.room;
             return Ok(fits.then_some(Fitted { text, shown: 0, cut: None }));
         };
-        if self.fit == Fit::Cut {
-            let text = self.text(&prompt::whole(passages, frame));
-            let mut tokens = codec.encode(&text);
-            tokens.truncate(budgets.block.min(budgets.room));
-            let text = codec.decode(&tokens);
-            return Ok(Some(Fitted { text, shown: passages.len(), cut: Some(tokens) }));
-        }
         let skeleton = measure(&self.text(""))?;
         let Some(room) = budgets.room.checked_sub(skeleton) else { return Ok(None) };
         let budget = room.min(budgets.block);

@@ -145,10 +145,13 @@ impl Scripted {
         let Write { place, page, stops } = write;
         let limit = (self.config.context_tokens as usize).saturating_sub(self.config.turn_tokens as usize);
         let held = if place == Place::Next { self.main.tokens.len() } else { 0 };
+        if held > limit {
+            return Ok(State::Done(StopReason::ContextFull));
+        }
         let budgets = Budgets {
             passage: self.config.passage_tokens as usize,
             block: self.config.observation_tokens as usize,
-            room: limit.saturating_sub(held),
+            room: limit - held,
         };
         let chat = |text: &str| codec.chat(page.system.as_deref(), text);
         let fitted = match place {
@@ -221,10 +224,11 @@ impl Play for Scripted {
         if !sound || tokens.len() > limit {
             return Err(SearchError::Sampled { tokens: tokens.len(), logprobs: logprobs.len(), limit });
         }
-        let span = self.wrote_tokens(tokens);
-        self.logprobs[span.0..].copy_from_slice(logprobs);
         let end = codec.end_of_turn();
         let said = tokens.iter().position(|&token| token == end).map_or(tokens, |at| &tokens[..at]);
+        let kept = if self.protocol.keeps_end() { tokens } else { said };
+        let span = self.wrote_tokens(kept);
+        self.logprobs[span.0..].copy_from_slice(&logprobs[..kept.len()]);
         self.wrote(codec.decode(said), span, codec)
     }
 

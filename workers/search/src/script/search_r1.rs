@@ -2,13 +2,17 @@
 //! with `<answer>`, all in one running text.
 //!
 //! By default `maxSearches` searches are executed, passages are dropped whole to fit their budget and markup in
-//! them is broken. `compatibility: SearchR1` does as the reference's code: `maxSearches` is its `max_turns`, which
-//! unreadable turns use up too and after which one closing turn follows in which nothing is executed; an
-//! information block is cut like any text.
+//! them is broken. `compatibility: SearchR1` does as the reference's code: its prompt and its words after an unreadable
+//! turn; `maxSearches` is its `max_turns`, which unreadable turns use up too and after which one closing turn follows in
+//! which nothing is executed; what the environment says is cut like any text; the token that ends a turn leaves the
+//! conversation. Two things stay: a turn ends with the first closing tag (the reference samples on, and throws away
+//! what follows the first `</search>`, or else the first `</answer>`), and what no longer fits ends the episode (the
+//! reference cuts the conversation's beginning away).
 
 use super::solo::ANSWER;
 use super::{Fit, Frame, Move, Page, Place, Protocol, Tag, Write, invalid, prompt};
 use crate::episode::SearchError;
+use crate::text::strip;
 use crate::types::{Action, Passage, Question, StopReason};
 use s3_config::{Compatibility, SearchConfig};
 
@@ -35,6 +39,19 @@ enum Due {
     End(StopReason),
 }
 
+/// The reference's prompt (PeterGriffinJin/Search-R1, Apache-2.0), which its checkpoints were trained on.
+pub const REFERENCE_PROMPT: &str = "Answer the given question. You must conduct reasoning inside <think> and </think> \
+first every time you get new information. After reasoning, if you find you lack some knowledge, you can call a search \
+engine by <search> query </search> and it will return the top searched results between <information> and \
+</information>. You can search as many times as your want. If you find no further external knowledge needed, you can \
+directly provide the answer inside <answer> and </answer>, without detailed illustrations. For example, <answer> \
+Beijing </answer>. Question: {question}\n";
+
+/// What the reference says after an unreadable turn.
+const REFERENCE_CORRECTION: &str = "\nMy previous action is invalid. If I want to search, I should put the query \
+between <search> and </search>. If I want to give the final answer, I should put the answer between <answer> and \
+</answer>. Let me try again.\n";
+
 /// The machine.
 #[derive(Debug)]
 pub struct SearchR1 {
@@ -55,11 +72,12 @@ pub struct SearchR1 {
 impl SearchR1 {
     /// Starts.
     pub fn new(question: &Question, config: &SearchConfig) -> Result<Self, SearchError> {
+        let compat = config.compatibility == Compatibility::SearchR1;
         Ok(Self {
-            prompt: prompt(question, config, PROMPT)?,
+            prompt: prompt(question, config, if compat { REFERENCE_PROMPT } else { PROMPT })?,
             max_searches: config.max_searches,
             max_corrections: config.max_corrections,
-            compat: config.compatibility == Compatibility::SearchR1,
+            compat,
             due: Due::Start,
             turns: 0,
             searches: 0,
@@ -71,8 +89,9 @@ impl SearchR1 {
     }
 }
 
-/// What the first tag that is opened and closed asks for.
-pub fn read(text: &str) -> Action {
+/// What the first tag that is opened and closed asks for. The reference takes the words as they stand, if there are
+/// none too.
+pub fn read(text: &str, compat: bool) -> Action {
     let tagged = |tag: Tag| {
         let mut opens = text.match_indices(tag.open).map(|(at, _)| at);
         opens.find_map(|at| {
@@ -83,6 +102,9 @@ pub fn read(text: &str) -> Action {
     };
     match (tagged(SEARCH), tagged(ANSWER)) {
         (Some((search, query)), answer) if answer.is_none_or(|(at, _)| search < at) => {
+            if compat {
+                return Action::Search { query: strip(query).to_owned() };
+            }
             let words: Vec<&str> = query.split_whitespace().collect();
             if words.is_empty() {
                 return invalid("the search is empty");
@@ -103,18 +125,23 @@ fn answered(text: &str) -> String {
 
 impl Protocol for SearchR1 {
     fn next(&self) -> Move {
+        let (fit, correction) =
+            if self.compat { (Fit::Cut, REFERENCE_CORRECTION) } else { (Fit::Passages, CORRECTION) };
         let (place, page) = match &self.due {
             Due::Start => (Place::New, self.prompt.clone()),
             Due::Search(query) => return Move::Retrieve { query: query.clone(), raw: false },
             Due::End(reason) => return Move::Done(reason.clone()),
             Due::Read(passages) => {
-                let fit = if self.compat { Fit::Cut } else { Fit::Passages };
                 let passages = Some((FRAME, passages.clone()));
                 (Place::Next, Page { system: None, before: "\n\n".into(), passages, after: "\n\n".into(), fit })
             }
-            Due::Correct => (Place::Next, Page { before: CORRECTION.to_owned(), ..Page::default() }),
+            Due::Correct => (Place::Next, Page { before: correction.to_owned(), fit, ..Page::default() }),
         };
         Move::Write(Write { place, page, stops: vec![SEARCH, ANSWER] })
+    }
+
+    fn keeps_end(&self) -> bool {
+        !self.compat
     }
 
     fn shown(&mut self, count: usize) {
@@ -125,7 +152,7 @@ impl Protocol for SearchR1 {
     fn wrote(&mut self, text: &str) -> Action {
         self.turns += 1;
         let closing = self.compat && self.turns > self.max_searches;
-        let action = read(text);
+        let action = read(text, self.compat);
         self.due = match &action {
             Action::Complete => {
                 self.answer = answered(text);

@@ -9,15 +9,17 @@ use crate::run::Run;
 use crate::team::{first, gather, tell};
 use s3_artifacts::ArtifactError;
 use s3_collective::{Collective, share};
-use s3_config::{Determinism, TrainerConfig};
+use s3_config::{Determinism, FailurePolicy, TrainerConfig};
 use s3_model::Decoder;
 use s3_rollout::record::{EpisodeRecord, Outcome, StepEntry, StepRecord, TrainingRecord};
 use s3_rollout::{
     Ask, GeneratorPeer, Job, Link, ModelCodec, Pace, RetrieverPeer, RolloutError, Sampling, Scored, Seat, Stage,
     Stream, all_failed, question_key, score_answers,
 };
-use s3_search::reward::shaped;
-use s3_search::{Episode, Passage, Question};
+use s3_search::reward::{own, shaped};
+use s3_search::score::Verdict;
+use s3_search::script::qa_em;
+use s3_search::{Codec, Passage, Play, Question, Searching};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -37,8 +39,8 @@ pub struct Arena<'a> {
     pub codec: &'a ModelCodec,
     /// The retriever.
     pub retriever: RetrieverPeer,
-    /// The generator.
-    pub generator: GeneratorPeer,
+    /// The generator; none where the searcher answers itself.
+    pub generator: Option<GeneratorPeer>,
     /// The baseline's answers; the first rank has them.
     pub store: Option<&'a Mutex<BaselineStore<'a>>>,
     /// Asks to stop.
@@ -77,7 +79,8 @@ pub struct Played {
 impl<'a> Arena<'a> {
     /// The same for work that may be given up alone.
     pub fn on(&self, link: Link) -> Arena<'a> {
-        let (retriever, generator) = (self.retriever.on(&link), self.generator.on(&link));
+        let retriever = self.retriever.on(&link);
+        let generator = self.generator.as_ref().map(|generator| generator.on(&link));
         Arena { run: self.run, codec: self.codec, retriever, generator, store: self.store, link }
     }
 
@@ -132,10 +135,17 @@ impl<'a> Arena<'a> {
         }
         let playing = table.over.duration_since(started).as_secs_f64();
         table.bring_together()?;
+        let fails = config.reward.on_failure == FailurePolicy::Fail && known.is_none();
+        if fails {
+            table.unbroken()?;
+        }
         let (episodes, searchers) = table.whole()?;
         // once this is heard, the first rank has written all that the others kept
         let baselines = tell(self.team(), || Ok::<_, RolloutError>(self.baselines(round, known.is_some())))?;
         journal.brought_together()?;
+        if fails {
+            unbroken(baselines.len(), baselines.iter().filter_map(broken).map(|why| format!("the baseline: {why}")))?;
+        }
         let outcomes = if let Some(outcomes) = known {
             outcomes
         } else {
@@ -151,8 +161,12 @@ impl<'a> Arena<'a> {
         self.run.collective.as_ref()
     }
 
-    /// The baseline of every question, by the first rank; nothing where it is not asked for.
+    /// The baseline of every question, by the first rank; nothing where it is not asked for. Where the searcher answers
+    /// itself, it is never right: gain is accuracy then.
     fn baselines(&self, round: &Round<'_>, known: bool) -> Vec<Scored> {
+        if self.run.config.answers_itself() {
+            return vec![Scored::own(None, &[]); round.questions.len()];
+        }
         let Some(store) = self.store.filter(|_| !known).map(locked) else { return Vec::new() };
         let lost = || Scored::missing("the baseline answer was lost in an outage".into(), true);
         round.questions.iter().map(|question| store.get(question).unwrap_or_else(lost)).collect()
@@ -168,12 +182,37 @@ impl<'a> Arena<'a> {
         let samples = round.samples as usize;
         let baselines = baselines.into_iter().flat_map(|baseline| std::iter::repeat_n(baseline, samples));
         let outcome = |((episode, searcher), baseline): ((&EpisodeRecord, Scored), Scored)| {
-            let config = &self.run.config;
-            let reward = shaped(&config.reward, &episode.trajectory(), searcher.verdict, baseline.verdict);
+            let reward = rewarded(&self.run.config, episode, &searcher, &baseline);
             Outcome { searcher, baseline, reward }
         };
         episodes.iter().zip(searchers).zip(baselines).map(outcome).collect()
     }
+}
+
+/// The reward of an episode by its answers; none masks it.
+pub fn rewarded(config: &TrainerConfig, episode: &EpisodeRecord, searcher: &Scored, baseline: &Scored) -> Option<f64> {
+    let trajectory = episode.trajectory();
+    if config.answers_itself() {
+        return own(&config.reward, &trajectory, searcher.answer.as_deref(), &episode.question.answers);
+    }
+    shaped(&config.reward, &trajectory, searcher.verdict, baseline.verdict)
+}
+
+/// Why an answer or its verdict could not be had, where that is no property of the question.
+fn broken(scored: &Scored) -> Option<&str> {
+    match &scored.failure {
+        Some(missing) if missing.outage => Some(&missing.reason),
+        None if scored.judge == Some(Verdict::Failed) => Some(&scored.judge_reason),
+        _ => None,
+    }
+}
+
+/// Refuses to go on without what an infrastructure failure took.
+fn unbroken(all: usize, lost: impl Iterator<Item = String>) -> Result<(), RolloutError> {
+    let lost: Vec<String> = lost.collect();
+    let Some(first) = lost.first() else { return Ok(()) };
+    let reason = format!("reward.onInfrastructureFailure is Fail, and {} of {all} failed ({first})", lost.len());
+    Err(RolloutError::Incomplete { reason })
 }
 
 fn locked<'m, 'a>(store: &'m Mutex<BaselineStore<'a>>) -> std::sync::MutexGuard<'m, BaselineStore<'a>> {
@@ -203,7 +242,7 @@ type Part = (Vec<(usize, EpisodeRecord)>, Vec<(usize, Scored)>);
 struct RoundTable<'s> {
     config: &'s TrainerConfig,
     codec: &'s ModelCodec,
-    generator: &'s GeneratorPeer,
+    generator: Option<&'s GeneratorPeer>,
     round: &'s Round<'s>,
     team: &'s dyn Collective,
     /// The places that this rank plays.
@@ -232,7 +271,7 @@ impl<'s> RoundTable<'s> {
         let mut table = Self {
             config: &arena.run.config,
             codec: arena.codec,
-            generator: &arena.generator,
+            generator: arena.generator.as_ref(),
             round,
             team,
             mine: share(places, team.rank(), team.size()),
@@ -288,6 +327,16 @@ impl<'s> RoundTable<'s> {
     /// Notes what a finished episode asks the generator; the ask when it is a new one.
     fn ask(&mut self, place: usize) -> Option<usize> {
         let episode = self.episodes.get(place)?.as_ref().filter(|episode| episode.failure().is_none())?;
+        if self.config.answers_itself() {
+            // nobody is asked: the answer stands in what was read and written
+            if self.ask_of[place].is_none() {
+                let text = self.codec.decode(&episode.tokens);
+                let scored = Scored::own(qa_em::extract(&text), &episode.question.answers);
+                self.ask_of[place] = Some(self.asks.len());
+                self.asks.push(Asked { place, scored: Some(scored) });
+            }
+            return None;
+        }
         let key = (episode.question.question.clone(), episode.selected.clone());
         let next = self.asks.len();
         let ask = *self.known.entry(key).or_insert(next);
@@ -301,7 +350,8 @@ impl<'s> RoundTable<'s> {
 
     fn job(&self, ask: usize) -> Option<Job<'s, (usize, Result<Scored, RolloutError>)>> {
         let episode = self.episodes[self.asks[ask].place].as_ref()?;
-        let (generator, question, passages) = (self.generator, episode.question.clone(), episode.selected.clone());
+        let generator = self.generator?;
+        let (question, passages) = (episode.question.clone(), episode.selected.clone());
         Some(Box::new(move || {
             let scored = score_answers(generator, &[Ask { question: &question, passages: &passages }]);
             let none = || Scored::missing("the generator answered nothing".into(), false);
@@ -348,12 +398,14 @@ impl<'s> RoundTable<'s> {
                 self.episodes[place] = Some(episode);
             }
             for (place, one) in scored {
-                self.note("answer", place, one.failure.is_none(), || StepEntry::Answers { answers: vec![one.clone()] });
+                let keeps = one.failure.is_none() && self.generator.is_some() && !self.refuses(&one);
+                self.note("answer", place, keeps, || StepEntry::Answers { answers: vec![one.clone()] });
                 answers.insert(place, one);
             }
         }
         self.known.clear();
         self.asks.clear();
+        self.ask_of.fill(None);
         for place in 0..self.episodes.len() {
             self.ask(place);
             let Some((ask, one)) = self.ask_of[place].zip(answers.remove(&place)) else { continue };
@@ -372,6 +424,18 @@ impl<'s> RoundTable<'s> {
         if keeps && first(self.team) && self.journal.get(&key).is_none() {
             self.unkept.push((key, entry()));
         }
+    }
+
+    /// Whether a verdict that could not be had ends the attempt, so that the next one asks again.
+    fn refuses(&self, scored: &Scored) -> bool {
+        self.config.reward.on_failure == FailurePolicy::Fail && broken(scored).is_some()
+    }
+
+    /// Refuses a round that lost an episode or an answer; nothing of what was lost is kept.
+    fn unbroken(&self) -> Result<(), RolloutError> {
+        let episodes = self.episodes.iter().flatten().filter_map(|episode| episode.failure().map(str::to_owned));
+        let answers = self.asks.iter().filter_map(|ask| broken(ask.scored.as_ref()?).map(str::to_owned));
+        unbroken(self.episodes.len(), episodes.chain(answers))
     }
 
     /// All episodes with their answers. Where not one came about, nothing more is kept, so that a later run asks
@@ -408,14 +472,14 @@ impl<'s> RoundTable<'s> {
 }
 
 impl<'s> Stage<'s> for RoundTable<'s> {
-    type Play = Episode;
+    type Play = Searching;
     type Answer = (usize, Result<Scored, RolloutError>);
 
     /// What two prompts that have nothing in common begin with.
     fn beginning(&self) -> Vec<u32> {
         let prompt = |text: &str, initial: Vec<Passage>| {
             let question = Question { question: text.into(), ..Question::default() };
-            let episode = Episode::new(&question, 0, initial, &self.config.search, self.codec);
+            let episode = Searching::new(&question, 0, initial, &self.config.search, self.codec);
             episode.map(|episode| episode.context().to_vec()).unwrap_or_default()
         };
         let passage = Passage { id: "0".into(), title: "9".into(), text: "9".into() };
@@ -436,23 +500,23 @@ impl<'s> Stage<'s> for RoundTable<'s> {
     }
 
     fn opening(&mut self, group: usize) -> Option<(Question, String, usize)> {
-        let top_k = self.config.search.initial_top_k;
+        let top_k = Searching::initial(&self.config.search);
         let question = &self.round.questions[group];
         (top_k > 0 && self.missing(group).next().is_some())
-            .then(|| (question.clone(), question.question.clone(), top_k as usize))
+            .then(|| (question.clone(), question.question.clone(), top_k))
     }
 
-    fn seats(&mut self, group: usize, initial: Vec<Passage>) -> Result<Vec<Seat<Episode>>, RolloutError> {
+    fn seats(&mut self, group: usize, initial: Vec<Passage>) -> Result<Vec<Seat<Searching>>, RolloutError> {
         let question = &self.round.questions[group];
         self.missing(group)
             .map(|sample| {
-                let play = Episode::new(question, sample, initial.clone(), &self.config.search, self.codec)?;
+                let play = Searching::new(question, sample, initial.clone(), &self.config.search, self.codec)?;
                 Ok(Seat { play, question: question.clone(), sample })
             })
             .collect()
     }
 
-    fn ended(&mut self, group: usize, run: Seat<Episode>) -> Result<Option<Job<'s, Self::Answer>>, RolloutError> {
+    fn ended(&mut self, group: usize, run: Seat<Searching>) -> Result<Option<Job<'s, Self::Answer>>, RolloutError> {
         let place = group * self.round.samples as usize + run.sample as usize;
         let episode = EpisodeRecord::new(&run.question, &run.play.finish());
         if episode.failure().is_none() {
@@ -467,7 +531,7 @@ impl<'s> Stage<'s> for RoundTable<'s> {
     fn answered(&mut self, (ask, scored): Self::Answer) -> Result<(), RolloutError> {
         let scored = scored?;
         // a failure is asked again if the run is interrupted before the round ends
-        if scored.failure.is_none() {
+        if scored.failure.is_none() && !self.refuses(&scored) {
             let key = self.key("answer", self.asks[ask].place);
             self.unkept.push((key, StepEntry::Answers { answers: vec![scored.clone()] }));
         }

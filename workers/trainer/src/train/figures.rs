@@ -46,6 +46,10 @@ pub fn publish(step: u32, figures: &BTreeMap<String, f64>) {
     metrics.training_mismatch.with_label_values(&none).set(figure("mismatchKl"));
     metrics.training_staleness.with_label_values(&none).set(figure("stalenessOptimizerSteps"));
     metrics.training_searches.with_label_values(&none).set(figure("searches"));
+    if let Some(held) = figures.get("bufferQuestions") {
+        metrics.training_buffer.with_label_values(&["held"]).set(*held);
+        metrics.training_buffer.with_label_values(&["drawn"]).set(figure("bufferDrawn"));
+    }
     metrics.training_masked.with_label_values(&["outage"]).inc_by(figure("masked") as u64);
     metrics.training_tokens.with_label_values(&["action"]).inc_by(figure("actionTokens") as u64);
     metrics.training_tokens.with_label_values(&["context"]).inc_by(figure("contextTokens") as u64);

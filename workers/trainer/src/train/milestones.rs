@@ -3,7 +3,7 @@
 //! A searcher is kept once the checkpoint of its step is safe, so whoever goes on from there finds it or makes it
 //! again. One that stands stays as it is: an evaluation may be pinned to its digest.
 
-use crate::checkpoint::{ADAPTER, export_to};
+use crate::checkpoint::{ADAPTER, export_to, tensors_of};
 use crate::identity::Identity;
 use s3_artifacts::load_manifest;
 use s3_config::{MilestonesConfig, TrainerConfig, milestone_folder};
@@ -72,9 +72,7 @@ impl<'a> Milestones<'a> {
     fn kept(&self, step: u32) -> Result<Option<String>, Failure> {
         let Some(folder) = self.folder(step).filter(|folder| folder.exists()) else { return Ok(None) };
         match load_manifest(&folder, ADAPTER) {
-            Ok(manifest) if manifest.identity["run"] == self.identity.digest()? => {
-                Ok(manifest.files.get("adapter_model.safetensors").cloned())
-            }
+            Ok(manifest) if manifest.identity["run"] == self.identity.digest()? => Ok(tensors_of(&manifest).cloned()),
             Ok(_) => Ok(None),
             Err(error) => {
                 tracing::warn!(%error, step, "a kept searcher is damaged and made again");

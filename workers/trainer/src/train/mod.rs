@@ -7,6 +7,7 @@
 //! is not.
 
 mod best;
+mod curriculum;
 mod episodes;
 mod figures;
 mod milestones;
@@ -22,8 +23,10 @@ use crate::identity::{Identity, Peers};
 use crate::run::Run;
 use crate::team::{first, gather, tell};
 use best::Best;
-pub(crate) use episodes::again as round_again;
+pub use curriculum::Curriculum;
+use curriculum::Sequence;
 use episodes::{Arena, Played, Round, results_digest};
+pub(crate) use episodes::{again as round_again, rewarded};
 use milestones::Milestones;
 use notes::StepNotes;
 pub(crate) use policies::Policies;
@@ -32,12 +35,11 @@ use s3_collective::Collective;
 use s3_config::{Determinism, GuardAction, TrainerConfig};
 use s3_model::{AdamW, Decoder, Team, Workload};
 use s3_rollout::record::{StepEntry, step_journal};
-use s3_rollout::{Ahead, Link, RolloutError, Sampling, policy_of};
-use s3_search::Question;
-use s3_search::eligible::sample;
+use s3_rollout::{Ahead, GeneratorPeer, Link, RolloutError, Sampling, policy_of};
+use s3_search::Searching;
 use s3_telemetry::{ExitClass, Failure, Outcome, last_words};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
@@ -51,9 +53,13 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     check(&run.config, all.size())?;
     // what is on disk is the first rank's
     let _lock = if first(all) { Some(lock(&run.config.runtime.state_dir)?) } else { None };
-    let (retriever, generator) = (run.retriever()?, run.generator()?);
-    let mut store = if first(all) { Some(BaselineStore::open(run, &retriever, &generator)?) } else { None };
-    let chosen = tell(all, || store.as_mut().map_or_else(|| Ok(Chosen::default()), |store| choose(run, store)))?;
+    let retriever = run.retriever()?;
+    let generator = if run.config.answers_itself() { None } else { Some(run.generator()?) };
+    let mut store = match &generator {
+        Some(generator) if first(all) => Some(BaselineStore::open(run, &retriever, generator)?),
+        _ => None,
+    };
+    let chosen = tell(all, || choose(run, store.as_mut()))?;
     let (mut decoder, codec) = run.searcher()?;
     let reference = (run.config.algorithm.kl_coefficient > 0.0).then(|| decoder.clone());
     if needs_critic(&run.config.algorithm) {
@@ -65,9 +71,12 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     plan_memory(config, &decoder, &team)?;
     // how many threads play changes no result
     let rollout = s3_config::RolloutConfig { workers: 1, ..config.rollout.clone() };
-    let more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": rollout,
+    let mut more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": rollout,
         "probe": config.probe.as_ref().map(|probe| (probe.every, probe.limit))});
-    let peers = Peers { index: retriever.index_digest(), generator: Some(generator.digest()) };
+    if let Some(buffer) = &config.data.difficulty_buffer {
+        more["difficultyBuffer"] = json!(buffer);
+    }
+    let peers = Peers { index: retriever.index_digest(), generator: generator.as_ref().map(GeneratorPeer::digest) };
     let identity = Identity::of(run, "train", &decoder, peers, [&chosen.train, &chosen.probe], more)?;
     let folder = config.runtime.state_dir.join("training");
     let same = tell(all, || Ok::<_, RolloutError>(identity.0.clone()))?;
@@ -93,7 +102,10 @@ fn plan_memory(config: &TrainerConfig, decoder: &Decoder, team: &Team) -> Result
         tokens,
         positions: tokens,
     };
-    let mut plan = decoder.memory_plan(work);
+    // beside the trained policy: the fixed one of the KL term, and those that rounds ahead are played with
+    let fixed = u64::from(config.algorithm.kl_coefficient > 0.0);
+    let plan = decoder.memory_plan(work);
+    let mut plan = plan.beside(fixed + u64::from(config.rollout.staleness), decoder.trainable());
     if team.size() > 1 {
         let episodes = config.rollout.questions * config.rollout.samples;
         let batch = if config.rollout.mini_batch == 0 { episodes } else { config.rollout.mini_batch.min(episodes) };
@@ -105,6 +117,7 @@ fn plan_memory(config: &TrainerConfig, decoder: &Decoder, team: &Team) -> Result
     match plan.check(decoder.device()) {
         Ok(()) => Ok(()),
         Err(reason) if decoder.device().is_cpu() => {
+            plan.check_certain(decoder.device()).map_err(|reason| Failure::input(reason.to_string()))?;
             tracing::warn!(%reason, "if episodes fill their contexts");
             Ok(())
         }
@@ -315,6 +328,7 @@ impl Training<'_> {
             let mut journal = self.notes(0)?;
             self.probe(decoder, &mut journal, 0, position)?;
         }
+        self.begin_curriculum(position);
         while position.step < config.steps && self.stops(position).is_none() {
             checkpoints.map_or(Ok(()), Checkpoints::check)?;
             let step = position.step + 1;
@@ -328,13 +342,16 @@ impl Training<'_> {
             let policy = policy_of(step, config.rollout.staleness);
             figures.insert("staleness".into(), f64::from(step - 1 - policy));
             figures.insert("stalenessOptimizerSteps".into(), policies.behind(policy, optimizer.steps())? as f64);
+            policies.release();
             self.arena.run.progress.phase(format!("step {step}/{}: update", config.steps), 0);
             let started = std::time::Instant::now();
             let shutdown = &self.arena.run.link.shutdown;
             let updater = Updater { config, reference: self.reference, shutdown, team: self.team };
             figures.extend(updater.update(decoder, optimizer, &played)?);
             figures.insert("secondsUpdate".into(), started.elapsed().as_secs_f64());
+            let curriculum = self.curriculum_after(position, step, &played, &mut figures);
             let mut next = Self::noted(position, optimizer, Some(&figures));
+            next.curriculum = curriculum;
             next.extend(&results_digest(&played)?);
             next.step = step;
             if journal.get("figures").is_none() {
@@ -387,6 +404,41 @@ impl Training<'_> {
         Ok(None)
     }
 
+    /// Settles the steps that can start, where a difficulty buffer has its say.
+    fn begin_curriculum(&self, position: &mut Position) {
+        let config = self.config();
+        let Some(rule) = &config.data.difficulty_buffer else {
+            position.curriculum = None;
+            return;
+        };
+        let all = &self.chosen.train;
+        // that of another training counts in other questions
+        let digest = s3_search::eligible::digest(all);
+        let known = position.curriculum.take().filter(|known| known.is_of(&digest));
+        let mut curriculum = known.unwrap_or_else(|| Curriculum::new(digest));
+        let steps = position.step + 1..=position.step + 1 + config.rollout.staleness;
+        curriculum.settle(rule, config.rollout.questions, &mut Sequence::new(all, config.seed), steps);
+        position.curriculum = Some(curriculum);
+    }
+
+    /// The curriculum after a step's round, with the step settled that can start then.
+    fn curriculum_after(
+        &self,
+        position: &Position,
+        step: u32,
+        played: &Played,
+        figures: &mut BTreeMap<String, f64>,
+    ) -> Option<Curriculum> {
+        let config = self.config();
+        let rule = config.data.difficulty_buffer.as_ref()?;
+        let mut curriculum = position.curriculum.clone()?;
+        figures.extend(curriculum.played(rule, step, config.rollout.samples, &played.outcomes));
+        let steps = step + 1..=step + 1 + config.rollout.staleness;
+        let mut sequence = Sequence::new(&self.chosen.train, config.seed);
+        curriculum.settle(rule, config.rollout.questions, &mut sequence, steps);
+        Some(curriculum)
+    }
+
     /// Why training is done before its last step, if it is.
     fn stops(&self, position: &Position) -> Option<String> {
         position.watch.stops(self.config().stop.as_ref()?)
@@ -412,9 +464,12 @@ impl Training<'_> {
             let decoder = policies.of(policy_of(step, config.rollout.staleness))?.clone();
             let link = Link { handle: self.arena.link.handle.clone(), shutdown: self.arena.link.shutdown.part() };
             let arena = self.arena.on(link.clone());
+            let questions = match &position.curriculum {
+                Some(curriculum) => curriculum.questions(step, &self.chosen.train),
+                None => curriculum::consecutive(&self.chosen.train, config, step),
+            };
             ahead.start(step, link.shutdown, move |_, done| {
                 let mut journal = self.notes(step)?;
-                let questions = step_questions(&self.chosen.train, config, step);
                 let round = Round {
                     prefix: "",
                     questions: &questions,
@@ -561,33 +616,20 @@ fn check(config: &TrainerConfig, ranks: usize) -> Result<(), Failure> {
             "algorithm.filterZeroVariance compares the samples of a question; set rollout.samples to 2 or more",
         ));
     }
+    if let Some(buffer) = &config.data.difficulty_buffer {
+        if config.rollout.samples < 2 {
+            return Err(Failure::input(
+                "data.difficultyBuffer compares the samples of a question; set rollout.samples to 2 or more",
+            ));
+        }
+        if buffer.capacity == 0 || !(0.0..=1.0).contains(&buffer.share) {
+            return Err(Failure::input("data.difficultyBuffer wants a capacity of at least 1 and a share of 0 to 1"));
+        }
+    }
     if algorithm.dual_clip.abs() > 0.0 && algorithm.dual_clip <= 1.0 {
         return Err(Failure::input("algorithm.dualClip must be above 1, or 0 for no bound"));
     }
-    s3_search::check(&config.search).map_err(Failure::input)
-}
-
-/// The questions of a step: consecutive ones of a sequence that goes through all of them again and again, each
-/// time in another order. A question is asked once in a step.
-fn step_questions(all: &[Question], config: &TrainerConfig, step: u32) -> Vec<Question> {
-    let count = config.rollout.questions;
-    let first = (step as usize - 1) * count;
-    let mut seen = BTreeSet::new();
-    let mut orders: BTreeMap<usize, Vec<Question>> = BTreeMap::new();
-    (first..first + count)
-        .filter_map(|place| {
-            let (pass, at) = (place / all.len(), place % all.len());
-            let order = orders.entry(pass).or_insert_with(|| {
-                if pass == 0 {
-                    return all.to_vec();
-                }
-                let salt = (pass as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-                sample(all.to_vec(), config.seed ^ salt, all.len())
-            });
-            let question = order[at].clone();
-            seen.insert((question.dataset.clone(), question.id.clone())).then_some(question)
-        })
-        .collect()
+    Searching::check(&config.search).map_err(Failure::input)
 }
 
 /// Makes sure that a folder's journals belong to this run.
@@ -620,32 +662,5 @@ pub(crate) fn lock(state: &Path) -> Result<std::fs::File, Failure> {
             state.display()
         ))),
         Err(std::fs::TryLockError::Error(error)) => Err(io(error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn steps_go_through_all_questions_before_any_comes_again() {
-        let all: Vec<Question> =
-            (0..7).map(|i| Question { id: i.to_string(), question: format!("q{i}"), ..Question::default() }).collect();
-        let text = "runtime: {name: t, stateDir: s}\nseed: 5\nsearcher: {path: m}\nretriever: {address: 'http://a'}\n\
-            generator: {endpoint: {address: 'http://a'}}\ndata: {datasets: []}\nbaselineStore: b\nsteps: 9\n\
-            checkpoint: {dir: c}\nexport: e\nrollout: {questions: 3}\n";
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("c.yaml");
-        std::fs::write(&path, text).unwrap();
-        let config: TrainerConfig = s3_config::load(&path).unwrap();
-        let ids = |step| step_questions(&all, &config, step).into_iter().map(|q| q.id).collect::<Vec<_>>();
-        assert_eq!([ids(1), ids(2)].concat(), ["0", "1", "2", "3", "4", "5"]);
-        let mut two_passes: Vec<String> = (1..=7).flat_map(ids).collect();
-        assert!(two_passes.len() >= 20 && two_passes.len() <= 21, "a pass may end inside a step");
-        two_passes.sort();
-        two_passes.dedup();
-        assert_eq!(two_passes.len(), 7);
-        assert_eq!(ids(5), ids(5));
     }
 }

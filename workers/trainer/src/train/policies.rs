@@ -28,6 +28,13 @@ impl Policies {
         self.kept.insert(updates, (decoder.clone(), optimizer_steps));
     }
 
+    /// Lets go of policies that are behind: without staleness the rounds of the next step begin with a newer one.
+    pub fn release(&mut self) {
+        if self.staleness == 0 {
+            self.kept.clear();
+        }
+    }
+
     /// The policy after `updates`.
     pub fn of(&self, updates: u32) -> Result<&Decoder, RolloutError> {
         Ok(&self.get(updates)?.0)

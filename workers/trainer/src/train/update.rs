@@ -255,10 +255,15 @@ impl Updater<'_> {
         Ok((samples, filtered))
     }
 
-    /// Whether the critic sees all tokens of the response, as the reference's does (its advantages are whitened
-    /// over them, too).
+    /// Whether the critic sees all tokens of the response, as the references' does (its advantages are whitened
+    /// over them, too). Search-R1 and s3 share their trainer.
     fn whole_response(&self) -> bool {
-        self.config.algorithm.estimator == Estimator::Ppo && self.config.search.compatibility == Compatibility::S3
+        self.config.algorithm.estimator == Estimator::Ppo && self.config.search.compatibility != Compatibility::None
+    }
+
+    /// Whether every backward pass takes a mean of its own, as the references' trainer does.
+    fn means_apart(&self) -> bool {
+        self.whole_response() || self.config.search.compatibility == Compatibility::SearchR1
     }
 
     /// What the models say of the episodes before the update: the critic's values, the trainer's own
@@ -397,7 +402,7 @@ impl Updater<'_> {
             mini.iter().map(|sample| if sample.keep { of(sample) } else { 0 }).collect()
         };
         let shares = |lengths: Vec<usize>| {
-            if self.whole_response() {
+            if self.means_apart() {
                 // the reference takes the mean of every backward pass
                 micro_weights(algorithm, &lengths, self.config.rollout.micro_batch)
             } else {

@@ -17,7 +17,7 @@ use std::time::Duration;
 #[path = "../../../rollout/tests/support/tiny.rs"]
 mod tiny;
 
-use tiny::write_model;
+use tiny::{write_model, write_model_that_says};
 
 /// Passages of the fake corpus.
 pub const PASSAGES: usize = 40;
@@ -130,8 +130,16 @@ impl v1::generator_server::Generator for FakeGenerator {
         Ok(Response::new(v1::AnswerResponse { results }))
     }
 
-    async fn complete(&self, _: Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
-        Err(Status::unimplemented("this test has no conversations"))
+    async fn complete(&self, request: Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
+        self.0.wait().await;
+        let turn = |item: &v1::CompleteItem| {
+            self.0.answered.fetch_add(1, Ordering::SeqCst);
+            let texts: Vec<&str> = item.messages.iter().map(|message| message.text.as_str()).collect();
+            let outcome = v1::answer_result::Outcome::Answer(v1::Answer { text: turn(&texts), ..Default::default() });
+            v1::AnswerResult { outcome: Some(outcome) }
+        };
+        let results = request.into_inner().items.iter().map(turn).collect();
+        Ok(Response::new(v1::CompleteResponse { results }))
     }
 
     async fn judge(&self, _: Request<v1::JudgeRequest>) -> Result<Response<v1::JudgeResponse>, Status> {
@@ -140,6 +148,19 @@ impl v1::generator_server::Generator for FakeGenerator {
 
     async fn info(&self, _: Request<v1::GeneratorInfoRequest>) -> Result<Response<v1::GeneratorInfo>, Status> {
         Ok(Response::new(v1::GeneratorInfo { digest: "fake-generator".into(), ..Default::default() }))
+    }
+}
+
+/// A turn of whatever protocol the conversation is of; without its stop string, as servers give it back.
+fn turn(texts: &[&str]) -> String {
+    let all = texts.join("\n");
+    let (number, first) = (hash(texts) % PASSAGES as u64, hash(texts).is_multiple_of(2));
+    if all.contains("one sentence") {
+        if first { format!("Number {number} is one.") } else { format!("So the answer is: answer{number}.") }
+    } else if all.contains("<search>") && first {
+        format!("<search>fact {number}")
+    } else {
+        format!("Step by step. <answer>answer{number}")
     }
 }
 
@@ -153,6 +174,16 @@ pub struct World {
 
 impl World {
     pub fn start() -> Self {
+        Self::with(write_model)
+    }
+
+    /// With a model that has other turns as single tokens.
+    #[allow(dead_code)] // not every test file needs it
+    pub fn start_saying(phrases: &[&str]) -> Self {
+        Self::with(|folder| write_model_that_says(folder, phrases))
+    }
+
+    fn with(model: impl Fn(&Path)) -> Self {
         let behaviour = Arc::new(Behaviour::default());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -166,7 +197,7 @@ impl World {
                 .serve_with_incoming(TcpIncoming::from(listener)),
         );
         let dir = tempfile::tempdir().unwrap();
-        write_model(&dir.path().join("model"));
+        model(&dir.path().join("model"));
         write_data(dir.path());
         Self { dir, behaviour, address, _runtime: runtime }
     }
@@ -222,6 +253,14 @@ pub fn program(command: &str, config: &Path) -> Command {
 /// Starts the real program.
 pub fn spawn(command: &str, config: &Path) -> Child {
     program(command, config).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// One episode again: exit code, standard output, standard error.
+#[allow(dead_code)] // not every test file needs it
+pub fn replay(config: &Path, episode: &str) -> (i32, String, String) {
+    let output = program("replay", config).args(["--episode", episode]).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
 /// Runs it to its end: exit code, standard output, standard error.

@@ -1,14 +1,20 @@
 //! Naive RAG: the top passages of the raw question.
 
 use super::{Arm, Gathered, asked, raw};
+use crate::error::RolloutError;
+use crate::peers::Retrieve;
 use s3_config::RetrievalMethod;
-use s3_rollout::{Retrieve, RolloutError};
+
 use s3_search::Question;
 
-pub(super) struct Rag<'a> {
-    pub(super) retriever: &'a dyn Retrieve,
-    pub(super) top_k: u32,
-    pub(super) ranking: RetrievalMethod,
+/// The arm of a number of passages.
+pub struct Rag<'a> {
+    /// Ranks passages.
+    pub retriever: &'a dyn Retrieve,
+    /// Passages.
+    pub top_k: u32,
+    /// How they are ranked.
+    pub ranking: RetrievalMethod,
 }
 
 impl Arm for Rag<'_> {

@@ -1,19 +1,25 @@
 //! Other methods' protocols: a model of their own on this machine, or the generator's through the gateway.
 
 use super::{Arm, Gathered, Searcher, Surroundings};
+use crate::error::RolloutError;
+use crate::peers::ChatSampling;
+use crate::play::{Player, Sampling, Seat};
+use crate::record::EpisodeRecord;
+use crate::served::{Characters, Served, ServedPlayer, in_characters};
 use s3_config::{AnswerBy, PlayedArm, ProtocolKind};
-use s3_rollout::record::EpisodeRecord;
-use s3_rollout::{Characters, ChatSampling, Player, RolloutError, Sampling, Seat, Served, ServedPlayer, in_characters};
 use s3_search::script::{Scripted, protocol};
 use s3_search::{Codec, Play, Question, Trajectory};
 
 /// The arm of one protocol.
-pub(super) struct Played<'a> {
-    pub(super) kind: ProtocolKind,
-    pub(super) config: &'a PlayedArm,
+pub struct Played<'a> {
+    /// Whose.
+    pub kind: ProtocolKind,
+    /// Its settings.
+    pub config: &'a PlayedArm,
     /// None asks the generator.
-    pub(super) model: Option<Searcher>,
-    pub(super) around: Surroundings<'a>,
+    pub model: Option<Searcher>,
+    /// What it searches and asks.
+    pub around: Surroundings<'a>,
 }
 
 impl Arm for Played<'_> {
