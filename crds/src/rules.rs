@@ -94,6 +94,10 @@ rules! {
     SOME_LEG: "has(self.lexical) || has(self.dense)",
         "set `lexical: {}` for BM25, `dense` for embeddings, or both",
         Check::State(|v| count(v, &["lexical", "dense"]) > 0);
+    /// Several workers have something to share.
+    BUILD_WORKERS: "self.workers == 1 || (has(self.dense) && !has(self.dense.vectors))",
+        "several `workers` share the embedding of passages; set `dense` without `vectors`, or `workers: 1`",
+        Check::State(|v| int(v, "/workers") == 1 || (has(v, "dense") && v.pointer("/dense/vectors").is_none_or(Value::is_null)));
     /// The served ranking exists.
     HYBRID_LEGS: "self.serving.method == 'Default' || (has(self.source.build) ? ((self.serving.method == 'Dense' || has(self.source.build.lexical)) && (self.serving.method == 'Lexical' || has(self.source.build.dense))) : (has(self.source.__import__) && (self.serving.method == 'Dense' || has(self.source.__import__.lexical))))",
         "`serving.method` names a ranking that the index lacks; add `lexical` or `dense` to the source, or leave the method `Default`",

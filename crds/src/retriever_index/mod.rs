@@ -71,9 +71,9 @@ pub struct IndexSource {
 }
 
 /// Building an index. At least one of `lexical` and `dense` is set; both make hybrid search possible.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::SOME_LEG])))]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::SOME_LEG, &rules::BUILD_WORKERS])))]
 pub struct IndexBuild {
     /// The passages.
     pub corpus: Corpus,
@@ -83,12 +83,34 @@ pub struct IndexBuild {
     /// An encoder's embeddings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dense: Option<Dense>,
-    /// CPU, memory and GPUs of the build.
+    /// Pods (processes of `s3 run`) that embed the passages together; the first one indexes and publishes besides. The
+    /// index is the same with any number. More than one need storage that several nodes mount (`ReadWriteMany`).
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub workers: u32,
+    /// CPU, memory and GPUs of each worker.
     #[serde(default)]
     pub resources: Resources,
     /// Additions to the build's pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodOverrides>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Default for IndexBuild {
+    fn default() -> Self {
+        Self {
+            corpus: Corpus::default(),
+            lexical: None,
+            dense: None,
+            workers: one(),
+            resources: Resources::default(),
+            pod: None,
+        }
+    }
 }
 
 /// Taking an existing index: FAISS parts and the corpus whose rows they number.

@@ -86,6 +86,20 @@ fn broken_indices() -> Vec<(Value, &'static str)> {
     vec![
         (index("/spec/source", json!({})), "set exactly one of `build` and `import`"),
         (index("/spec/source/build/lexical", Value::Null), "set `lexical: {}` for BM25"),
+        (index("/spec/source/build/workers", json!(2)), "several `workers` share the embedding"),
+        (
+            index(
+                "/spec/source/build",
+                json!({
+                    "corpus": {"uri": "file:///c.jsonl"}, "workers": 3,
+                    "dense": {
+                        "encoder": {"model": {"uri": "file:///e"}},
+                        "vectors": {"uri": "file:///v", "sha256": "0".repeat(64)},
+                    },
+                }),
+            ),
+            "several `workers` share the embedding",
+        ),
         (index("/spec/serving", json!({"method": "Dense"})), "`serving.method` names a ranking"),
         (index("/spec/serving", json!({"method": "Hybrid"})), "`serving.method` names a ranking"),
         (

@@ -9,7 +9,7 @@ use crate::{
 };
 use s3_config::{
     CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig, RerankerConfig,
-    RetrievalMethod, RetrieverServeConfig, Structure, VectorsConfig,
+    RetrievalMethod, RetrieverServeConfig, Runtime, Structure, TeamConfig, VectorsConfig,
 };
 use s3_crds::{
     Corpus, Dense, Encoder, FusionKind, IndexImport, Lexical, Reranker, Resources, RetrieverIndex, VectorIndex,
@@ -41,6 +41,8 @@ struct Made<'a> {
     lexical: Option<&'a Lexical>,
     vectors: MadeVectors<'a>,
     resources: Resources,
+    /// Pods or processes that embed.
+    workers: u32,
 }
 
 enum MadeVectors<'a> {
@@ -58,6 +60,7 @@ fn made_of<'a>(index: &'a Sourced<RetrieverIndex>, resource: &str) -> Result<Mad
             lexical: build.lexical.as_ref(),
             vectors: build.dense.as_ref().map_or(MadeVectors::None, MadeVectors::Built),
             resources: build.resources.clone(),
+            workers: build.workers,
         }),
         (None, Some(import)) => Ok(Made {
             field: "source.import",
@@ -65,6 +68,7 @@ fn made_of<'a>(index: &'a Sourced<RetrieverIndex>, resource: &str) -> Result<Mad
             lexical: import.lexical.as_ref(),
             vectors: MadeVectors::Imported(import),
             resources: Resources::default(),
+            workers: 1,
         }),
         _ => Err(PlanError::field(resource, "source", "set exactly one of build and import")),
     }
@@ -86,8 +90,10 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
         MadeVectors::Imported(import) => Some(imported(import, &mut reader)?),
     };
     let output = in_work(&build_name, "index");
+    // Who they are is known once they start.
+    let team = (made.workers > 1).then(TeamConfig::default);
     let config = IndexBuildConfig {
-        runtime: runtime(&build_name),
+        runtime: Runtime { team, ..runtime(&build_name) },
         corpus: CorpusConfig {
             path: reader.file(made.corpus, &format!("{}.corpus.uri", made.field))?,
             sha256: made.corpus.sha256.clone(),

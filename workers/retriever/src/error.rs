@@ -63,6 +63,27 @@ pub enum RetrieverError {
     /// Another build holds the output folder.
     #[error("another build is writing to {0}; wait for it or choose another output")]
     Busy(PathBuf),
+    /// Another process is this worker of the build.
+    #[error("another process is worker {worker} of the build in {folder} already; end it first")]
+    Twin {
+        /// The worker's number.
+        worker: usize,
+        /// Where both would tell of themselves.
+        folder: PathBuf,
+    },
+    /// A worker whose shards are waited for is gone.
+    #[error(
+        "worker {worker} ({member}) of this build was not heard of for {seconds} s; look at its log, and start the \
+         build again: it goes on from the finished shards"
+    )]
+    Lost {
+        /// The worker's number.
+        worker: usize,
+        /// Its name among the members.
+        member: String,
+        /// How long was waited.
+        seconds: u64,
+    },
     /// Asked to stop; everything finished is on disk.
     #[error("interrupted")]
     Interrupted,
@@ -118,7 +139,9 @@ impl From<RetrieverError> for Failure {
             RetrieverError::Io { .. } => ExitClass::Io,
             RetrieverError::Artifact(inner) if inner.is_io() => ExitClass::Io,
             RetrieverError::Artifact(inner) if inner.is_fenced() => ExitClass::Fenced,
+            RetrieverError::Lost { .. } => ExitClass::PeerLost,
             RetrieverError::Busy(_)
+            | RetrieverError::Twin { .. }
             | RetrieverError::Faiss { source: FaissError::Ended { .. } | FaissError::Late { .. }, .. } => {
                 ExitClass::Unavailable
             }

@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod analyzer;
+pub mod assist;
 pub mod audit;
 pub mod build;
 pub mod cache;
@@ -36,6 +37,7 @@ pub mod rerank;
 mod round;
 pub mod serve;
 pub mod splice;
+pub mod team;
 pub mod tools;
 pub mod vectors;
 pub mod words;
