@@ -1,8 +1,10 @@
 //! `RetrieverIndex`: a corpus made searchable, and served.
 
 mod dense;
+mod web;
 
 pub use dense::*;
+pub use web::*;
 
 use crate::{
     DataSource, Dataset, Device, ModelSource, PodOverrides, Quantity, Resources, Storage, condition_list, rules,
@@ -36,9 +38,9 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::HYBRID_LEGS, &rules::HYBRID_FUSION])))]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::HYBRID_LEGS, &rules::HYBRID_FUSION, &rules::WEB_ALONE])))]
 pub struct RetrieverIndexSpec {
-    /// What the index is made of: built here, or imported.
+    /// What the index is made of: built here, imported, or a web search.
     pub source: IndexSource,
     /// How the lexical and the dense ranking become one.
     #[serde(default)]
@@ -68,6 +70,9 @@ pub struct IndexSource {
     /// Take an index that exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import: Option<IndexImport>,
+    /// Ask a service that searches the web; nothing is built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub web_search: Option<WebSearch>,
 }
 
 /// Building an index. At least one of `lexical` and `dense` is set; both make hybrid search possible.

@@ -389,7 +389,7 @@ fn caller_name(resource: &str) -> String {
 }
 
 /// Whether an address names this machine itself.
-fn is_loopback(url: &str) -> bool {
+pub(crate) fn is_loopback(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let host = rest.split(['/', '?', '#']).next().unwrap_or("");
     let host = match host.strip_prefix('[') {

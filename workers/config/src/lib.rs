@@ -13,6 +13,7 @@ mod retriever;
 mod runtime;
 mod search;
 mod trainer;
+mod web;
 
 pub use algorithm::*;
 pub use evaluator::*;
@@ -24,3 +25,4 @@ pub use retriever::*;
 pub use runtime::*;
 pub use search::*;
 pub use trainer::*;
+pub use web::*;

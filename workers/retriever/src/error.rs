@@ -1,6 +1,7 @@
 //! The one error type of this crate. Every message is one line that says what to do.
 
 use s3_faiss::FaissError;
+use s3_generator_gateway::CacheError;
 use s3_telemetry::{ExitClass, Failure};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -104,6 +105,9 @@ pub enum RetrieverError {
     /// Digests and publishing.
     #[error(transparent)]
     Artifact(#[from] s3_artifacts::ArtifactError),
+    /// The kept results of a web search cannot be used.
+    #[error("results: {0}")]
+    Results(#[from] CacheError),
     /// A defect here: a thread died or a server ended by itself.
     #[error("internal: {0}")]
     Internal(String),
@@ -136,12 +140,13 @@ impl From<RetrieverError> for Failure {
             RetrieverError::Interrupted | RetrieverError::Faiss { source: FaissError::Interrupted, .. } => {
                 return Self::interrupted();
             }
-            RetrieverError::Io { .. } => ExitClass::Io,
+            RetrieverError::Io { .. } | RetrieverError::Results(CacheError::Io { .. }) => ExitClass::Io,
             RetrieverError::Artifact(inner) if inner.is_io() => ExitClass::Io,
             RetrieverError::Artifact(inner) if inner.is_fenced() => ExitClass::Fenced,
             RetrieverError::Lost { .. } => ExitClass::PeerLost,
             RetrieverError::Busy(_)
             | RetrieverError::Twin { .. }
+            | RetrieverError::Results(CacheError::InUse { .. })
             | RetrieverError::Faiss { source: FaissError::Ended { .. } | FaissError::Late { .. }, .. } => {
                 ExitClass::Unavailable
             }

@@ -3,19 +3,22 @@
 use crate::access::Access;
 use crate::engine::Engine;
 use crate::error::{Result, RetrieverError};
+use crate::gate::Gate;
 use crate::grpc::RetrieverService;
 use crate::http::{Front, router};
 use crate::live::Live;
+use axum::Router;
 use axum::serve::ListenerExt;
-use s3_config::RetrieverServeConfig;
+use s3_config::{RetrieverServeConfig, Runtime};
 use s3_proto::MESSAGE_LIMIT;
-use s3_proto::v1::retriever_server::RetrieverServer;
+use s3_proto::v1::retriever_server::{Retriever, RetrieverServer};
 use s3_telemetry::{Failure, Progress, Shutdown};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -24,19 +27,8 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 /// Serves until asked to stop. Nothing is answered before the self-query has passed.
 pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(), Failure> {
-    s3_telemetry::last_words().write_to(config.runtime.termination_message.as_deref());
-    // Ports first: a taken one is known at once, not after loading.
-    let grpc = bind("grpc", config.grpc).await?;
-    let http = match config.http {
-        Some(address) => Some(bind("http", address).await?),
-        None => None,
-    };
-    let ready = Arc::new(AtomicBool::new(false));
-    if let Some(address) = config.runtime.admin {
-        s3_telemetry::serve_admin(address, ready.clone()).await.map_err(Failure::input)?;
-    }
-    let progress = Progress::new(config.runtime.progress.clone());
-    progress.phase("load index", 0);
+    let sockets = Sockets::open(&config.runtime, config.grpc, config.http).await?;
+    sockets.progress.phase("load index", 0);
     let opened_from = config.clone();
     let opening = tokio::task::spawn_blocking(move || Engine::open(&opened_from));
     let opened = tokio::select! {
@@ -54,42 +46,75 @@ pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(
     let access = Arc::new(Access::open(config.tokens.as_deref())?);
     let deadline = Duration::from_millis(config.deadline_millis);
     let live = Arc::new(Live::new(engine, config.requests_limit));
+    let gate = Gate { access, admission: live.admission(), deadline };
     tokio::spawn(live.clone().watch(config, shutdown.clone()));
-    let stop = |shutdown: Shutdown| async move { shutdown.wait().await };
-    let mut servers = tokio::task::JoinSet::new();
-    let service = RetrieverService { live: live.clone(), access: access.clone(), deadline };
-    let service =
-        RetrieverServer::new(service).max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT);
-    let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
-    let (health, health_service) = tonic_health::server::health_reporter();
-    // the self-query has passed: the engine is open
-    health.set_serving::<RetrieverServer<RetrieverService>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(s3_proto::DESCRIPTOR)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(Failure::internal)?;
-    let serving = Server::builder()
-        .add_service(service)
-        .add_service(health_service)
-        .add_service(reflection)
-        .serve_with_incoming_shutdown(incoming, stop(shutdown.clone()));
-    servers.spawn(async move { serving.await.map_err(|error| format!("grpc server: {error}")) });
-    if let Some(http) = http {
-        let serving = axum::serve(http.tap_io(undelayed), router(Front { live, access, deadline }))
-            .with_graceful_shutdown(stop(shutdown.clone()));
-        servers.spawn(async move { serving.await.map_err(|error| format!("http server: {error}")) });
-    }
-    let leaving = shutdown.clone();
-    tokio::spawn(async move {
-        leaving.wait().await;
-        health.set_not_serving::<RetrieverServer<RetrieverService>>().await;
-    });
-    progress.phase("serve", 0);
-    progress.ready();
-    ready.store(true, Ordering::SeqCst);
+    let service = RetrieverService { live: live.clone(), gate: gate.clone() };
+    sockets.answer(service, router(Front { live, gate }), shutdown).await
+}
 
-    // Either server's end ends the process; after the signal both get time to finish.
+/// The ports of a server, bound before anything is loaded: a taken one is known at once.
+pub(crate) struct Sockets {
+    grpc: TcpListener,
+    http: Option<TcpListener>,
+    ready: Arc<AtomicBool>,
+    pub progress: Progress,
+}
+
+impl Sockets {
+    pub async fn open(runtime: &Runtime, grpc: SocketAddr, http: Option<SocketAddr>) -> Result<Self, Failure> {
+        s3_telemetry::last_words().write_to(runtime.termination_message.as_deref());
+        let grpc = bind("grpc", grpc).await?;
+        let http = match http {
+            Some(address) => Some(bind("http", address).await?),
+            None => None,
+        };
+        let ready = Arc::new(AtomicBool::new(false));
+        if let Some(address) = runtime.admin {
+            s3_telemetry::serve_admin(address, ready.clone()).await.map_err(Failure::input)?;
+        }
+        Ok(Self { grpc, http, ready, progress: Progress::new(runtime.progress.clone()) })
+    }
+
+    /// Answers until asked to stop.
+    pub async fn answer<S: Retriever>(self, service: S, routes: Router, shutdown: Shutdown) -> Result<(), Failure> {
+        let stop = |shutdown: Shutdown| async move { shutdown.wait().await };
+        let mut servers = JoinSet::new();
+        let service = RetrieverServer::new(service)
+            .max_decoding_message_size(MESSAGE_LIMIT)
+            .max_encoding_message_size(MESSAGE_LIMIT);
+        let incoming = TcpIncoming::from(self.grpc).with_nodelay(Some(true));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        // what answers is open, and has passed its self-query
+        health.set_serving::<RetrieverServer<S>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(s3_proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(Failure::internal)?;
+        let serving = Server::builder()
+            .add_service(service)
+            .add_service(health_service)
+            .add_service(reflection)
+            .serve_with_incoming_shutdown(incoming, stop(shutdown.clone()));
+        servers.spawn(async move { serving.await.map_err(|error| format!("grpc server: {error}")) });
+        if let Some(http) = self.http {
+            let serving = axum::serve(http.tap_io(undelayed), routes).with_graceful_shutdown(stop(shutdown.clone()));
+            servers.spawn(async move { serving.await.map_err(|error| format!("http server: {error}")) });
+        }
+        let leaving = shutdown.clone();
+        tokio::spawn(async move {
+            leaving.wait().await;
+            health.set_not_serving::<RetrieverServer<S>>().await;
+        });
+        self.progress.phase("serve", 0);
+        self.progress.ready();
+        self.ready.store(true, Ordering::SeqCst);
+        until_the_end(servers, shutdown).await
+    }
+}
+
+/// Either server's end ends the process; after the signal both get time to finish.
+async fn until_the_end(mut servers: JoinSet<Result<(), String>>, shutdown: Shutdown) -> Result<(), Failure> {
     let draining = async {
         shutdown.wait().await;
         tokio::time::sleep(DRAIN).await;
