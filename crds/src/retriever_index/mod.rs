@@ -7,7 +7,8 @@ pub use dense::*;
 pub use web::*;
 
 use crate::{
-    DataSource, Dataset, Device, ModelSource, PodOverrides, Quantity, Resources, Storage, condition_list, rules,
+    DataSource, Dataset, Device, LocalRef, ModelSource, PodOverrides, Quantity, Resources, Storage, condition_list,
+    rules,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
@@ -307,6 +308,9 @@ pub struct IndexServing {
     /// Servers follow the load instead of `replicas`, which counts while nothing can follow it; 0 serves nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
+    /// Certificates: with them gRPC and HTTP are spoken over TLS, and every caller must show a certificate, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServingTls>,
     /// Processor of query encoding.
     pub device: Device,
     /// CPU, memory and GPUs of each server.
@@ -326,11 +330,30 @@ impl Default for IndexServing {
             cache_entries: 100_000,
             replicas: 1,
             autoscaling: None,
+            tls: None,
             device: Device::Auto,
             resources: Resources::default(),
             pod: None,
         }
     }
+}
+
+/// Certificates of an index's servers and of who searches with it. Secrets are of type `kubernetes.io/tls` with `ca.crt`,
+/// as cert-manager makes and renews them; renewed ones are taken up without a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServingTls {
+    /// The servers' Secret: what they show, and in `ca.crt` the authorities that callers' certificates must come from.
+    pub secret_ref: LocalRef,
+    /// The callers' Secret (jobs, evaluations, served searchers): what they show, and in `ca.crt` the authorities that
+    /// the servers' certificate must come from. By default the servers' own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_secret_ref: Option<LocalRef>,
+    /// Name that the servers' certificate must be for; by default `INDEX-retriever.NAMESPACE.svc`, by which they are
+    /// called (127.0.0.1 without a cluster).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub server_name: Option<String>,
 }
 
 /// Servers that follow the load: a `HorizontalPodAutoscaler` over the metric `s3_retriever_waiting_queries` of the pods,

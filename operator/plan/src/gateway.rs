@@ -371,7 +371,7 @@ impl Draft {
 
 /// How a worker reaches another.
 pub(crate) fn peer(address: &Symbol) -> Peer {
-    Peer { address: address.to_string(), deadline_ms: 600_000, attempts: 6 }
+    Peer { address: address.to_string(), deadline_ms: 600_000, attempts: 6, tls: None }
 }
 
 /// Anthropic's public address.

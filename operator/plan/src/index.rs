@@ -1,7 +1,7 @@
 //! `RetrieverIndex` → a build and a retriever, or a web search.
 
 use crate::component::{asked, in_work, runtime};
-use crate::gateway::is_loopback;
+use crate::gateway::{is_loopback, peer};
 use crate::names::{index_name, retriever_name};
 use crate::sources::{IntoConfig, Reader};
 use crate::{
@@ -9,8 +9,9 @@ use crate::{
     Template, WorkerConfig,
 };
 use s3_config::{
-    CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, IndexBuildConfig, LexicalConfig, RerankerConfig,
-    RetrievalMethod, RetrieverServeConfig, Runtime, Structure, TeamConfig, VectorsConfig, WebLimits, WebSearchConfig,
+    ClientTls, CorpusConfig, DenseConfig, DenseIndexConfig, DenseKind, Endpoint as Peer, IndexBuildConfig,
+    LexicalConfig, RerankerConfig, RetrievalMethod, RetrieverServeConfig, Runtime, ServerTls, Structure, TeamConfig,
+    VectorsConfig, WebLimits, WebSearchConfig,
 };
 use s3_crds::{
     Corpus, Dense, Encoder, FusionKind, IndexImport, IndexServing, Lexical, Reranker, Resources, RetrieverIndex,
@@ -34,6 +35,35 @@ pub(crate) fn corpus(
     let mut reader = Reader::new(resource, index.folder.as_deref());
     let path = reader.file(made.corpus, &format!("{}.corpus.uri", made.field))?;
     Ok((path, reader.inputs, reader.volumes))
+}
+
+/// How whoever searches with an index reaches it.
+pub(crate) fn searched(name: &str, index: &Sourced<RetrieverIndex>) -> Peer {
+    let tls = index.object.spec.serving.tls.as_ref();
+    let tls = tls.map(|tls| {
+        let secret = &tls.client_secret_ref.as_ref().unwrap_or(&tls.secret_ref).name;
+        ClientTls {
+            certificate: tls_file(secret, "tls.crt"),
+            key: tls_file(secret, "tls.key"),
+            ca: tls_file(secret, "ca.crt"),
+            server_name: tls.server_name.clone(),
+        }
+    });
+    Peer { tls, ..peer(&Symbol::address(&retriever_name(name), GRPC_PORT)) }
+}
+
+fn tls_file(secret: &str, key: &str) -> PathBuf {
+    Symbol::Secret { name: secret.to_owned(), key: key.to_owned() }.to_string().into()
+}
+
+/// What the servers of an index show, and whose certificates they take.
+fn server_tls(serving: &IndexServing) -> Option<ServerTls> {
+    let secret = &serving.tls.as_ref()?.secret_ref.name;
+    Some(ServerTls {
+        certificate: tls_file(secret, "tls.crt"),
+        key: tls_file(secret, "tls.key"),
+        client_ca: tls_file(secret, "ca.crt"),
+    })
 }
 
 /// What an index is made of, built or imported.
@@ -159,6 +189,7 @@ pub(crate) fn components(name: &str, index: &Sourced<RetrieverIndex>) -> Result<
         watch_millis: s3_config::default_watch_millis(),
         deadline_millis: s3_config::default_deadline_millis(),
         tokens: None,
+        tls: server_tls(serving),
         reranker,
     };
     let listens = [("/grpc", GRPC_PORT), ("/http", HTTP_PORT), ("/runtime/admin", ADMIN_PORT)];
@@ -215,6 +246,7 @@ fn web_search(name: &str, resource: &str, serving: &IndexServing, web: &WebSearc
         // Retries with their pauses take longer than a search of one's own.
         deadline_millis: WEB_DEADLINE,
         tokens: None,
+        tls: server_tls(serving),
         allow_addresses,
     };
     let listens = [("/grpc", GRPC_PORT), ("/http", HTTP_PORT), ("/runtime/admin", ADMIN_PORT)];

@@ -748,6 +748,31 @@ fn a_web_search_is_served_without_a_build_and_leaves_the_cluster_alone() {
     assert!(refused.contains("source.webSearch") && refused.contains("built or imported"), "{refused}");
 }
 
+#[test]
+fn certificates_reach_the_servers_and_whoever_searches_and_change_no_work() {
+    let tls = "  serving:\n    tls:\n      secretRef: {name: serving-cert}\n      clientSecretRef: {name: caller-cert}\n      serverName: quickstart\n";
+    let texts: Vec<String> = quickstart().iter().map(|text| text.replace("  serving:\n", tls)).collect();
+    let (plain, secured) = (planned(&quickstart()), planned(&texts));
+    let done = finished(&plain);
+    for component in &plain.components {
+        let same = secured.component(&component.name).unwrap();
+        assert_eq!(fingerprint(&plain, component, &done), fingerprint(&secured, same, &done), "{}", component.name);
+    }
+    let objects = rendered(&secured, &surroundings()).unwrap();
+    check(&objects);
+    let mounted = |name: &str, secret: &str| {
+        let object = objects.iter().find(|object| pod(object).is_some() && object.name().starts_with(name)).unwrap();
+        object.to_value().unwrap()["spec"]["template"]["spec"]["volumes"].to_string().contains(secret)
+    };
+    assert!(mounted("quickstart-retriever", "serving-cert") && !mounted("quickstart-retriever", "caller-cert"));
+    for caller in ["quickstart-baseline", "quickstart-train", "quickstart-eval"] {
+        assert!(mounted(caller, "caller-cert") && !mounted(caller, "serving-cert"), "{caller}");
+    }
+    assert!(!mounted("quickstart-index", "cert"));
+    let config = &secured.component("quickstart-train").unwrap().config.value["retriever"]["tls"];
+    assert_eq!((&config["ca"], &config["serverName"]), (&json!("secret://caller-cert/ca.crt"), &json!("quickstart")));
+}
+
 fn remote() -> Vec<String> {
     quickstart()
         .iter()

@@ -12,6 +12,7 @@ mod model;
 mod retriever;
 mod runtime;
 mod search;
+mod tls;
 mod trainer;
 mod web;
 
@@ -24,5 +25,6 @@ pub use model::*;
 pub use retriever::*;
 pub use runtime::*;
 pub use search::*;
+pub use tls::*;
 pub use trainer::*;
 pub use web::*;

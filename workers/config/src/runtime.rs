@@ -105,6 +105,9 @@ pub struct Endpoint {
     /// Attempts before the call counts as failed.
     #[serde(default = "default_attempts")]
     pub attempts: u32,
+    /// What is shown to a worker that asks its callers for certificates; TLS is spoken then, whatever the address says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<crate::ClientTls>,
 }
 
 fn default_deadline() -> u64 {

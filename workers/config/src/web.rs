@@ -1,6 +1,6 @@
 //! A web search in the place of an index.
 
-use crate::{Runtime, default_deadline_millis, default_requests_limit};
+use crate::{Runtime, ServerTls, default_deadline_millis, default_requests_limit};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -87,6 +87,9 @@ pub struct WebSearchConfig {
     /// Folder of callers' tokens, a file each; none answers everyone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<PathBuf>,
+    /// Certificates of gRPC and HTTP: with them every caller must show one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServerTls>,
     /// Networks (`127.0.0.1`) that the service may be reached at although they are loopback, link-local or reserved.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_addresses: Vec<String>,

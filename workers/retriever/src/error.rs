@@ -105,6 +105,9 @@ pub enum RetrieverError {
     /// Digests and publishing.
     #[error(transparent)]
     Artifact(#[from] s3_artifacts::ArtifactError),
+    /// Certificates that cannot be used.
+    #[error("tls: {0}")]
+    Tls(#[from] s3_proto::TlsError),
     /// The kept results of a web search cannot be used.
     #[error("results: {0}")]
     Results(#[from] CacheError),

@@ -120,7 +120,9 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     }
     now_status.ready_replicas = Some(view.serving.ready);
     if is_true(&now_status.conditions, condition_type::SERVING) {
-        now_status.endpoint = Some(format!("http://{}.{namespace}.svc:8080", service_name(&server.name)));
+        let secured = server.config.value.get("tls").is_some();
+        let scheme = if secured { "https" } else { "http" };
+        now_status.endpoint = Some(format!("{scheme}://{}.{namespace}.svc:8080", service_name(&server.name)));
     }
     let again = status::write(shared, key, scene.kind, &scene.object, &now_status).await?;
     Ok(sooner(again, next_look(&scene, decision.again)))

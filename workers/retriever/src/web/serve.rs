@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// Serves until asked to stop. Nothing is asked of the service before somebody searches: it would be paid for.
 pub async fn serve(config: WebSearchConfig, shutdown: Shutdown) -> Result<(), Failure> {
-    let sockets = Sockets::open(&config.runtime, config.grpc, config.http).await?;
+    let sockets = Sockets::open(&config.runtime, config.grpc, config.http, config.tls.as_ref()).await?;
     sockets.progress.phase("open results", 0);
     let opened_from = config.clone();
     let web = tokio::task::spawn_blocking(move || WebSearch::open(&opened_from)).await.map_err(Failure::internal)??;
