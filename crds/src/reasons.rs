@@ -50,6 +50,9 @@ catalogue! {
     INDEX_BUILT: RetrieverIndex "Built" "True" "Published",
         "The index files are published under `status.digest`.",
         "Nothing; it goes on by itself.";
+    INDEX_OF_THE_WEB: RetrieverIndex "Built" "True" "WebSearch",
+        "Nothing is built: a web search answers.",
+        "Nothing; it goes on by itself.";
     INDEX_REBUILDING: RetrieverIndex "Built" "True" "Rebuilding",
         "The last digest is served while a changed spec is being built.",
         "Nothing; it goes on by itself.";

@@ -87,13 +87,33 @@ rules! {
 
     // RetrieverIndex
     /// An index has one origin.
-    ONE_INDEX_SOURCE: "has(self.build) != has(self.__import__)",
-        "set exactly one of `build` and `import`",
-        Check::State(|v| count(v, &["build", "import"]) == 1);
+    ONE_INDEX_SOURCE: "[has(self.build), has(self.__import__), has(self.webSearch)].filter(x, x).size() == 1",
+        "set exactly one of `build`, `import` and `webSearch`",
+        Check::State(|v| count(v, &["build", "import", "webSearch"]) == 1);
+    /// The retriever sets some parameters of a web search itself.
+    WEB_PARAMETERS: "!has(self.parameters) || !['q', 'engine', 'api_key', 'output'].exists(name, name in self.parameters)",
+        "`parameters` holds `q`, `engine`, `api_key` or `output`; set `engine` and `apiKeySecretRef` instead, and leave the others out",
+        Check::State(|v| v.get("parameters").is_none_or(|all| count(all, &["q", "engine", "api_key", "output"]) == 0));
+    /// What only an index has is not asked of a web search.
+    WEB_ALONE: "!has(self.source.webSearch) || (!has(self.reranker) && !has(self.audit.datasets) && !has(self.serving.autoscaling) && self.serving.replicas <= 1 && self.serving.device != 'Cuda')",
+        "`source.webSearch` has no passages of its own, and its kept results have one writer; leave out `reranker`, `audit.datasets`, `serving.autoscaling` and `serving.device`, and set `serving.replicas` to at most 1",
+        Check::State(|v| {
+            let set = |at: &str| v.pointer(at).is_some_and(|value| !value.is_null());
+            !set("/source/webSearch")
+                || !(set("/reranker")
+                    || set("/audit/datasets")
+                    || set("/serving/autoscaling")
+                    || int(v, "/serving/replicas") > 1
+                    || text(v, "/serving/device") == "Cuda")
+        });
     /// An index ranks somehow.
     SOME_LEG: "has(self.lexical) || has(self.dense)",
         "set `lexical: {}` for BM25, `dense` for embeddings, or both",
         Check::State(|v| count(v, &["lexical", "dense"]) > 0);
+    /// Several workers have something to share.
+    BUILD_WORKERS: "self.workers == 1 || (has(self.dense) && !has(self.dense.vectors))",
+        "several `workers` share the embedding of passages; set `dense` without `vectors`, or `workers: 1`",
+        Check::State(|v| int(v, "/workers") == 1 || (has(v, "dense") && v.pointer("/dense/vectors").is_none_or(Value::is_null)));
     /// The served ranking exists.
     HYBRID_LEGS: "self.serving.method == 'Default' || (has(self.source.build) ? ((self.serving.method == 'Dense' || has(self.source.build.lexical)) && (self.serving.method == 'Lexical' || has(self.source.build.dense))) : (has(self.source.__import__) && (self.serving.method == 'Dense' || has(self.source.__import__.lexical))))",
         "`serving.method` names a ranking that the index lacks; add `lexical` or `dense` to the source, or leave the method `Default`",

@@ -1,11 +1,14 @@
 //! `RetrieverIndex`: a corpus made searchable, and served.
 
 mod dense;
+mod web;
 
 pub use dense::*;
+pub use web::*;
 
 use crate::{
-    DataSource, Dataset, Device, ModelSource, PodOverrides, Quantity, Resources, Storage, condition_list, rules,
+    DataSource, Dataset, Device, LocalRef, ModelSource, PodOverrides, Quantity, Resources, Storage, condition_list,
+    rules,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
@@ -36,9 +39,9 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::HYBRID_LEGS, &rules::HYBRID_FUSION])))]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::HYBRID_LEGS, &rules::HYBRID_FUSION, &rules::WEB_ALONE])))]
 pub struct RetrieverIndexSpec {
-    /// What the index is made of: built here, or imported.
+    /// What the index is made of: built here, imported, or a web search.
     pub source: IndexSource,
     /// How the lexical and the dense ranking become one.
     #[serde(default)]
@@ -68,12 +71,15 @@ pub struct IndexSource {
     /// Take an index that exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import: Option<IndexImport>,
+    /// Ask a service that searches the web; nothing is built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub web_search: Option<WebSearch>,
 }
 
 /// Building an index. At least one of `lexical` and `dense` is set; both make hybrid search possible.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::SOME_LEG])))]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::SOME_LEG, &rules::BUILD_WORKERS])))]
 pub struct IndexBuild {
     /// The passages.
     pub corpus: Corpus,
@@ -83,12 +89,34 @@ pub struct IndexBuild {
     /// An encoder's embeddings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dense: Option<Dense>,
-    /// CPU, memory and GPUs of the build.
+    /// Pods (processes of `s3 run`) that embed the passages together; the first one indexes and publishes besides. The
+    /// index is the same with any number. More than one need storage that several nodes mount (`ReadWriteMany`).
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub workers: u32,
+    /// CPU, memory and GPUs of each worker.
     #[serde(default)]
     pub resources: Resources,
     /// Additions to the build's pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodOverrides>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Default for IndexBuild {
+    fn default() -> Self {
+        Self {
+            corpus: Corpus::default(),
+            lexical: None,
+            dense: None,
+            workers: one(),
+            resources: Resources::default(),
+            pod: None,
+        }
+    }
 }
 
 /// Taking an existing index: FAISS parts and the corpus whose rows they number.
@@ -280,6 +308,9 @@ pub struct IndexServing {
     /// Servers follow the load instead of `replicas`, which counts while nothing can follow it; 0 serves nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
+    /// Certificates: with them gRPC and HTTP are spoken over TLS, and every caller must show a certificate, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServingTls>,
     /// Processor of query encoding.
     pub device: Device,
     /// CPU, memory and GPUs of each server.
@@ -299,11 +330,30 @@ impl Default for IndexServing {
             cache_entries: 100_000,
             replicas: 1,
             autoscaling: None,
+            tls: None,
             device: Device::Auto,
             resources: Resources::default(),
             pod: None,
         }
     }
+}
+
+/// Certificates of an index's servers and of who searches with it. Secrets are of type `kubernetes.io/tls` with `ca.crt`,
+/// as cert-manager makes and renews them; renewed ones are taken up without a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServingTls {
+    /// The servers' Secret: what they show, and in `ca.crt` the authorities that callers' certificates must come from.
+    pub secret_ref: LocalRef,
+    /// The callers' Secret (jobs, evaluations, served searchers): what they show, and in `ca.crt` the authorities that
+    /// the servers' certificate must come from. By default the servers' own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_secret_ref: Option<LocalRef>,
+    /// Name that the servers' certificate must be for; by default `INDEX-retriever.NAMESPACE.svc`, by which they are
+    /// called (127.0.0.1 without a cluster).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub server_name: Option<String>,
 }
 
 /// Servers that follow the load: a `HorizontalPodAutoscaler` over the metric `s3_retriever_waiting_queries` of the pods,

@@ -80,12 +80,39 @@ pub fn broken() -> Vec<(Value, &'static str)> {
 
 fn broken_indices() -> Vec<(Value, &'static str)> {
     let index = |p: &str, v: Value| with(index(), p, v);
+    let web = |p: &str, v: Value| {
+        with(with(self::index(), "/spec/source", json!({"webSearch": {"endpoint": "https://s.example/search"}})), p, v)
+    };
     let dense = |kind: Value| {
         index("/spec/source/build/dense", json!({"encoder": {"model": {"uri": "file:///e"}}, "index": kind}))
     };
     vec![
-        (index("/spec/source", json!({})), "set exactly one of `build` and `import`"),
+        (index("/spec/source", json!({})), "set exactly one of `build`, `import` and `webSearch`"),
         (index("/spec/source/build/lexical", Value::Null), "set `lexical: {}` for BM25"),
+        (index("/spec/source/webSearch", json!({})), "set exactly one of `build`, `import` and `webSearch`"),
+        (web("/spec/source/webSearch/parameters", json!({"api_key": "k"})), "`parameters` holds"),
+        (web("/spec/serving", json!({"method": "Lexical"})), "`serving.method` names a ranking"),
+        (web("/spec/serving", json!({"replicas": 2})), "`source.webSearch` has no passages"),
+        (web("/spec/serving", json!({"autoscaling": {}})), "`source.webSearch` has no passages"),
+        (web("/spec/reranker", json!({"model": {"uri": "file:///r"}})), "`source.webSearch` has no passages"),
+        (
+            web("/spec/audit", json!({"datasets": [{"name": "a", "uri": "file:///a"}]})),
+            "`source.webSearch` has no passages",
+        ),
+        (index("/spec/source/build/workers", json!(2)), "several `workers` share the embedding"),
+        (
+            index(
+                "/spec/source/build",
+                json!({
+                    "corpus": {"uri": "file:///c.jsonl"}, "workers": 3,
+                    "dense": {
+                        "encoder": {"model": {"uri": "file:///e"}},
+                        "vectors": {"uri": "file:///v", "sha256": "0".repeat(64)},
+                    },
+                }),
+            ),
+            "several `workers` share the embedding",
+        ),
         (index("/spec/serving", json!({"method": "Dense"})), "`serving.method` names a ranking"),
         (index("/spec/serving", json!({"method": "Hybrid"})), "`serving.method` names a ranking"),
         (

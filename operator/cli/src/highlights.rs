@@ -33,6 +33,7 @@ pub fn highlight(kind: ComponentKind, summary: &Value) -> String {
             .and_then(|row| row["n"].as_u64())
             .map(|questions| format!("{} questions answered by every arm", thousands(questions))),
         ComponentKind::Retriever
+        | ComponentKind::WebSearch
         | ComponentKind::Gateway
         | ComponentKind::ModelServer
         | ComponentKind::Searcher

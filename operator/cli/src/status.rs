@@ -96,7 +96,11 @@ impl StatusWriter {
     }
 
     fn index(&self, view: &View<'_>, owner: &str, status: &mut RetrieverIndexStatus) {
-        let (build, serve) = (view.own(owner, ComponentKind::IndexBuild), view.own(owner, ComponentKind::Retriever));
+        let (build, web) = (view.own(owner, ComponentKind::IndexBuild), view.own(owner, ComponentKind::WebSearch));
+        let serve = view.own(owner, ComponentKind::Retriever).or(web);
+        if web.is_some() {
+            set(&mut status.conditions, (reason::INDEX_OF_THE_WEB, String::new()));
+        }
         if let Some(build) = build {
             let done = view.outcome(build);
             let failed = self.failures.get(&build.name);

@@ -8,6 +8,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::Child;
 
+const BUILD_OF_THREE: &str = "      lexical: {}
+      workers: 3
+      dense:
+        encoder:
+          model: {uri: pvc://data/encoder}
+";
+
 fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
 }
@@ -67,6 +74,35 @@ fn replicas_are_started_and_tried_again_together() {
     assert_eq!((members(&first), members(&second)), (2, 2), "{second}");
     assert!(first.contains("    rank: 0") && second.contains("    rank: 1"), "{second}");
     assert!(first.contains("result.json") && !second.contains("result.json"), "files are the first one's");
+}
+
+#[test]
+fn workers_of_a_build_are_started_together_and_share_the_machine() {
+    let world = World::new();
+    let text = common::MANIFEST.replace("      lexical: {}\n", BUILD_OF_THREE);
+    assert!(text.contains("workers: 3"));
+    world.manifest(&text);
+    std::fs::create_dir(world.path("data/encoder")).unwrap();
+    for file in ["model.safetensors", "config.json", "tokenizer.json"] {
+        std::fs::write(world.path("data/encoder").join(file), "e").unwrap();
+    }
+    let planned = world.s3(&["plan", "run.yaml"]);
+    assert!(stdout(&planned).contains("workers   3, which share its work"), "{}", stdout(&planned));
+    world.control("replica", "small-index", "1");
+    digest(&world.run());
+    assert_eq!(world.count("small-index", "start"), 6, "all, and all again after one was killed");
+    let config = |name: &str| read(&world.path(".s3/run/configs").join(name));
+    let third = config("small-index-r2.yaml");
+    assert!(
+        third.contains("    rank: 2") && third.contains("  threads: ") && !third.contains("result.json"),
+        "{third}"
+    );
+    assert!(config("small-index.yaml").contains("result.json"));
+    // another number of workers is the same work
+    world.manifest(&text.replace("workers: 3", "workers: 2"));
+    world.forget_events();
+    digest(&world.run());
+    assert_eq!(world.count("small-index", "start"), 0);
 }
 
 #[test]

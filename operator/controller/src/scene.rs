@@ -81,7 +81,7 @@ fn pins_of(plan: &Plan, observed: &Observed, component: &Component) -> Value {
         let Some(need) = plan.component(need) else { continue };
         let pin = match need.kind {
             ComponentKind::IndexBuild => observed.finished.get(&need.name).map(|finished| json!(finished.digest)),
-            ComponentKind::Retriever => Some(need.config.value.clone()),
+            ComponentKind::Retriever | ComponentKind::WebSearch => Some(need.config.value.clone()),
             _ => None,
         };
         pins.extend(pin.map(|pin| (need.name.clone(), pin)));
@@ -148,7 +148,9 @@ impl Scene {
             .filter(|_| self.kind != Kind::RetrieverIndex)
             .unwrap_or(Value::Null);
         for component in &mut plan.components {
-            if let (ComponentKind::Retriever, Some(config)) = (component.kind, pins.get(&component.name)) {
+            if let (ComponentKind::Retriever | ComponentKind::WebSearch, Some(config)) =
+                (component.kind, pins.get(&component.name))
+            {
                 component.config.value = config.clone();
             }
         }

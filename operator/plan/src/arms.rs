@@ -1,11 +1,10 @@
 //! The arms of an `EvalRun`, as the evaluator is told them.
 
 use crate::component::in_work;
-use crate::gateway::peer;
 use crate::names::{retriever_name, warm_start_name};
 use crate::sources::{IntoConfig, Reader, take};
 use crate::training::{MILESTONES, final_component, search_config};
-use crate::{GRPC_PORT, PlanError, Resources, Sourced, Symbol, convert, index};
+use crate::{PlanError, Resources, Sourced, convert, index};
 use s3_config::{
     AdapterSpec, ArmConfig, ArmMethod as Method, ArmRetrieverConfig, Compatibility, ModelSpec, PlayedArm,
     RetrievalMethod, SearchConfig, milestone_folder,
@@ -150,10 +149,10 @@ impl Arms<'_, '_> {
         match (&own.index_ref, own.control) {
             (Some(index), None) if run == Some(index.name.as_str()) => Ok(None),
             (Some(index), None) => {
-                self.resources.index(resource, &format!("{place}.retriever.indexRef.name"), &index.name)?;
-                let component = retriever_name(&index.name);
-                let endpoint = Some(peer(&Symbol::address(&component, GRPC_PORT)));
-                self.needs.insert(component);
+                let field = format!("{place}.retriever.indexRef.name");
+                let found = self.resources.index(resource, &field, &index.name)?;
+                let endpoint = Some(index::searched(&index.name, found));
+                self.needs.insert(retriever_name(&index.name));
                 Ok(Some(ArmRetrieverConfig { endpoint, ..config }))
             }
             (None, Some(ControlRetriever::Empty)) => {

@@ -15,6 +15,8 @@ pub enum ComponentKind {
     IndexBuild,
     /// Serves an index.
     Retriever,
+    /// Asks a web search in the place of an index.
+    WebSearch,
     /// Runs a language model for gateways.
     ModelServer,
     /// Answers questions from passages.

@@ -82,6 +82,7 @@ pub fn fingerprint(plan: &Plan, component: &Component, observed: &Observed) -> R
     if let Value::Object(fields) = &mut config {
         fields.remove("runtime");
     }
+    without_tls(&mut config);
     let mut needs = BTreeMap::new();
     // Jobs first: of several unfinished ones the nearest is worth naming.
     let role = |name: &&String| plan.component(name).is_some_and(|need| need.role == Role::Service);
@@ -104,6 +105,18 @@ pub fn fingerprint(plan: &Plan, component: &Component, observed: &Observed) -> R
     // serde_json's maps are sorted, so equal values are equal text.
     let text = serde_json::json!({ "args": component.args, "config": config, "needs": needs, "inputs": inputs });
     Ok(hex::encode(Sha256::digest(text.to_string())))
+}
+
+/// Who shows which certificate changes no result either.
+fn without_tls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.remove("tls");
+            fields.values_mut().for_each(without_tls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_tls),
+        _ => {}
+    }
 }
 
 /// A gateway as one of its users sees it: the providers and the template that the user asks for, without what

@@ -2,12 +2,11 @@
 
 use crate::arms::Arms;
 use crate::component::{asked, in_work, runtime};
-use crate::gateway::{Gateways, peer};
+use crate::gateway::Gateways;
 use crate::names::{evaluation_name, retriever_name};
 use crate::sources::{IntoConfig, Reader, take};
 use crate::{
-    ADMIN_PORT, Component, ComponentKind, GRPC_PORT, PlanError, Readiness, Resources, Role, Sourced, Symbol, Template,
-    WorkerConfig, index,
+    ADMIN_PORT, Component, ComponentKind, PlanError, Readiness, Resources, Role, Sourced, Template, WorkerConfig, index,
 };
 use s3_config::{DatasetConfig, EvaluatorConfig, Prices, ReportConfig, SampleConfig, StatisticsConfig};
 use s3_crds::{Arm, ArmMethod, Budget, EvalRun, Quantity};
@@ -92,7 +91,7 @@ pub(crate) fn component(
             exclude,
             exclude_sets,
         },
-        retriever: retriever.map(|name| peer(&Symbol::address(&name, GRPC_PORT))),
+        retriever: index.map(|(name, index)| index::searched(name, index)),
         generator,
         chunk: spec.chunk as usize,
         statistics: StatisticsConfig {

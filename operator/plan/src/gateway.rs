@@ -371,7 +371,7 @@ impl Draft {
 
 /// How a worker reaches another.
 pub(crate) fn peer(address: &Symbol) -> Peer {
-    Peer { address: address.to_string(), deadline_ms: 600_000, attempts: 6 }
+    Peer { address: address.to_string(), deadline_ms: 600_000, attempts: 6, tls: None }
 }
 
 /// Anthropic's public address.
@@ -389,7 +389,7 @@ fn caller_name(resource: &str) -> String {
 }
 
 /// Whether an address names this machine itself.
-fn is_loopback(url: &str) -> bool {
+pub(crate) fn is_loopback(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let host = rest.split(['/', '?', '#']).next().unwrap_or("");
     let host = match host.strip_prefix('[') {

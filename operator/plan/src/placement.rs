@@ -54,7 +54,7 @@ impl Placements {
             all.storage.insert(format!("RetrieverIndex/{name}"), spec.storage.clone());
             if let Some(build) = &spec.source.build {
                 let placement = Placement {
-                    replicas: 1,
+                    replicas: build.workers,
                     resources: build.resources.clone(),
                     pod: build.pod.clone().unwrap_or_default(),
                     queue: None,

@@ -1,7 +1,9 @@
 //! A worker's configuration with symbols in it, and how a runtime fills them in.
 
 use crate::{PlanError, Symbol};
-use s3_config::{EvaluatorConfig, FetchConfig, GatewayConfig, IndexBuildConfig, RetrieverServeConfig, TrainerConfig};
+use s3_config::{
+    EvaluatorConfig, FetchConfig, GatewayConfig, IndexBuildConfig, RetrieverServeConfig, TrainerConfig, WebSearchConfig,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -29,6 +31,8 @@ pub enum WorkerConfig {
     IndexBuild(Box<IndexBuildConfig>),
     /// `s3-retriever serve`.
     Retriever(Box<RetrieverServeConfig>),
+    /// `s3-retriever web`.
+    WebSearch(Box<WebSearchConfig>),
     /// `s3-generator-gateway serve`.
     Gateway(Box<GatewayConfig>),
     /// Every command of `s3-trainer`.
@@ -45,6 +49,7 @@ impl WorkerConfig {
         match self {
             Self::IndexBuild(config) => &mut config.runtime,
             Self::Retriever(config) => &mut config.runtime,
+            Self::WebSearch(config) => &mut config.runtime,
             Self::Gateway(config) => &mut config.runtime,
             Self::Trainer(config) => &mut config.runtime,
             Self::Evaluator(config) => &mut config.runtime,
@@ -60,6 +65,8 @@ pub enum Schema {
     IndexBuild,
     /// [`RetrieverServeConfig`].
     Retriever,
+    /// [`WebSearchConfig`].
+    WebSearch,
     /// [`GatewayConfig`].
     Gateway,
     /// [`TrainerConfig`].
@@ -93,6 +100,7 @@ impl Template {
         let schema = match config {
             WorkerConfig::IndexBuild(_) => Schema::IndexBuild,
             WorkerConfig::Retriever(_) => Schema::Retriever,
+            WorkerConfig::WebSearch(_) => Schema::WebSearch,
             WorkerConfig::Gateway(_) => Schema::Gateway,
             WorkerConfig::Trainer(_) => Schema::Trainer,
             WorkerConfig::Evaluator(_) => Schema::Evaluator,
@@ -116,6 +124,7 @@ impl Template {
         Ok(match self.schema {
             Schema::IndexBuild => WorkerConfig::IndexBuild(serde_json::from_value(value).map_err(defect)?),
             Schema::Retriever => WorkerConfig::Retriever(serde_json::from_value(value).map_err(defect)?),
+            Schema::WebSearch => WorkerConfig::WebSearch(serde_json::from_value(value).map_err(defect)?),
             Schema::Gateway => WorkerConfig::Gateway(serde_json::from_value(value).map_err(defect)?),
             Schema::Trainer => WorkerConfig::Trainer(serde_json::from_value(value).map_err(defect)?),
             Schema::Evaluator => WorkerConfig::Evaluator(serde_json::from_value(value).map_err(defect)?),

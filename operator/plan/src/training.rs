@@ -1,11 +1,11 @@
 //! `S3TrainingJob` → baseline, warm start and training.
 
 use crate::component::{asked, in_work, runtime};
-use crate::gateway::{Gateways, peer};
+use crate::gateway::Gateways;
 use crate::names::{baseline_name, retriever_name, training_name, warm_start_name};
 use crate::sources::{IntoConfig, Reader};
 use crate::{
-    ADMIN_PORT, Component, ComponentKind, GRPC_PORT, PlanError, Readiness, Resources, Role, Sourced, Symbol, Template,
+    ADMIN_PORT, Component, ComponentKind, PlanError, Readiness, Resources, Role, Sourced, Symbol, Template,
     WorkerConfig, convert, index,
 };
 use s3_config::{
@@ -53,7 +53,7 @@ pub(crate) fn components(
     let (baseline, warm, train) = (baseline_name(name), warm_start_name(name), training_name(name));
 
     let mut reader = Reader::new(&resource, folder);
-    let base = base_config(name, job, index, &mut reader, generator, &retriever)?;
+    let base = base_config(name, job, index, &mut reader, generator)?;
     let builder = Builder { resource: &resource, job, reader: &reader };
     let mut components = Vec::new();
     let checkpoint = if spec.searcher.adapter.kind == AdapterKind::Full { FULL_CHECKPOINT } else { CHECKPOINT };
@@ -167,7 +167,6 @@ fn base_config(
     index: &Sourced<s3_crds::RetrieverIndex>,
     reader: &mut Reader<'_>,
     generator: GeneratorConfig,
-    retriever: &str,
 ) -> Result<TrainerConfig, PlanError> {
     let spec = &job.object.spec;
     let train = training_name(name);
@@ -201,7 +200,7 @@ fn base_config(
         searcher,
         lora: LoraConfig { rank: adapter.rank as usize, alpha: adapter.alpha },
         full: adapter.kind == AdapterKind::Full,
-        retriever: peer(&Symbol::address(retriever, GRPC_PORT)),
+        retriever: index::searched(&spec.retriever.index_ref.name, index),
         data: TrainDataConfig {
             datasets: reader.datasets(&spec.data.datasets, "data.datasets")?,
             corpus,

@@ -71,12 +71,27 @@ fn rendered(plan: &Plan, around: &Surroundings) -> Result<Vec<Object>, PlanError
     Ok(all)
 }
 
+/// The quickstart's index, built by several workers on a volume of one kind.
+fn built_by(workers: u32, mode: &str) -> String {
+    let text = example("quickstart", "retrieverindex.yaml");
+    let (head, rest) = text.split_once("        # made by").unwrap();
+    let (_, rest) = rest.split_once("          verify: 64\n").unwrap();
+    let build = format!("  source:\n    build:\n      workers: {workers}\n");
+    let storage = format!("  storage:\n    accessMode: {mode}\n  serving:\n");
+    format!("{head}{rest}").replace("  source:\n    build:\n", &build).replace("  serving:\n", &storage)
+}
+
 #[test]
 fn the_objects_are_the_committed_ones() {
-    let objects = rendered(&planned(&quickstart()), &surroundings()).unwrap();
+    committed(&quickstart(), "quickstart-objects.yaml");
+    committed(&[built_by(2, "ReadWriteMany"), example("recipes", "web-search.yaml")], "index-objects.yaml");
+}
+
+fn committed(texts: &[String], golden: &str) {
+    let objects = rendered(&planned(texts), &surroundings()).unwrap();
     let yaml = |object: &Object| format!("---\n{}", serde_yaml_ng::to_string(&object.to_value().unwrap()).unwrap());
     let text = objects.iter().map(yaml).collect::<Vec<_>>().concat();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/quickstart-objects.yaml");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(golden);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&golden, &text).unwrap();
     }
@@ -225,7 +240,8 @@ fn check_policy(policy: &NetworkPolicy, objects: &[Object]) {
         if rule.to.is_none() && !dns {
             let may = |pod: &&Object| {
                 let labels = pod.metadata().labels.as_ref().unwrap();
-                ["gateway", "fetch", "model-server"].contains(&labels["app.kubernetes.io/component"].as_str())
+                ["gateway", "web-search", "fetch", "model-server"]
+                    .contains(&labels["app.kubernetes.io/component"].as_str())
             };
             assert!(pods(selected).iter().all(may), "{name} leaves the cluster and neither answers nor fetches");
         }
@@ -267,7 +283,8 @@ fn every_example_renders() {
         ["evalrun.yaml", "retrieverindex.yaml", "s3trainingjob.yaml"].map(|f| example("quickstart-gpu", f)).into();
     let methods = vec![example("quickstart", "retrieverindex.yaml"), example("recipes", "all-methods.yaml")];
     let alone = vec![example("recipes", "search-r1.yaml")];
-    let recipes = [recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), methods, alone];
+    let web = vec![example("recipes", "web-search.yaml")];
+    let recipes = [recipe("sft-searcher.yaml"), recipe("sft-generator.yaml"), methods, alone, web];
     for texts in [quickstart(), gpu, served_by_endpoint()].into_iter().chain(recipes) {
         check(&rendered(&planned(&texts), &surroundings()).unwrap());
     }
@@ -409,6 +426,50 @@ fn replicas_of_an_attempt_find_each_other() {
     assert!(second["result"].is_null() && config(0)["runtime"]["result"].is_string(), "files are the first one's");
     let refused = render(&plan, &observed, train, &attempt, &many, &owners(train)).unwrap_err();
     assert!(matches!(refused, PlanError::VolumeShape { .. }), "{refused}");
+}
+
+#[test]
+fn workers_of_a_build_share_a_volume_and_are_one_work() {
+    let with = |workers: u32, mode: &str| planned(&[built_by(workers, mode)]);
+    let (alone, together) = (with(1, "ReadWriteMany"), with(3, "ReadWriteMany"));
+    let name = "quickstart-index";
+    let build = together.component(name).unwrap();
+    let observed = Observed::default();
+    assert_eq!(
+        fingerprint(&alone, alone.component(name).unwrap(), &observed),
+        fingerprint(&together, build, &observed),
+        "another number of workers builds nothing anew"
+    );
+    let attempt = Attempt::of(&together, build, 2);
+    let objects = render(&together, &observed, build, &attempt, &surroundings(), &owners(build)).unwrap();
+    check(&objects);
+    let kinds: Vec<String> = objects.iter().map(|object| format!("{} {}", object.kind(), object.name())).collect();
+    assert_eq!(
+        kinds,
+        [
+            "PersistentVolumeClaim quickstart-index-data",
+            "NetworkPolicy quickstart-index",
+            "ConfigMap quickstart-index-a2",
+            "Service quickstart-index-a2",
+            "Job quickstart-index-a2-r0",
+            "Job quickstart-index-a2-r1",
+            "Job quickstart-index-a2-r2",
+        ]
+    );
+    let Object::ConfigMap(map) = &objects[2] else { panic!("{}", objects[2].kind()) };
+    let config = |rank: usize| -> Value {
+        serde_yaml_ng::from_str(&map.data.as_ref().unwrap()[&format!("r{rank}.yaml")]).unwrap()
+    };
+    let members = [0, 1, 2].map(|rank| format!("r{rank}.quickstart-index-a2.search.svc:9400"));
+    for rank in 0..3 {
+        let runtime = &config(rank)["runtime"];
+        assert_eq!((&runtime["team"]["rank"], &runtime["team"]["members"]), (&json!(rank), &json!(members)));
+        assert_eq!(runtime["stateDir"], config(0)["runtime"]["stateDir"], "they meet in one folder");
+        assert_eq!(runtime["result"].is_string(), rank == 0);
+    }
+    let once = with(3, "ReadWriteOnce");
+    let refused = render(&once, &observed, once.component(name).unwrap(), &attempt, &surroundings(), &owners(build));
+    assert!(matches!(refused, Err(PlanError::VolumeShape { .. })), "{refused:?}");
 }
 
 #[test]
@@ -648,6 +709,71 @@ fn a_gateway_alone_leaves_the_cluster_and_reads_its_key_from_a_file() {
 }
 
 /// Everything on a hub or in a bucket.
+#[test]
+fn a_web_search_is_served_without_a_build_and_leaves_the_cluster_alone() {
+    let web = example("recipes", "web-search.yaml");
+    let plan = planned(std::slice::from_ref(&web));
+    let [component] = plan.components.as_slice() else { panic!("{:?}", plan.components.len()) };
+    assert_eq!((component.name.as_str(), component.kind), ("web-retriever", ComponentKind::WebSearch));
+    assert_eq!(component.secrets, BTreeSet::from(["serp/key".to_owned()]));
+    let around = surroundings();
+    let objects = rendered(&plan, &around).unwrap();
+    check(&objects);
+    let kinds: Vec<&str> = objects.iter().map(Object::kind).collect();
+    assert_eq!(kinds, ["PersistentVolumeClaim", "NetworkPolicy", "ConfigMap", "Service", "Deployment"]);
+    assert_eq!(objects[0].name(), "web-index-data");
+    let value = |at: usize| objects[at].to_value().unwrap();
+    let out = value(1)["spec"]["egress"].to_string();
+    assert!(out.contains(r#"{"ports":[{"port":443,"protocol":"TCP"}]}"#), "{out}");
+    let config = value(2)["data"]["config.yaml"].as_str().unwrap().to_owned();
+    assert!(config.contains("apiKeyFile: /secrets/serp/key") && config.contains("requestsPerMinute: 300"), "{config}");
+    assert!(config.contains("results: /work/web-index-data/web-retriever/results.redb"), "{config}");
+    let deployment = &value(4)["spec"];
+    assert_eq!(deployment["strategy"]["type"], "Recreate", "its results have one writer");
+    assert_eq!(deployment["template"]["spec"]["containers"][0]["args"][0], "web");
+    // whoever searches is planned as with any index, but what reads passages beforehand is refused
+    let job = |text: String| text.replace("indexRef:\n      name: quickstart", "indexRef:\n      name: web");
+    let [run, _, training] = quickstart().try_into().unwrap();
+    let plan_of = |texts: &[String]| {
+        let mut resources = Resources::default();
+        texts.iter().for_each(|text| resources.add_manifest("test.yaml", None, text).unwrap());
+        s3_plan::plan(&resources)
+    };
+    let plain = job(training.replace("dropUnanswerable: true", "dropUnanswerable: false"));
+    let with = plan_of(&[web.clone(), plain]).unwrap();
+    assert!(with.component("quickstart-train").unwrap().needs.contains("web-retriever"));
+    check(&rendered(&with, &around).unwrap());
+    let eligible = job(run).replace("eligible: false", "eligible: true");
+    assert!(eligible.contains("eligible: true"));
+    let refused = plan_of(&[web, job(training), eligible]).unwrap_err().to_string();
+    assert!(refused.contains("source.webSearch") && refused.contains("built or imported"), "{refused}");
+}
+
+#[test]
+fn certificates_reach_the_servers_and_whoever_searches_and_change_no_work() {
+    let tls = "  serving:\n    tls:\n      secretRef: {name: serving-cert}\n      clientSecretRef: {name: caller-cert}\n      serverName: quickstart\n";
+    let texts: Vec<String> = quickstart().iter().map(|text| text.replace("  serving:\n", tls)).collect();
+    let (plain, secured) = (planned(&quickstart()), planned(&texts));
+    let done = finished(&plain);
+    for component in &plain.components {
+        let same = secured.component(&component.name).unwrap();
+        assert_eq!(fingerprint(&plain, component, &done), fingerprint(&secured, same, &done), "{}", component.name);
+    }
+    let objects = rendered(&secured, &surroundings()).unwrap();
+    check(&objects);
+    let mounted = |name: &str, secret: &str| {
+        let object = objects.iter().find(|object| pod(object).is_some() && object.name().starts_with(name)).unwrap();
+        object.to_value().unwrap()["spec"]["template"]["spec"]["volumes"].to_string().contains(secret)
+    };
+    assert!(mounted("quickstart-retriever", "serving-cert") && !mounted("quickstart-retriever", "caller-cert"));
+    for caller in ["quickstart-baseline", "quickstart-train", "quickstart-eval"] {
+        assert!(mounted(caller, "caller-cert") && !mounted(caller, "serving-cert"), "{caller}");
+    }
+    assert!(!mounted("quickstart-index", "cert"));
+    let config = &secured.component("quickstart-train").unwrap().config.value["retriever"]["tls"];
+    assert_eq!((&config["ca"], &config["serverName"]), (&json!("secret://caller-cert/ca.crt"), &json!("quickstart")));
+}
+
 fn remote() -> Vec<String> {
     quickstart()
         .iter()

@@ -12,7 +12,9 @@ mod model;
 mod retriever;
 mod runtime;
 mod search;
+mod tls;
 mod trainer;
+mod web;
 
 pub use algorithm::*;
 pub use evaluator::*;
@@ -23,4 +25,6 @@ pub use model::*;
 pub use retriever::*;
 pub use runtime::*;
 pub use search::*;
+pub use tls::*;
 pub use trainer::*;
+pub use web::*;

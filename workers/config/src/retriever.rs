@@ -1,6 +1,6 @@
 //! The retriever: building an index and serving it.
 
-use crate::{DatasetConfig, DeviceKind, RetrievalMethod, Runtime};
+use crate::{DatasetConfig, DeviceKind, RetrievalMethod, Runtime, ServerTls};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -275,6 +275,9 @@ pub struct RetrieverServeConfig {
     /// Folder of callers' tokens, a file each; none answers everyone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<PathBuf>,
+    /// Certificates of gRPC and HTTP: with them every caller must show one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServerTls>,
     /// Reorders the best passages, when wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reranker: Option<RerankerConfig>,

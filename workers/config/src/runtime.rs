@@ -105,11 +105,14 @@ pub struct Endpoint {
     /// Attempts before the call counts as failed.
     #[serde(default = "default_attempts")]
     pub attempts: u32,
+    /// What is shown to a worker that asks its callers for certificates; TLS is spoken then, whatever the address says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<crate::ClientTls>,
 }
 
 impl Default for Endpoint {
     fn default() -> Self {
-        Self { address: String::new(), deadline_ms: default_deadline(), attempts: default_attempts() }
+        Self { address: String::new(), deadline_ms: default_deadline(), attempts: default_attempts(), tls: None }
     }
 }
 

@@ -95,7 +95,7 @@ async fn gateway(folder: &Path, name: &str, model: SocketAddr) -> Result<(Gatewa
 /// Scores all questions in parts of `chunk`; the rewards and the time they took.
 async fn rewards(link: &Link, grpc: SocketAddr, chunk: usize) -> Result<(Vec<Scored>, Duration)> {
     let config = GeneratorConfig {
-        endpoint: Endpoint { address: format!("http://{grpc}"), deadline_ms: 60_000, attempts: 1 },
+        endpoint: Endpoint { address: format!("http://{grpc}"), deadline_ms: 60_000, attempts: 1, tls: None },
         model: String::new(),
         template: String::new(),
         max_tokens: 8,

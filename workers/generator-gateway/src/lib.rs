@@ -40,6 +40,14 @@ mod stops;
 mod templates;
 mod wire;
 
+/// What any caller of a limited, paid service over HTTP needs; the retriever's web search calls with it, too.
+pub mod calls {
+    pub use crate::network::{Guard, Reach};
+    pub use crate::pace::Pace;
+    pub use crate::retry::{RetryPolicy, retry_after, spread};
+    pub use crate::secret::SecretFile;
+}
+
 pub use access::{Access, Denied};
 pub use built_in::{BuiltIn, BuiltInError};
 pub use cache::{AnswerCache, CacheError};

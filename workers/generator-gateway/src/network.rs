@@ -110,7 +110,7 @@ fn objection_v6(address: Ipv6Addr) -> Option<&'static str> {
 
 /// Resolves names and leaves out what must not be connected to.
 #[derive(Clone, Debug)]
-pub(crate) struct Guard(pub Arc<Reach>);
+pub struct Guard(pub Arc<Reach>);
 
 impl Guard {
     /// Where a name may be connected to; ports are 0.

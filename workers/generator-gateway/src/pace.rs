@@ -36,13 +36,14 @@ impl Bucket {
 
 /// The limits of one key. Callers take turns in the order in which they asked.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub struct Pace {
     buckets: Mutex<(Option<Bucket>, Option<Bucket>)>,
     turn: tokio::sync::Mutex<()>,
     limited: bool,
 }
 
 impl Pace {
+    /// Limits of a minute; without any everything goes out at once.
     pub fn new(requests_per_minute: Option<u32>, tokens_per_minute: Option<u64>) -> Self {
         let now = Instant::now();
         let requests = requests_per_minute.map(|limit| Bucket::new(f64::from(limit), now));

@@ -22,7 +22,7 @@ fn stamp(path: &Path) -> std::io::Result<Stamp> {
 }
 
 /// A secret in a file.
-pub(crate) struct SecretFile {
+pub struct SecretFile {
     path: PathBuf,
     /// How the configuration calls it, for messages.
     field: &'static str,

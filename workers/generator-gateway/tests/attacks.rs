@@ -44,7 +44,12 @@ fn question(attack: &Attack) -> Question {
 /// The default scorer of a job over a gateway.
 async fn score(world: &World, model: &str, judge: Option<&str>, items: Vec<(Question, Vec<Passage>)>) -> Vec<Scored> {
     let config = GeneratorConfig {
-        endpoint: Endpoint { address: format!("http://{}", world.config.grpc), deadline_ms: 60_000, attempts: 2 },
+        endpoint: Endpoint {
+            address: format!("http://{}", world.config.grpc),
+            deadline_ms: 60_000,
+            attempts: 2,
+            tls: None,
+        },
         model: model.into(),
         template: "short-answer".into(),
         max_tokens: 32,

@@ -3,7 +3,8 @@
 //! Every call has a deadline, a bounded number of attempts with exponential backoff and jitter, and is
 //! counted (`s3_rpc_*`). Only outages are tried again: a refused request stays refused.
 
-use crate::{MESSAGE_LIMIT, v1};
+use crate::{Connector, MESSAGE_LIMIT, TlsError, v1};
+use s3_config::ClientTls;
 use std::time::{Duration, Instant};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -19,6 +20,14 @@ pub enum CallError {
         service: &'static str,
         /// What was configured.
         address: String,
+    },
+    /// The caller's own certificate cannot be used.
+    #[error("{service}: {source}")]
+    Certificate {
+        /// Which worker was to be called.
+        service: &'static str,
+        /// What is wrong with the files.
+        source: TlsError,
     },
     /// All attempts failed.
     #[error("{service} at {address} did not answer after {attempts} attempts ({status}); is it running?")]
@@ -56,16 +65,14 @@ struct Caller {
     deadline: Duration,
     attempts: u32,
     channel: Channel,
+    tls: Option<Connector>,
     /// `authorization` of every request.
     authorization: Option<MetadataValue<Ascii>>,
 }
 
 impl Caller {
     fn new(service: &'static str, address: &str, deadline: Duration, attempts: u32) -> Result<Self, CallError> {
-        let endpoint = Endpoint::from_shared(address.to_owned())
-            .map_err(|_| CallError::Address { service, address: address.to_owned() })?
-            .connect_timeout(Duration::from_secs(5))
-            .tcp_nodelay(true);
+        let endpoint = endpoint(service, address)?;
         let channel = endpoint.connect_lazy();
         Ok(Self {
             service,
@@ -73,8 +80,23 @@ impl Caller {
             deadline,
             attempts: attempts.max(1),
             channel,
+            tls: None,
             authorization: None,
         })
+    }
+
+    /// Connects by TLS, whatever the address says, and shows a certificate.
+    fn with_tls(mut self, tls: &ClientTls) -> Result<Self, CallError> {
+        let service = self.service;
+        let connector = Connector::open(tls).map_err(|source| CallError::Certificate { service, source })?;
+        // the connector speaks TLS by itself; the channel is not to look for a TLS of its own
+        let plain = match self.address.strip_prefix("https://") {
+            Some(rest) => format!("http://{rest}"),
+            None => self.address.clone(),
+        };
+        self.channel = endpoint(service, &plain)?.connect_with_connector_lazy(connector.clone());
+        self.tls = Some(connector);
+        Ok(self)
     }
 
     /// Shows this token with every request: the worker knows the caller by it.
@@ -86,6 +108,15 @@ impl Caller {
         value.set_sensitive(true);
         self.authorization = Some(value);
         Ok(self)
+    }
+
+    /// What a status says, and what the connection broke with.
+    fn told(&self, status: &Status) -> String {
+        let text = one_line(status);
+        match self.tls.as_ref().and_then(Connector::complaint).filter(|complaint| !text.contains(complaint)) {
+            Some(complaint) => format!("{text}: {complaint}"),
+            None => text,
+        }
     }
 
     async fn call<M, R, F, Fut>(&self, method: &'static str, message: M, send: F) -> Result<R, CallError>
@@ -113,24 +144,36 @@ impl Caller {
             };
             metrics.rpc_failures.with_label_values(&[self.service, method, code_label(status.code())]).inc();
             if !is_outage(status.code()) {
-                return Err(CallError::Refused { service: self.service, status: one_line(&status) });
+                return Err(CallError::Refused { service: self.service, status: self.told(&status) });
             }
             if attempt >= self.attempts {
                 return Err(CallError::Unavailable {
                     service: self.service,
                     address: self.address.clone(),
                     attempts: attempt,
-                    status: one_line(&status),
+                    status: self.told(&status),
                 });
             }
-            tracing::warn!(service = self.service, method, attempt, status = %one_line(&status), "call failed, trying again");
+            tracing::warn!(service = self.service, method, attempt, status = %self.told(&status), "call failed, trying again");
             tokio::time::sleep(backoff(attempt)).await;
         }
     }
 }
 
+fn endpoint(service: &'static str, address: &str) -> Result<Endpoint, CallError> {
+    let endpoint = Endpoint::from_shared(address.to_owned())
+        .map_err(|_| CallError::Address { service, address: address.to_owned() })?;
+    Ok(endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true))
+}
+
 fn is_outage(code: Code) -> bool {
-    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted | Code::Unknown)
+    // no worker cancels what it was asked: the connection ended under the call
+    let ended = code == Code::Cancelled;
+    ended
+        || matches!(
+            code,
+            Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted | Code::Unknown
+        )
 }
 
 fn code_label(code: Code) -> &'static str {
@@ -143,8 +186,18 @@ fn code_label(code: Code) -> &'static str {
     }
 }
 
+/// What a status says, and what it comes from: a refused certificate or connection stands at the end of a chain.
 fn one_line(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), status.message().replace('\n', " "))
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        source = error.source();
+    }
+    text.replace('\n', " ")
 }
 
 /// 0.25 s, doubling to 8 s, spread by up to a quarter so that callers do not return in step.
@@ -167,6 +220,11 @@ impl RetrieverClient {
     /// Shows this token with every request, where the retriever asks for one.
     pub fn with_token(self, token: &str) -> Result<Self, CallError> {
         self.0.with_token(token).map(Self)
+    }
+
+    /// Shows a certificate, where the retriever asks for one. Call it before the first request.
+    pub fn with_tls(self, tls: &ClientTls) -> Result<Self, CallError> {
+        self.0.with_tls(tls).map(Self)
     }
 
     /// Vectors of texts.
@@ -218,6 +276,11 @@ impl GeneratorClient {
     /// Shows this token with every request: the gateway knows the caller by it.
     pub fn with_token(self, token: &str) -> Result<Self, CallError> {
         self.0.with_token(token).map(Self)
+    }
+
+    /// Shows a certificate, where what stands before the gateway asks for one.
+    pub fn with_tls(self, tls: &ClientTls) -> Result<Self, CallError> {
+        self.0.with_tls(tls).map(Self)
     }
 
     /// Answers a batch; every item has an answer or a typed failure.

@@ -12,10 +12,12 @@ pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/s3.descr
 mod attempt;
 mod client;
 mod report;
+mod tls;
 
 pub use attempt::Attempt;
 pub use client::{CallError, GeneratorClient, RetrieverClient};
 pub use report::{Patience, Reporter};
+pub use tls::{Acceptor, Connector, Secured, TlsError};
 pub use tonic;
 
 /// Largest message accepted on either side, bytes: a round of 4,096 queries with long passages fits.

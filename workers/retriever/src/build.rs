@@ -2,9 +2,11 @@
 //!
 //! Everything is staged in `<output>/.staging-<digest>` and published by one rename; embeddings, the dear
 //! part, are kept by shard in the state folder until then. Killed anywhere and run again, the build goes on
-//! and ends with the same index; run again after its end, it changes nothing.
+//! and ends with the same index; run again after its end, it changes nothing. Of several workers ([`crate::team`]) the
+//! first one does all this and the others only embed.
 
 use crate::analyzer;
+use crate::assist::{Share, assist};
 use crate::audit::audit;
 use crate::corpus::{corpus_digest, read_corpus};
 use crate::dense::file::Kind;
@@ -19,6 +21,7 @@ use crate::index::{
 };
 use crate::lexical::LexicalBuilder;
 use crate::passages::{PassageStore, PassageWriter};
+use crate::team::{Pulse, Team};
 use s3_config::{DenseConfig, DenseKind, IndexBuildConfig};
 use s3_telemetry::{Outcome, Progress, Shutdown};
 use serde_json::json;
@@ -31,6 +34,11 @@ const STAGING: &str = ".staging-";
 /// Builds, publishes and points `CURRENT` at the index; returns its digest and summary.
 pub fn build(config: &IndexBuildConfig, progress: &Progress, shutdown: &Shutdown) -> Result<Outcome> {
     check(config)?;
+    let team = Team::join(&config.runtime)?;
+    if team.is_some() {
+        check_together(config)?;
+    }
+    let pulse = team.as_ref().filter(|team| !team.is_first()).map(Team::pulse).transpose()?;
     progress.phase("check inputs", 0);
     let encoder = config.dense.as_ref().map(PassageEncoder::identify).transpose()?;
     let corpus = corpus_digest(&config.corpus)?;
@@ -45,6 +53,10 @@ pub fn build(config: &IndexBuildConfig, progress: &Progress, shutdown: &Shutdown
         dense: config.dense.as_ref().zip(encoder).map(|(dense, files)| dense_identity(dense, files)),
     };
     let digest = index_digest(&identity)?;
+    if let (Some(team), Some(pulse)) = (&team, &pulse) {
+        pulse.builds(&digest);
+        return assisted(config, team, pulse, &identity, digest, progress, shutdown);
+    }
     let _lock = lock(&config.output)?;
     let verified = match verify(&config.output, &digest) {
         Ok(present) => {
@@ -52,20 +64,71 @@ pub fn build(config: &IndexBuildConfig, progress: &Progress, shutdown: &Shutdown
             set_current(&config.output, &digest)?;
             present
         }
-        Err(_) => publish(config, &identity, &digest, progress, shutdown)?,
+        Err(_) => publish(config, team.as_ref(), &identity, &digest, progress, shutdown)?,
     };
     // here and not when publishing: a build killed between the two finds its index published
-    let shards = shards(config, &digest);
-    if shards.exists() {
-        std::fs::remove_dir_all(&shards).map_err(RetrieverError::io("clear", &shards))?;
-    }
+    clear_shards(&shards(config, &digest))?;
     let answerable = audits(config, &digest, &verified.facts.answerable, progress)?;
     outcome(digest, &verified, &answerable)
+}
+
+/// The part of a worker that is not the first. Where the index is published already, nothing is left to do.
+fn assisted(
+    config: &IndexBuildConfig,
+    team: &Team,
+    pulse: &Pulse,
+    identity: &Identity,
+    digest: String,
+    progress: &Progress,
+    shutdown: &Shutdown,
+) -> Result<Outcome> {
+    let summary = |embedded: u64| json!({"worker": team.worker, "workers": team.workers, "embedded": embedded});
+    let folder = shards(config, &digest);
+    // shards are there until the index is published, all at once gone after it
+    let published = || !folder.exists() && verify(&config.output, &digest).is_ok();
+    let Some(dense) = config.dense.as_ref().filter(|_| !published()) else {
+        return Ok(Outcome { summary: summary(0), digest });
+    };
+    let share = Share {
+        team,
+        pulse,
+        corpus: &config.corpus,
+        corpus_sha256: &identity.corpus_sha256,
+        dense,
+        shards: &folder,
+        published: &published,
+    };
+    let embedded = assist(&share, progress, shutdown)?;
+    Ok(Outcome { summary: summary(embedded), digest })
+}
+
+/// What several workers share is the embedding.
+fn check_together(config: &IndexBuildConfig) -> Result<()> {
+    match &config.dense {
+        Some(dense) if dense.vectors.is_none() => Ok(()),
+        _ => Err(RetrieverError::Invalid(
+            "several workers share the embedding of passages; configure dense without vectors, or one worker"
+                .to_owned(),
+        )),
+    }
 }
 
 /// Where the embeddings of an unfinished build are kept.
 fn shards(config: &IndexBuildConfig, digest: &str) -> PathBuf {
     config.runtime.state_dir.join(format!("vectors-{digest}"))
+}
+
+/// Removes the shards of a published index; whoever looks for one finds all of them or none.
+fn clear_shards(shards: &Path) -> Result<()> {
+    let aside = shards.with_extension("done");
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside).map_err(RetrieverError::io("clear", &aside))?;
+    }
+    if shards.exists() {
+        std::fs::rename(shards, &aside).map_err(RetrieverError::io("move aside", shards))?;
+        std::fs::remove_dir_all(&aside).map_err(RetrieverError::io("clear", &aside))?;
+    }
+    Ok(())
 }
 
 fn check(config: &IndexBuildConfig) -> Result<()> {
@@ -118,6 +181,7 @@ fn lock(output: &Path) -> Result<File> {
 
 fn publish(
     config: &IndexBuildConfig,
+    team: Option<&Team>,
     identity: &Identity,
     digest: &str,
     progress: &Progress,
@@ -127,6 +191,8 @@ fn publish(
     clear_staging(&config.output)?;
     std::fs::create_dir_all(&staging).map_err(RetrieverError::io("create folder", &staging))?;
 
+    // before the passages are indexed, so that who comes meanwhile is heard
+    let mut others = team.map(|team| team.others(digest)).transpose()?;
     progress.phase("index passages", 0);
     let mut writer = PassageWriter::create(&staging)?;
     let mut lexical = config.lexical.as_ref().map(|parameters| (LexicalBuilder::default(), parameters));
@@ -164,7 +230,12 @@ fn publish(
                 let sink: Sink<'_> = &mut |part| rows.half(part);
                 match given {
                     Some(file) => embedding.take(file, limited, sink)?,
-                    None => embedding.compute(&shards(config, digest), sink)?,
+                    None => match (team, &mut others) {
+                        (Some(team), Some(others)) => {
+                            embedding.compute_together(&shards(config, digest), team, others, sink)?;
+                        }
+                        _ => embedding.compute(&shards(config, digest), sink)?,
+                    },
                 }
                 rows.finish()?;
             }

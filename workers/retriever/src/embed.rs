@@ -11,6 +11,7 @@ use crate::flat;
 use crate::index::{FAISS, VECTORS};
 use crate::passages::PassageStore;
 use crate::rank::Ranked;
+use crate::team::{Others, Team};
 use crate::vectors::{VectorFile, Vectors};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -18,12 +19,16 @@ use s3_config::{DenseConfig, DenseKind, VectorsConfig};
 use s3_model::encoder::{Encoder, EncoderSpec};
 use s3_telemetry::{Progress, Shutdown};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Passages per shard; on the CPU the most that a killed build computes again.
-const SHARD: usize = 256;
+pub(crate) const SHARD: usize = 256;
 /// Shards encoded together on a GPU, which is idle between calls.
 const TOGETHER: usize = 64;
+/// Between looks for a shard that another worker makes.
+const WAIT: Duration = Duration::from_millis(200);
 /// Below this a stored vector is not the encoder's.
 const SAME: f64 = 0.9999;
 /// A coded vector is looked for among so many,
@@ -63,9 +68,19 @@ impl PassageEncoder {
     pub fn encode(&self, store: &PassageStore, positions: impl IntoIterator<Item = usize>) -> Result<Vec<Vec<f32>>> {
         let texts = positions
             .into_iter()
-            .map(|at| store.get(at).map(|it| format!("{}{}", self.prefix, contents(&it.title, &it.text))))
+            .map(|at| store.get(at).map(|it| self.text(&it.title, &it.text)))
             .collect::<Result<Vec<_>>>()?;
         self.encode_texts(&texts)
+    }
+
+    /// What of a passage is encoded.
+    pub fn text(&self, title: &str, text: &str) -> String {
+        format!("{}{}", self.prefix, contents(title, text))
+    }
+
+    /// Shards that are encoded together.
+    pub(crate) fn together(&self) -> usize {
+        self.together
     }
 
     /// Unit vectors of texts as they are.
@@ -85,6 +100,19 @@ pub fn encoder_files(folder: &Path, expected: Option<&str>) -> Result<(String, S
         Ok(s3_artifacts::digest_file(&path)?)
     };
     Ok((digest("model.safetensors")?, digest("tokenizer.json")?))
+}
+
+/// The file of the shard that begins with the passage at `first`.
+pub(crate) fn shard_path(shards: &Path, first: usize) -> PathBuf {
+    shards.join(format!("{first:012}.shard"))
+}
+
+/// Keeps the vectors of the passages from `first` on as a shard.
+pub(crate) fn keep_shard(shards: &Path, first: usize, rows: impl Iterator<Item = Vec<f32>>) -> Result<Vectors> {
+    let rows: Vec<Vec<f32>> = rows.collect();
+    let shard = Vectors::from_rows(&rows, rows.first().map_or(0, Vec::len));
+    shard.write_shard(&shard_path(shards, first))?;
+    Ok(shard)
 }
 
 /// Takes rows of vectors, in order.
@@ -111,7 +139,7 @@ impl Embedding<'_> {
         for start in (0..total).step_by(SHARD * self.encoder.together) {
             let end = total.min(start + SHARD * self.encoder.together);
             let ranges = (start..end).step_by(SHARD).map(|first| first..end.min(first + SHARD));
-            let path = |first: usize| shards.join(format!("{first:012}.shard"));
+            let path = |first: usize| shard_path(shards, first);
             let mut found: Vec<Option<Vectors>> = Vec::new();
             let mut missing = Vec::new();
             for range in ranges.clone() {
@@ -121,15 +149,7 @@ impl Embedding<'_> {
                 }
             }
             if !missing.is_empty() {
-                stop_if_asked(self.shutdown)?;
-                let mut rows = self.encoder.encode(self.store, missing.iter().cloned().flatten())?.into_iter();
-                let mut fresh = Vec::with_capacity(missing.len());
-                for range in missing {
-                    let rows: Vec<Vec<f32>> = rows.by_ref().take(range.len()).collect();
-                    let shard = Vectors::from_rows(&rows, dimensions);
-                    shard.write_shard(&path(range.start))?;
-                    fresh.push(shard);
-                }
+                let fresh = self.encode_shards(shards, missing)?;
                 let mut fresh = fresh.into_iter();
                 for shard in found.iter_mut().filter(|shard| shard.is_none()) {
                     *shard = fresh.next();
@@ -139,6 +159,54 @@ impl Embedding<'_> {
                 sink(&shard.values)?;
                 self.progress.done(range.end as u64);
             }
+        }
+        Ok(())
+    }
+
+    /// Encodes the passages of some shards and keeps them.
+    fn encode_shards(&self, shards: &Path, missing: Vec<Range<usize>>) -> Result<Vec<Vectors>> {
+        stop_if_asked(self.shutdown)?;
+        let mut rows = self.encoder.encode(self.store, missing.iter().cloned().flatten())?.into_iter();
+        missing.into_iter().map(|range| keep_shard(shards, range.start, rows.by_ref().take(range.len()))).collect()
+    }
+
+    /// Embeds the first worker's share and takes over what the others embed, waiting for it.
+    pub fn compute_together(&self, shards: &Path, team: &Team, others: &mut Others, sink: Sink<'_>) -> Result<()> {
+        let (total, dimensions) = (self.store.len(), self.encoder.dimensions());
+        self.progress.phase("embed passages", total as u64);
+        let all = || (0..total).step_by(SHARD).map(|first| first..total.min(first + SHARD));
+        let read =
+            |range: &Range<usize>| Vectors::read_shard(&shard_path(shards, range.start), range.len(), dimensions);
+        let owner = |range: &Range<usize>| team.owner(range.start / SHARD);
+        let own: Vec<Range<usize>> = all().filter(|range| owner(range) == team.worker).collect();
+        let mut embedded = 0;
+        for group in own.chunks(self.encoder.together) {
+            let missing: Vec<Range<usize>> = group.iter().filter(|range| read(range).is_none()).cloned().collect();
+            if !missing.is_empty() {
+                self.encode_shards(shards, missing)?;
+            }
+            embedded += group.iter().map(Range::len).sum::<usize>() as u64;
+            others.listen()?;
+            self.progress.done(embedded + others.passages());
+        }
+        for range in all() {
+            let shard = loop {
+                if let Some(shard) = read(&range) {
+                    break shard;
+                }
+                stop_if_asked(self.shutdown)?;
+                if owner(&range) == team.worker {
+                    // damaged since it was written
+                    self.encode_shards(shards, vec![range.clone()])?;
+                    continue;
+                }
+                others.listen()?;
+                others.expect(owner(&range))?;
+                self.progress.done((embedded + others.passages()).max(range.start as u64));
+                std::thread::sleep(WAIT);
+            };
+            sink(&shard.values)?;
+            self.progress.done((embedded + others.passages()).clamp(range.end as u64, total as u64));
         }
         Ok(())
     }

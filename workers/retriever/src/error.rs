@@ -1,6 +1,7 @@
 //! The one error type of this crate. Every message is one line that says what to do.
 
 use s3_faiss::FaissError;
+use s3_generator_gateway::CacheError;
 use s3_telemetry::{ExitClass, Failure};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -63,6 +64,27 @@ pub enum RetrieverError {
     /// Another build holds the output folder.
     #[error("another build is writing to {0}; wait for it or choose another output")]
     Busy(PathBuf),
+    /// Another process is this worker of the build.
+    #[error("another process is worker {worker} of the build in {folder} already; end it first")]
+    Twin {
+        /// The worker's number.
+        worker: usize,
+        /// Where both would tell of themselves.
+        folder: PathBuf,
+    },
+    /// A worker whose shards are waited for is gone.
+    #[error(
+        "worker {worker} ({member}) of this build was not heard of for {seconds} s; look at its log, and start the \
+         build again: it goes on from the finished shards"
+    )]
+    Lost {
+        /// The worker's number.
+        worker: usize,
+        /// Its name among the members.
+        member: String,
+        /// How long was waited.
+        seconds: u64,
+    },
     /// Asked to stop; everything finished is on disk.
     #[error("interrupted")]
     Interrupted,
@@ -83,6 +105,12 @@ pub enum RetrieverError {
     /// Digests and publishing.
     #[error(transparent)]
     Artifact(#[from] s3_artifacts::ArtifactError),
+    /// Certificates that cannot be used.
+    #[error("tls: {0}")]
+    Tls(#[from] s3_proto::TlsError),
+    /// The kept results of a web search cannot be used.
+    #[error("results: {0}")]
+    Results(#[from] CacheError),
     /// A defect here: a thread died or a server ended by itself.
     #[error("internal: {0}")]
     Internal(String),
@@ -115,10 +143,13 @@ impl From<RetrieverError> for Failure {
             RetrieverError::Interrupted | RetrieverError::Faiss { source: FaissError::Interrupted, .. } => {
                 return Self::interrupted();
             }
-            RetrieverError::Io { .. } => ExitClass::Io,
+            RetrieverError::Io { .. } | RetrieverError::Results(CacheError::Io { .. }) => ExitClass::Io,
             RetrieverError::Artifact(inner) if inner.is_io() => ExitClass::Io,
             RetrieverError::Artifact(inner) if inner.is_fenced() => ExitClass::Fenced,
+            RetrieverError::Lost { .. } => ExitClass::PeerLost,
             RetrieverError::Busy(_)
+            | RetrieverError::Twin { .. }
+            | RetrieverError::Results(CacheError::InUse { .. })
             | RetrieverError::Faiss { source: FaissError::Ended { .. } | FaissError::Late { .. }, .. } => {
                 ExitClass::Unavailable
             }

@@ -1,8 +1,8 @@
 //! The gRPC service of `s3.proto`.
 
-use crate::access::{Access, DENIED};
-use crate::engine::{Engine, Method, Reply, Search, SearchError};
+use crate::engine::{Engine, Method, Reply, Search};
 use crate::filter::{Condition, Filter};
+use crate::gate::{Gate, status};
 use crate::live::Live;
 use s3_config::FusionConfig;
 use s3_proto::v1::{
@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_stream::StreamExt;
 use tonic::codegen::BoxStream;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Serves the engine of now.
@@ -21,10 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 pub struct RetrieverService {
     /// The engine of now.
     pub live: Arc<Live>,
-    /// Who may ask.
-    pub access: Arc<Access>,
-    /// The longest that a request may take; callers' own deadlines end it earlier.
-    pub deadline: Duration,
+    /// What requests pass.
+    pub gate: Gate,
 }
 
 fn method_of(number: i32) -> Result<Option<Method>, Status> {
@@ -61,17 +58,7 @@ fn search_of(request: SearchRequest) -> Result<Search, Status> {
     })
 }
 
-fn status(error: SearchError) -> Status {
-    match error {
-        SearchError::Refused { message, .. } => Status::invalid_argument(message),
-        SearchError::Failed(error) => {
-            tracing::error!(%error, "search failed");
-            Status::internal(error.to_string())
-        }
-    }
-}
-
-fn nanos(time: Duration) -> u64 {
+pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -112,30 +99,13 @@ fn response(engine: &Engine, reply: &Reply, ids_only: bool, started: Instant) ->
 }
 
 impl RetrieverService {
-    fn may_ask(&self, metadata: &MetadataMap) -> Result<(), Status> {
-        let shown = metadata.get("authorization").map(tonic::metadata::MetadataValue::as_bytes);
-        if self.access.allows(shown) { Ok(()) } else { Err(Status::unauthenticated(DENIED)) }
-    }
-
-    async fn within<T>(&self, work: impl Future<Output = Result<T, SearchError>>) -> Result<T, Status> {
-        let _permit = self.live.admit().map_err(Status::resource_exhausted)?;
-        // the clock ticks in milliseconds; what is due at once would still get one
-        if !self.deadline.is_zero()
-            && let Ok(done) = tokio::time::timeout(self.deadline, work).await
-        {
-            return done.map_err(status);
-        }
-        s3_telemetry::metrics().retriever_refused.with_label_values(&["deadline"]).inc();
-        Err(Status::deadline_exceeded(format!("not answered within {} ms", self.deadline.as_millis())))
-    }
-
     async fn answer(&self, request: SearchRequest) -> Result<SearchResponse, Status> {
         let started = Instant::now();
         let ids_only = request.ids_only;
         let search = search_of(request)?;
         let engine = self.live.engine();
         let label = search.method.unwrap_or(engine.method()).label();
-        let reply = self.within(engine.search(search)).await?;
+        let reply = self.gate.within_status(engine.search(search)).await?;
         let response = response(&engine, &reply, ids_only, started)?;
         let seconds = started.elapsed().as_secs_f64();
         s3_telemetry::metrics().retriever_seconds.with_label_values(&["grpc", label]).observe(seconds);
@@ -146,7 +116,7 @@ impl RetrieverService {
 #[tonic::async_trait]
 impl Retriever for RetrieverService {
     async fn search(&self, request: Request<SearchRequest>) -> Result<Response<SearchResponse>, Status> {
-        self.may_ask(request.metadata())?;
+        self.gate.may_ask(request.metadata())?;
         self.answer(request.into_inner()).await.map(Response::new)
     }
 
@@ -154,7 +124,7 @@ impl Retriever for RetrieverService {
         &self,
         request: Request<Streaming<SearchRequest>>,
     ) -> Result<Response<BoxStream<SearchResponse>>, Status> {
-        self.may_ask(request.metadata())?;
+        self.gate.may_ask(request.metadata())?;
         let service = self.clone();
         // one after the other: replies follow in the requests' order, and a caller that does not read is not served on
         let replies = request.into_inner().then(move |request| {
@@ -165,17 +135,17 @@ impl Retriever for RetrieverService {
     }
 
     async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
-        self.may_ask(request.metadata())?;
+        self.gate.may_ask(request.metadata())?;
         let EmbedRequest { texts, passages } = request.into_inner();
         let engine = self.live.engine();
-        let vectors = self.within(engine.embed(texts, passages)).await?;
+        let vectors = self.gate.within_status(engine.embed(texts, passages)).await?;
         let dimensions = vectors.first().map_or(0, Vec::len) as u32;
         let index_digest = engine.index().digest.clone();
         Ok(Response::new(EmbedResponse { values: vectors.concat(), dimensions, index_digest }))
     }
 
     async fn info(&self, request: Request<RetrieverInfoRequest>) -> Result<Response<RetrieverInfo>, Status> {
-        self.may_ask(request.metadata())?;
+        self.gate.may_ask(request.metadata())?;
         let engine = self.live.engine();
         let index = engine.index();
         let method = match engine.method() {

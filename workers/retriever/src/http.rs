@@ -4,8 +4,8 @@
 //! an empty result, each query is paired with its own documents only, and whatever cannot be answered is a 4xx that says
 //! why.
 
-use crate::access::{Access, DENIED};
 use crate::engine::{Engine, Reply, Search, SearchError};
+use crate::gate::{BODY_LIMIT, Gate, Refusal, count_refusal, refuse};
 use crate::live::Live;
 use crate::rerank::rendered;
 use crate::splice;
@@ -21,26 +21,25 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Largest accepted body, bytes: 4,096 queries of two kilobytes.
-const BODY_LIMIT: usize = 8 << 20;
-/// A caller's own deadline, milliseconds.
-const TIMEOUT: &str = "x-timeout-ms";
 /// Passages that the reference's combined server hands out.
 const TOP_RERANKED: u64 = 3;
 
 #[derive(Deserialize)]
-struct Retrieve {
-    queries: Vec<String>,
+pub(crate) struct Retrieve {
+    pub queries: Vec<String>,
     #[serde(default)]
-    topk: Option<u64>,
+    pub topk: Option<u64>,
     #[serde(default)]
-    return_scores: bool,
+    pub return_scores: bool,
     /// The combined server's: either of these asks for it.
     #[serde(default)]
-    topk_retrieval: Option<u64>,
+    pub topk_retrieval: Option<u64>,
     #[serde(default)]
-    topk_rerank: Option<u64>,
+    pub topk_rerank: Option<u64>,
 }
+
+/// What a request for passages looks like, for messages.
+pub(crate) const RETRIEVE_FORM: &str = r#"{"queries": [string], "topk": integer or null, "return_scores": boolean}"#;
 
 #[derive(Deserialize)]
 struct Rerank {
@@ -56,10 +55,8 @@ struct Rerank {
 pub struct Front {
     /// The engine of now.
     pub live: Arc<Live>,
-    /// Who may ask.
-    pub access: Arc<Access>,
-    /// The longest that a request may take.
-    pub deadline: Duration,
+    /// What requests pass.
+    pub gate: Gate,
 }
 
 /// The routes over the engine of now.
@@ -79,81 +76,13 @@ async fn health(State(front): State<Arc<Front>>) -> Json<Value> {
     Json(json!({"status": "healthy", "index": index.digest, "passages": index.passages.len()}))
 }
 
-fn refuse(status: StatusCode, reason: &str) -> Response {
-    (status, Json(json!({"error": reason}))).into_response()
-}
-
-fn count_refusal(reason: &str) {
-    s3_telemetry::metrics().retriever_refused.with_label_values(&[reason]).inc();
-}
-
-/// Why a request has no result.
-type Refusal = Box<Response>;
-
-impl Front {
-    /// The request's body as `T`, when the caller may ask.
-    fn parse<'a, T: Deserialize<'a>>(
-        &self,
-        headers: &HeaderMap,
-        body: &'a Result<Bytes, BytesRejection>,
-        form: &str,
-    ) -> Result<T, Refusal> {
-        if !self.access.allows(headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes)) {
-            return Err(refuse(StatusCode::UNAUTHORIZED, DENIED).into());
-        }
-        let body = body.as_ref().map_err(|rejection| {
-            count_refusal("body");
-            let reason = format!("the body cannot be read or is larger than {BODY_LIMIT} bytes");
-            refuse(rejection.status(), &reason)
-        })?;
-        serde_json::from_slice(body).map_err(|error| {
-            count_refusal("body");
-            refuse(StatusCode::BAD_REQUEST, &format!("{error}; expected {form}")).into()
-        })
-    }
-
-    /// Runs a request's work within its deadline and the server's limit of requests at once.
-    async fn within<T>(
-        &self,
-        headers: &HeaderMap,
-        work: impl Future<Output = Result<T, SearchError>>,
-    ) -> Result<T, Refusal> {
-        let _permit = self.live.admit().map_err(|reason| refuse(StatusCode::TOO_MANY_REQUESTS, &reason))?;
-        let own = headers.get(TIMEOUT).map(|value| value.to_str().ok().and_then(|text| text.parse().ok()));
-        let deadline = match own {
-            None => self.deadline,
-            Some(Some(millis)) => self.deadline.min(Duration::from_millis(millis)),
-            Some(None) => {
-                count_refusal("deadline");
-                return Err(refuse(StatusCode::BAD_REQUEST, &format!("{TIMEOUT} is a number of milliseconds")).into());
-            }
-        };
-        // the clock ticks in milliseconds; what is due at once would still get one
-        if !deadline.is_zero()
-            && let Ok(done) = tokio::time::timeout(deadline, work).await
-        {
-            return done.map_err(|error| match error {
-                SearchError::Refused { message, .. } => refuse(StatusCode::BAD_REQUEST, &message).into(),
-                SearchError::Failed(error) => {
-                    tracing::error!(%error, "search failed");
-                    refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()).into()
-                }
-            });
-        }
-        count_refusal("deadline");
-        let reason = format!("not answered within {} ms", deadline.as_millis());
-        Err(refuse(StatusCode::GATEWAY_TIMEOUT, &reason).into())
-    }
-}
-
 async fn retrieve(
     State(front): State<Arc<Front>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let started = Instant::now();
-    let form = r#"{"queries": [string], "topk": integer or null, "return_scores": boolean}"#;
-    let request: Retrieve = match front.parse(&headers, &body, form) {
+    let request: Retrieve = match front.gate.parse(&headers, &body, RETRIEVE_FORM) {
         Ok(request) => request,
         Err(refusal) => return *refusal,
     };
@@ -165,7 +94,7 @@ async fn retrieve(
         rerank: combined.then_some(true),
         ..Search::default()
     };
-    let reply = match front.within(&headers, engine.search(search)).await {
+    let reply = match front.gate.within(&headers, engine.search(search)).await {
         Ok(reply) => reply,
         Err(refusal) => return *refusal,
     };
@@ -180,9 +109,14 @@ async fn retrieve(
 }
 
 fn answered(body: Vec<u8>, engine: &Engine, reply: &Reply, total: Duration) -> Response {
-    let mut timing = String::with_capacity(128);
     let parts = reply.timing.parts().into_iter().filter(|(_, time)| !time.is_zero());
-    for (name, time) in parts.chain([("total", total)]) {
+    response(body, &engine.index().digest, parts.chain([("total", total)]))
+}
+
+/// A reply with its index and where the time went.
+pub(crate) fn response(body: Vec<u8>, digest: &str, parts: impl Iterator<Item = (&'static str, Duration)>) -> Response {
+    let mut timing = String::with_capacity(128);
+    for (name, time) in parts {
         // Writing into a String cannot fail.
         let micros = time.as_micros();
         let _ = write!(timing, "{name};dur={}.{:03},", micros / 1000, micros % 1000);
@@ -191,7 +125,7 @@ fn answered(body: Vec<u8>, engine: &Engine, reply: &Reply, total: Duration) -> R
     let mut response = Response::new(Body::from(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    for (name, value) in [("server-timing", timing.as_str()), ("x-index-digest", &engine.index().digest)] {
+    for (name, value) in [("server-timing", timing.as_str()), ("x-index-digest", digest)] {
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);
         }
@@ -235,7 +169,7 @@ async fn rerank(State(front): State<Arc<Front>>, headers: HeaderMap, body: Resul
     let started = Instant::now();
     let form = r#"{"queries": [string], "documents": [[{"contents": string}]], "rerank_topk": integer, "return_scores": boolean}"#;
     let reranked = async {
-        let request: Rerank = front.parse(&headers, &body, form)?;
+        let request: Rerank = front.gate.parse(&headers, &body, form)?;
         let engine = front.live.engine();
         let asked = pairs(&request, &engine).map_err(|reason| {
             count_refusal("rerank");
@@ -255,7 +189,7 @@ async fn rerank(State(front): State<Arc<Front>>, headers: HeaderMap, body: Resul
             asked.into_iter().map(one).collect::<crate::Result<Vec<_>>>()
         });
         let scores = request.return_scores;
-        let found = front.within(&headers, async { work.await?.map_err(SearchError::from) }).await?;
+        let found = front.gate.within(&headers, async { work.await?.map_err(SearchError::from) }).await?;
         let entry = |(score, text): (f32, String)| {
             if scores { json!({"document": text, "score": f64::from(score)}) } else { Value::String(text) }
         };

@@ -6,25 +6,23 @@
 
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::gate::Admission;
 use crate::index::current;
 use s3_config::RetrieverServeConfig;
 use s3_telemetry::Shutdown;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The served engine.
 pub struct Live {
     engine: RwLock<Arc<Engine>>,
-    admission: Arc<Semaphore>,
-    limit: usize,
+    admission: Arc<Admission>,
 }
 
 impl Live {
     /// Serves an engine; at most `limit` requests at once.
     pub fn new(engine: Arc<Engine>, limit: usize) -> Self {
-        let limit = limit.clamp(1, Semaphore::MAX_PERMITS);
-        Self { engine: RwLock::new(engine), admission: Arc::new(Semaphore::new(limit)), limit }
+        Self { engine: RwLock::new(engine), admission: Arc::new(Admission::new(limit)) }
     }
 
     /// The engine of now.
@@ -32,12 +30,9 @@ impl Live {
         self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A place for one request, or why there is none.
-    pub fn admit(&self) -> Result<OwnedSemaphorePermit, String> {
-        self.admission.clone().try_acquire_owned().map_err(|_| {
-            s3_telemetry::metrics().retriever_refused.with_label_values(&["overloaded"]).inc();
-            format!("{} requests are being answered already; ask again in a moment", self.limit)
-        })
+    /// The limit of requests at once.
+    pub fn admission(&self) -> Arc<Admission> {
+        self.admission.clone()
     }
 
     /// Opens the published version when it is another one, and serves it from then on. Says whether it did.

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use s3_config::{IndexBuildConfig, RetrieverServeConfig, Runtime};
 use s3_proto::Attempt;
-use s3_retriever::{Result, build::build, export::export, serve::serve, tools};
+use s3_retriever::{Result, build::build, export::export, serve::serve, tools, web};
 use s3_telemetry::{Failure, Outcome, Progress, Shutdown};
 use serde::de::DeserializeOwned;
 use std::io::Write;
@@ -32,6 +32,12 @@ enum Command {
     },
     /// Serve the current index over gRPC and HTTP.
     Serve {
+        /// YAML configuration of the server.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Serve what a web search finds over gRPC and HTTP, as an index is served.
+    Web {
         /// YAML configuration of the server.
         #[arg(long)]
         config: PathBuf,
@@ -106,6 +112,7 @@ fn run(command: Command) -> Result<(), Failure> {
                     .await
             }
             Command::Serve { config } => serve(load(&config)?, shutdown).await,
+            Command::Web { config } => web::serve(load(&config)?, shutdown).await,
             Command::Inspect { folder } => print(move |_| tools::inspect(&folder), None).await,
             Command::Verify { config } => {
                 let config: RetrieverServeConfig = load(&config)?;

@@ -98,12 +98,45 @@ pub enum SearchError {
         /// What to change.
         message: String,
     },
+    /// Too much waits already.
+    #[error("{message}")]
+    Busy {
+        /// When to ask again.
+        message: String,
+    },
+    /// A service behind this one does not answer; asking again may help.
+    #[error("{message}")]
+    Unavailable {
+        /// What was tried.
+        message: String,
+        /// When it may answer again, as far as it said.
+        retry_after: Option<Duration>,
+    },
+    /// A service behind this one does not take its calls: its key or its settings are wrong.
+    #[error("{message}")]
+    Rejected {
+        /// What it said.
+        message: String,
+    },
     /// Something broke here.
     #[error(transparent)]
     Failed(#[from] RetrieverError),
 }
 
 impl SearchError {
+    /// The same for another who waited for the same.
+    pub fn shared(&self) -> Self {
+        match self {
+            Self::Refused { reason, message } => Self::Refused { reason, message: message.clone() },
+            Self::Busy { message } => Self::Busy { message: message.clone() },
+            Self::Unavailable { message, retry_after } => {
+                Self::Unavailable { message: message.clone(), retry_after: *retry_after }
+            }
+            Self::Rejected { message } => Self::Rejected { message: message.clone() },
+            Self::Failed(error) => Self::Failed(RetrieverError::Internal(error.to_string())),
+        }
+    }
+
     /// A refusal, counted.
     pub fn refused(reason: &'static str, message: String) -> Self {
         s3_telemetry::metrics().retriever_refused.with_label_values(&[reason]).inc();

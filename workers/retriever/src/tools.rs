@@ -103,8 +103,8 @@ impl Asked {
 fn asked(engine: &Arc<Engine>, search: Search) -> Result<Vec<Arc<[crate::rank::Ranked]>>> {
     use crate::engine::SearchError;
     engine.search_blocking(search).map(|reply| reply.results).map_err(|error| match error {
-        SearchError::Refused { message, .. } => RetrieverError::Invalid(message),
         SearchError::Failed(error) => error,
+        refused => RetrieverError::Invalid(refused.to_string()),
     })
 }
 

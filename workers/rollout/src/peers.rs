@@ -90,7 +90,10 @@ impl RetrieverPeer {
         let deadline = Duration::from_millis(endpoint.deadline_ms);
         // the channel is made on the runtime, also when called from the compute thread
         let _inside = link.handle.enter();
-        let client = RetrieverClient::new(&endpoint.address, deadline, endpoint.attempts)?;
+        let mut client = RetrieverClient::new(&endpoint.address, deadline, endpoint.attempts)?;
+        if let Some(tls) = &endpoint.tls {
+            client = client.with_tls(tls)?;
+        }
         let info = link.wait(client.info())?;
         let deepest = if info.top_k_limit == 0 { u32::MAX } else { info.top_k_limit };
         Ok(Self { link: link.clone(), client, digest: info.index_digest, deepest })
@@ -285,6 +288,9 @@ impl GeneratorPeer {
         // the channel is made on the runtime, also when called from the compute thread
         let _inside = link.handle.enter();
         let mut client = GeneratorClient::new(&config.endpoint.address, deadline, config.endpoint.attempts)?;
+        if let Some(tls) = &config.endpoint.tls {
+            client = client.with_tls(tls)?;
+        }
         if let Some(path) = &config.token_file {
             let token = std::fs::read_to_string(path).map_err(|e| {
                 Self::reply(format!("the caller's token cannot be read from tokenFile {}: {e}", path.display()))

@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn fake(judge: bool) -> Fake {
-        let endpoint = Endpoint { address: "http://127.0.0.1:1".into(), deadline_ms: 1, attempts: 1 };
+        let endpoint = Endpoint { address: "http://127.0.0.1:1".into(), deadline_ms: 1, attempts: 1, tls: None };
         Fake(GeneratorConfig {
             endpoint,
             model: String::new(),

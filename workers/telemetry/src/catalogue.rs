@@ -75,8 +75,12 @@ catalogue! {
     report_failures: Counter "s3_progress_report_failures_total" ["code"] "Progress reports that the operator did not take, by gRPC code.";
     retriever_seconds: Histogram "s3_retriever_request_seconds" ["api", "method"] "Duration of a search request.";
     retriever_queries: Counter "s3_retriever_queries_total" ["method", "cache"] "Queries served, by cache outcome (hit, miss).";
-    retriever_waiting: Gauge "s3_retriever_waiting_queries" [] "Queries that wait for the engine; `serving.autoscaling` follows it.";
+    retriever_waiting: Gauge "s3_retriever_waiting_queries" [] "Queries that wait for the engine or the web search; `serving.autoscaling` follows it.";
     retriever_refused: Counter "s3_retriever_refused_total" ["reason"] "Requests refused before any work.";
+    retriever_web_seconds: Histogram "s3_retriever_web_seconds" [] "Duration of one attempt of a call to the web search.";
+    retriever_web_calls: Counter "s3_retriever_web_calls_total" ["outcome"] "Attempts of calls to the web search, by outcome (answered, limited, unavailable, malformed, rejected).";
+    retriever_web_retries: Counter "s3_retriever_web_retries_total" ["reason"] "Attempts of calls to the web search that were repeated.";
+    retriever_web_running: Gauge "s3_retriever_web_calls_in_flight" [] "Calls to the web search under way.";
     retriever_passages: Gauge "s3_retriever_index_passages" [] "Passages in the served index.";
     gateway_requests: Counter "s3_gateway_requests_total" ["provider", "outcome"] "Answers and verdicts, by outcome (ok, cached, unavailable, `rate_limited`, rejected, malformed, deadline, budget).";
     gateway_seconds: Histogram "s3_gateway_request_seconds" ["provider"] "Duration of one upstream call or one built-in batch.";

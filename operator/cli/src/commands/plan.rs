@@ -66,6 +66,10 @@ fn print_component(plan: &Plan, component: &Component, observed: &Observed, wide
     if !component.needs.is_empty() {
         println!("  needs     {}", join(component.needs.iter()));
     }
+    let together = plan.placements.of(component).replicas;
+    if component.role == Role::Job && together > 1 {
+        println!("  workers   {together}, which share its work");
+    }
     println!("  state     {}", decide(plan, component, observed).reason());
     if !wide {
         return;

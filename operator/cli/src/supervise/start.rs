@@ -29,10 +29,17 @@ impl Supervisor {
         self.progress.remove(name);
         let mut config = component.config.bind(name, &self.binder)?;
         let replicas = match component.kind {
-            ComponentKind::Training => self.plan.placements.of(&component).replicas.max(1) as usize,
+            ComponentKind::Training | ComponentKind::IndexBuild => {
+                self.plan.placements.of(&component).replicas.max(1) as usize
+            }
             _ => 1,
         };
         let local = config.runtime_mut().team.as_ref().map_or(1, |team| team.local.max(1)) as usize;
+        if component.kind == ComponentKind::IndexBuild && replicas > 1 {
+            // they share one machine, and vectors are the same with any number of threads
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            config.runtime_mut().threads = Some((cores / replicas).max(1));
+        }
         let members = if replicas > 1 { self.binder.team(name, replicas, local)? } else { Vec::new() };
         let mut processes = (0..replicas)
             .map(|rank| self.process(&component, config.clone(), rank, &members))

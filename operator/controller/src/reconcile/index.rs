@@ -52,13 +52,13 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     };
     let fetch = scene.own_jobs().into_iter().find(|component| component.kind == ComponentKind::Fetch);
     let build = plan.components.iter().find(|component| component.kind == ComponentKind::IndexBuild);
-    let server = plan.components.iter().find(|component| component.kind == ComponentKind::Retriever);
-    let (Some(build), Some(server)) = (build, server) else {
-        return Err(PlanError::Defect(format!("{} has no build or no server", scene.title())).into());
+    let kinds = [ComponentKind::Retriever, ComponentKind::WebSearch];
+    let Some(server) = plan.components.iter().find(|component| kinds.contains(&component.kind)) else {
+        return Err(PlanError::Defect(format!("{} has no server", scene.title())).into());
     };
 
-    let print = scene.print(build);
-    let attempts = scene.attempts_of(&build.name);
+    let print = build.and_then(|build| scene.print(build));
+    let attempts = build.map(|build| scene.attempts_of(&build.name)).unwrap_or_default();
     let fetch_print = fetch.and_then(|fetch| scene.print(fetch));
     let fetched = fetch.map(|fetch| scene.attempts_of(&fetch.name)).unwrap_or_default();
     let policy = FailurePolicy::default();
@@ -67,7 +67,7 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     let deployment = shared.world.deployments.get(namespace, &server.name);
     let view = IndexView {
         fetch: fetch.map(|fetch| stage::stage(scene.now, fetch, fetch_print.as_deref(), &fetched, &policy, &uid)),
-        build: stage::stage(scene.now, build, print.as_deref(), &attempts, &policy, &uid),
+        build: build.map(|build| stage::stage(scene.now, build, print.as_deref(), &attempts, &policy, &uid)),
         serving: serving(shared, &scene, deployment.as_deref(), server, wanted, &fresh),
         terminating,
         users: &users,
@@ -79,7 +79,9 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         if let Some((fetch, step)) = fetch.zip(decision.fetch.as_ref()) {
             stage::of_resource(shared, key, &scene, fetch, step).await?;
         }
-        stage::of_resource(shared, key, &scene, build, &decision.build).await?;
+        if let Some((build, step)) = build.zip(decision.build.as_ref()) {
+            stage::of_resource(shared, key, &scene, build, step).await?;
+        }
         if decision.serve {
             let owner = [scene.owner()];
             let objects = scene.render(server, 1, &owner)?;
@@ -104,13 +106,13 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     }
 
     status::say(&mut now_status.conditions, &said, &scene.object);
-    if let Move::Done { attempt, digest } = &decision.build {
+    if let Some(Move::Done { attempt, digest }) = &decision.build {
         let entry = attempts.iter().find(|entry| entry.number == *attempt);
         if let Some(Verdict::Done { summary, .. }) = entry.and_then(|entry| entry.record.as_ref()).map(|r| &r.verdict) {
             fill_index(&mut now_status, digest, summary);
         }
         now_status.progress = Some("100%".into());
-    } else {
+    } else if let Some(build) = build {
         let open = attempts.iter().rev().find(|attempt| attempt.open());
         let report = open.and_then(|open| shared.reports.of(&uid, &build.name, open.number));
         let share = report.filter(|report| report.total > 0).map(|r| r.done.min(r.total) * 100 / r.total);
@@ -118,7 +120,9 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     }
     now_status.ready_replicas = Some(view.serving.ready);
     if is_true(&now_status.conditions, condition_type::SERVING) {
-        now_status.endpoint = Some(format!("http://{}.{namespace}.svc:8080", service_name(&server.name)));
+        let secured = server.config.value.get("tls").is_some();
+        let scheme = if secured { "https" } else { "http" };
+        now_status.endpoint = Some(format!("{scheme}://{}.{namespace}.svc:8080", service_name(&server.name)));
     }
     let again = status::write(shared, key, scene.kind, &scene.object, &now_status).await?;
     Ok(sooner(again, next_look(&scene, decision.again)))

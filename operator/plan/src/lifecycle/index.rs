@@ -1,4 +1,4 @@
-//! `RetrieverIndex`: build → serve → ready; swap when a rebuild is done; go only when nobody uses it.
+//! `RetrieverIndex`: build (where there is one) → serve → ready; swap when a rebuild is done; go only when nobody uses it.
 
 use super::Said;
 use super::stage::{Failing, Move, Stage, Waiting, next_move};
@@ -26,8 +26,8 @@ pub struct Serving {
 pub struct IndexView<'a> {
     /// What fetches its corpus and encoder, where they lie in hubs and buckets.
     pub fetch: Option<Stage<'a>>,
-    /// Its build.
-    pub build: Stage<'a>,
+    /// Its build; a web search has none.
+    pub build: Option<Stage<'a>>,
     /// Its servers.
     pub serving: Serving,
     /// Being deleted.
@@ -43,8 +43,8 @@ pub struct IndexView<'a> {
 pub struct IndexDecision {
     /// What to do with the fetch, where there is one.
     pub fetch: Option<Move>,
-    /// What to do with the build.
-    pub build: Move,
+    /// What to do with the build, where there is one.
+    pub build: Option<Move>,
     /// Whether the servers are to be held as the plan says.
     pub serve: bool,
     /// Whether the object may go.
@@ -58,9 +58,9 @@ pub struct IndexDecision {
 /// Decides.
 pub fn decide_index(view: &IndexView<'_>) -> IndexDecision {
     let fetch = view.fetch.as_ref().map(next_move);
-    let build = next_move(&view.build);
-    let done = matches!(build, Move::Done { .. });
-    let mut open = view.fetch.iter().chain([&view.build]).rev().flat_map(|stage| stage.attempts.iter().rev());
+    let build = view.build.as_ref().map(next_move);
+    let done = matches!(build, None | Some(Move::Done { .. }));
+    let mut open = view.fetch.iter().chain(&view.build).rev().flat_map(|stage| stage.attempts.iter().rev());
     let phase = open.find(|attempt| attempt.open()).map(|attempt| {
         let live = &attempt.live;
         live.unschedulable.clone().or_else(|| live.waiting.clone()).unwrap_or_else(|| live.phase.clone())
@@ -69,22 +69,25 @@ pub fn decide_index(view: &IndexView<'_>) -> IndexDecision {
     let mut again = None;
     // The build waits for what is fetched, so whatever holds that up speaks.
     let speaks = match &fetch {
-        Some(fetch) if !matches!(fetch, Move::Done { .. }) => fetch,
-        _ => &build,
+        Some(fetch) if !matches!(fetch, Move::Done { .. }) => Some(fetch),
+        _ => build.as_ref(),
     };
     said.push(match speaks {
-        Move::Done { .. } if done => (reason::INDEX_BUILT, String::new()),
-        Move::Fail(Failing { message, .. }) => (reason::INDEX_BUILD_FAILED, message.clone()),
-        Move::Wait(Waiting::Backoff { until, message, .. }) => {
+        None => (reason::INDEX_OF_THE_WEB, String::new()),
+        Some(Move::Done { .. }) if done => (reason::INDEX_BUILT, String::new()),
+        Some(Move::Fail(Failing { message, .. })) => (reason::INDEX_BUILD_FAILED, message.clone()),
+        Some(Move::Wait(Waiting::Backoff { until, message, .. })) => {
             again = Some(*until);
             (reason::INDEX_BUILD_PENDING, format!("{message}; again at {}", super::job::clock(*until)))
         }
         _ if view.served_before => (reason::INDEX_REBUILDING, phase.unwrap_or_default()),
-        Move::Run { .. } | Move::Record { .. } => (reason::INDEX_BUILDING, phase.unwrap_or_default()),
+        Some(Move::Run { .. } | Move::Record { .. }) => (reason::INDEX_BUILDING, phase.unwrap_or_default()),
         _ => (reason::INDEX_BUILD_PENDING, String::new()),
     });
     // Flat indices search all vectors; no other kind is built yet.
-    said.push(if done { (reason::RECALL_EXACT, String::new()) } else { (reason::RECALL_NOT_MEASURED, String::new()) });
+    said.extend(build.as_ref().map(|_| {
+        if done { (reason::RECALL_EXACT, String::new()) } else { (reason::RECALL_NOT_MEASURED, String::new()) }
+    }));
     let serving = &view.serving;
     let serving_said = match serving {
         Serving { present: true, wanted: 0, .. } => (reason::SERVING_SCALED_TO_ZERO, String::new()),
@@ -126,7 +129,14 @@ mod tests {
             now: 10,
             seed: "u",
         };
-        IndexView { fetch: None, build, serving: Serving::default(), terminating: false, users, served_before: false }
+        IndexView {
+            fetch: None,
+            build: Some(build),
+            serving: Serving::default(),
+            terminating: false,
+            users,
+            served_before: false,
+        }
     }
 
     fn built() -> Attempted {
@@ -143,7 +153,7 @@ mod tests {
     fn build_serve_ready_rebuild_and_go() {
         let policy = FailurePolicy::default();
         let new = decide_index(&view(&[], &policy, &[]));
-        assert_eq!((new.build.clone(), new.serve), (Move::Start { attempt: 1 }, false));
+        assert_eq!((new.build.clone(), new.serve), (Some(Move::Start { attempt: 1 }), false));
         assert_eq!(reasons(&new), ["Pending", "NotMeasured", "Starting", "Progressing"]);
         let done = [built()];
         let started = decide_index(&view(&done, &policy, &[]));
@@ -153,11 +163,11 @@ mod tests {
         let ready = decide_index(&IndexView { serving: up.clone(), ..view(&done, &policy, &[]) });
         assert_eq!(reasons(&ready), ["Published", "Exact", "Available", "Ready"]);
         let mut changed = IndexView { serving: up.clone(), served_before: true, ..view(&done, &policy, &[]) };
-        changed.build.print = Some("q");
+        changed.build.as_mut().unwrap().print = Some("q");
         let rebuild = decide_index(&changed);
         assert_eq!(
             (rebuild.build.clone(), rebuild.serve),
-            (Move::Start { attempt: 2 }, false),
+            (Some(Move::Start { attempt: 2 }), false),
             "the old one stays as it is"
         );
         assert_eq!(reasons(&rebuild), ["Rebuilding", "NotMeasured", "Available", "Progressing"]);
@@ -167,6 +177,12 @@ mod tests {
         assert!(held.said[3].1.contains("S3TrainingJob/a"));
         let free = decide_index(&IndexView { serving: up, terminating: true, ..view(&done, &policy, &[]) });
         assert!(free.release && !free.serve);
+        let web = IndexView { build: None, ..view(&[], &policy, &[]) };
+        let waits = decide_index(&web);
+        assert_eq!((waits.build.clone(), waits.serve), (None, true), "nothing is built");
+        assert_eq!(reasons(&waits), ["WebSearch", "Starting", "Progressing"]);
+        let answers = Serving { present: true, wanted: 1, ready: 1, current: true, ..Serving::default() };
+        assert_eq!(reasons(&decide_index(&IndexView { serving: answers, ..web })), ["WebSearch", "Available", "Ready"]);
         let lost = Serving { present: true, wanted: 1, was_up: true, ..Serving::default() };
         assert_eq!(reasons(&decide_index(&IndexView { serving: lost, ..view(&done, &policy, &[]) }))[2], "Unavailable");
     }

@@ -207,8 +207,10 @@ impl Binder for ClusterBinder<'_> {
             return Ok(below(Path::new(SCRATCH).join(&component.name), path));
         };
         let mut folder = Path::new(WORK).join(&claim.name).join(&component.name);
-        // A gateway's answers and fetched files are keyed by what they are, so changed settings share them.
-        let keyed = [ComponentKind::Gateway, ComponentKind::Fetch, ComponentKind::GatewayFetch];
+        // A gateway's answers, a web search's results and fetched files are keyed by what they are, so changed settings
+        // share them.
+        let keyed =
+            [ComponentKind::Gateway, ComponentKind::WebSearch, ComponentKind::Fetch, ComponentKind::GatewayFetch];
         if !keyed.contains(&component.kind) {
             let identity = work_identity(self.plan, component, self.observed).map_err(|on| {
                 PlanError::Binding(format!("the folder of {} waits for the outcome of {on}", component.name))

@@ -43,7 +43,7 @@ pub fn belongs_to(component: &Component) -> Option<(&str, &str)> {
     let kind = match component.kind {
         ComponentKind::Gateway | ComponentKind::GatewayFetch | ComponentKind::ModelServer => return None,
         ComponentKind::Fetch => return component.owners.iter().find_map(|owner| owner.split_once('/')),
-        ComponentKind::IndexBuild | ComponentKind::Retriever => "RetrieverIndex",
+        ComponentKind::IndexBuild | ComponentKind::Retriever | ComponentKind::WebSearch => "RetrieverIndex",
         ComponentKind::Baseline | ComponentKind::WarmStart | ComponentKind::Training | ComponentKind::Searcher => {
             "S3TrainingJob"
         }
@@ -136,6 +136,7 @@ pub(crate) fn component_word(kind: ComponentKind) -> &'static str {
         ComponentKind::Fetch | ComponentKind::GatewayFetch => "fetch",
         ComponentKind::IndexBuild => "index-build",
         ComponentKind::Retriever => "retriever",
+        ComponentKind::WebSearch => "web-search",
         ComponentKind::Gateway => "gateway",
         ComponentKind::ModelServer => "model-server",
         ComponentKind::Baseline => "baseline",

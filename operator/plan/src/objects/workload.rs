@@ -179,7 +179,7 @@ pub(crate) fn service(
     })));
 
     let template = pod::template(context, binder, &name, CONFIG_KEY)?;
-    let strategy = if component.kind == ComponentKind::Gateway {
+    let strategy = if matches!(component.kind, ComponentKind::Gateway | ComponentKind::WebSearch) {
         // Its cache has one writer: the old one lets go before the new one starts.
         DeploymentStrategy { type_: Some("Recreate".into()), rolling_update: None }
     } else {

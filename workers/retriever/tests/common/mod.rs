@@ -195,7 +195,12 @@ pub struct Served {
 impl Served {
     pub fn start(world: &World, config: &Value) -> Self {
         let path = world.save("serve.yaml", config);
-        let child = command(&["serve", "--config", path.to_str().unwrap()]).spawn().unwrap();
+        Self::started(command(&["serve", "--config", path.to_str().unwrap()]), config)
+    }
+
+    /// Of another command, once it answers.
+    pub fn started(mut command: Command, config: &Value) -> Self {
+        let child = command.spawn().unwrap();
         let address = |key: &str| config[key].as_str().unwrap().parse().unwrap();
         let mut served = Self { child, http: address("http"), grpc: address("grpc") };
         let started = Instant::now();

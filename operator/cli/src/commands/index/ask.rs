@@ -4,6 +4,7 @@ use super::absolute;
 use super::worker::Call;
 use crate::text::{Problem, bytes, thousands};
 use clap::{Args, ValueEnum};
+use s3_config::ClientTls;
 use s3_proto::v1::{self, SearchRequest};
 use s3_proto::{CallError, RetrieverClient};
 use serde_json::{Value, json};
@@ -84,10 +85,36 @@ pub struct SearchArgs {
     #[arg(long, value_name = "FILE")]
     token: Option<PathBuf>,
     #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
     ask: AskArgs,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// What is shown to a server that asks for certificates (PEM files).
+#[derive(Args)]
+struct TlsArgs {
+    /// Certificate to show to a server that asks for one.
+    #[arg(long, value_name = "FILE", requires_all = ["key", "ca"])]
+    certificate: Option<PathBuf>,
+    /// The certificate's private key.
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+    /// Authority that the server's certificate must come from.
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    ca: Option<PathBuf>,
+    /// Name that the server's certificate must be for, where it is not the address' own.
+    #[arg(long, value_name = "NAME", requires = "certificate")]
+    server_name: Option<String>,
+}
+
+impl TlsArgs {
+    fn config(&self) -> Option<ClientTls> {
+        let (certificate, key, ca) = (self.certificate.clone()?, self.key.clone()?, self.ca.clone()?);
+        Some(ClientTls { certificate, key, ca, server_name: self.server_name.clone() })
+    }
 }
 
 /// Arguments of `s3 index compare`.
@@ -308,6 +335,9 @@ fn served(args: &SearchArgs) -> Result<Value, Problem> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Problem::internal)?;
     let _inside = runtime.enter();
     let mut client = RetrieverClient::new(&args.index, Duration::from_secs(60), 3).map_err(problem)?;
+    if let Some(tls) = args.tls.config() {
+        client = client.with_tls(&tls).map_err(problem)?;
+    }
     if let Some(path) = &args.token {
         let token = std::fs::read_to_string(path).map_err(|error| Problem::io("read", path, &error))?;
         client = client.with_token(&token).map_err(problem)?;
