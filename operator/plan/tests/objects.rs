@@ -736,7 +736,9 @@ fn a_web_search_is_served_without_a_build_and_leaves_the_cluster_alone() {
     let [run, _, training] = quickstart().try_into().unwrap();
     let plan_of = |texts: &[String]| {
         let mut resources = Resources::default();
-        texts.iter().for_each(|text| resources.add_manifest("test.yaml", None, text).unwrap());
+        for text in texts {
+            resources.add_manifest("test.yaml", None, text).unwrap();
+        }
         s3_plan::plan(&resources)
     };
     let plain = job(training.replace("dropUnanswerable: true", "dropUnanswerable: false"));

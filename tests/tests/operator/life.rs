@@ -72,6 +72,68 @@ async fn an_index_is_swapped_and_protected() {
     setup.done().await;
 }
 
+/// Several workers build an index on a volume that all of them mount; on one that mounts once it is said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_built_by_several_workers() {
+    let setup = Setup::new("workers").await;
+    setup.start().await;
+    setup.kubelet.play("a-index", Play::Run);
+    scenario::data(&setup).await;
+    let mut index = scenario::index();
+    index["spec"]["source"]["build"]["workers"] = json!(3);
+    index["spec"]["source"]["build"]["dense"] = json!({"encoder": {"model": {"uri": "pvc://data/e"}}});
+    setup.apply(Kind::RetrieverIndex, &index).await;
+    setup.until_reason(Kind::RetrieverIndex, NAME, "Ready", "VolumeShape").await;
+    setup.delete(Kind::RetrieverIndex, NAME).await;
+    setup
+        .until("it is gone", async || setup.resources(Kind::RetrieverIndex).get_opt(NAME).await.unwrap().is_none())
+        .await;
+    index["spec"]["storage"] = json!({"accessMode": "ReadWriteMany"});
+    setup.apply(Kind::RetrieverIndex, &index).await;
+    setup.until_reason(Kind::RetrieverIndex, NAME, "Built", "Building").await;
+    let jobs = ["a-index-a1-r0", "a-index-a1-r1", "a-index-a1-r2"];
+    setup
+        .until("all workers", async || {
+            let made = made(&setup).await;
+            jobs.iter().all(|job| made.get("Job").is_some_and(|names| names.contains(&(*job).to_owned())))
+        })
+        .await;
+    setup.kubelet.play("a-index", crate::kubelet::done("a-index"));
+    setup.until_reason(Kind::RetrieverIndex, NAME, "Ready", "Ready").await;
+    // one worker fewer is the same work: nothing is built anew
+    setup.change(Kind::RetrieverIndex, NAME, json!({"spec": {"source": {"build": {"workers": 2}}}})).await;
+    settled(&setup).await;
+    assert_eq!(setup.reason(Kind::RetrieverIndex, NAME, "Built").await.unwrap(), "Published");
+    setup.done().await;
+}
+
+/// A web search is served at once, and jobs search with it as with any index.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_search_takes_the_place_of_an_index() {
+    let setup = Setup::new("web").await;
+    setup.start().await;
+    scenario::data(&setup).await;
+    let mut index = scenario::index();
+    index["spec"]["source"] = json!({"webSearch": {"endpoint": "https://search.example/search"}});
+    setup.apply(Kind::RetrieverIndex, &index).await;
+    setup.until_reason(Kind::RetrieverIndex, NAME, "Ready", "Ready").await;
+    assert_eq!(setup.reason(Kind::RetrieverIndex, NAME, "Built").await.unwrap(), "WebSearch");
+    let left = made(&setup).await;
+    assert!(left.get("Job").is_none_or(Vec::is_empty), "nothing is built: {left:?}");
+    setup.apply(Kind::S3TrainingJob, &scenario::job()).await;
+    setup.until_reason(Kind::S3TrainingJob, NAME, "Succeeded", "StepsDone").await;
+    settled(&setup).await;
+    setup.delete(Kind::S3TrainingJob, NAME).await;
+    setup.delete(Kind::RetrieverIndex, NAME).await;
+    setup
+        .until("nothing is left", async || {
+            let left = made(&setup).await;
+            left.len() == 1 && left["running pods"] == ["0"]
+        })
+        .await;
+    setup.done().await;
+}
+
 /// Suspending stops and releases, going on starts another attempt, and the gateway is there only meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspended_job_holds_nothing_and_goes_on() {

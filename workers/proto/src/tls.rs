@@ -92,10 +92,12 @@ impl Files {
     }
 }
 
+type Make<T> = Box<dyn Fn(&Files) -> Result<T, TlsError> + Send + Sync>;
+
 /// Something made of files, made again when they are renewed.
 struct Renewed<T> {
     files: Files,
-    make: Box<dyn Fn(&Files) -> Result<T, TlsError> + Send + Sync>,
+    make: Make<T>,
     known: Mutex<Known<T>>,
 }
 

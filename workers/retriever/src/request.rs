@@ -125,6 +125,7 @@ pub enum SearchError {
 
 impl SearchError {
     /// The same for another who waited for the same.
+    #[must_use]
     pub fn shared(&self) -> Self {
         match self {
             Self::Refused { reason, message } => Self::Refused { reason, message: message.clone() },

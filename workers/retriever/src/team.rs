@@ -88,7 +88,7 @@ impl Team {
 
     /// The other workers, as the first one hears of them. What earlier processes said of themselves is forgotten.
     pub fn others(&self, digest: &str) -> Result<Others> {
-        let mut others = Vec::new();
+        let mut workers = Vec::new();
         for worker in 1..self.workers {
             let path = mark_path(&self.folder, worker);
             match std::fs::remove_file(&path) {
@@ -98,10 +98,10 @@ impl Team {
                 _ => {}
             }
             let member = self.config.members.get(worker).cloned().unwrap_or_default();
-            others.push(Other { worker, member, path, mark: None, heard: Instant::now() });
+            workers.push(Other { worker, member, path, mark: None, heard: Instant::now() });
         }
         let (together, silence) = (self.config.together_seconds, self.config.silence_seconds.max(1));
-        Ok(Others { digest: digest.to_owned(), others, together, silence })
+        Ok(Others { digest: digest.to_owned(), workers, together, silence })
     }
 }
 
@@ -117,7 +117,7 @@ struct Other {
 /// All workers but the first.
 pub struct Others {
     digest: String,
-    others: Vec<Other>,
+    workers: Vec<Other>,
     together: u64,
     silence: u64,
 }
@@ -125,7 +125,7 @@ pub struct Others {
 impl Others {
     /// Reads what they say of themselves; an error when one of them builds something else.
     pub fn listen(&mut self) -> Result<()> {
-        for other in &mut self.others {
+        for other in &mut self.workers {
             // a mark is replaced by a rename, so it is whole or not there yet
             let Some(mark) =
                 std::fs::read(&other.path).ok().and_then(|text| serde_json::from_slice::<Mark>(&text).ok())
@@ -147,12 +147,12 @@ impl Others {
 
     /// Passages that they have encoded, as they say.
     pub fn passages(&self) -> u64 {
-        self.others.iter().filter_map(|other| other.mark.as_ref()).map(|mark| mark.passages).sum()
+        self.workers.iter().filter_map(|other| other.mark.as_ref()).map(|mark| mark.passages).sum()
     }
 
     /// An error when a worker that is waited for is silent for too long.
     pub fn expect(&self, worker: usize) -> Result<()> {
-        let Some(other) = self.others.iter().find(|other| other.worker == worker) else { return Ok(()) };
+        let Some(other) = self.workers.iter().find(|other| other.worker == worker) else { return Ok(()) };
         let seconds = if other.mark.is_some() { self.silence } else { self.together };
         if other.heard.elapsed() <= Duration::from_secs(seconds) {
             return Ok(());

@@ -7,7 +7,7 @@ use common::{World, command, read_json, refused};
 use s3_retriever::index::Index;
 use s3_retriever::team::Team;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,7 +24,7 @@ fn worker(world: &World, rank: usize, workers: usize) -> PathBuf {
     world.save(&format!("worker-{rank}.yaml"), &config)
 }
 
-fn start(config: &PathBuf) -> Child {
+fn start(config: &Path) -> Child {
     command(&["build", "--config", config.to_str().unwrap()]).stderr(Stdio::piped()).spawn().unwrap()
 }
 

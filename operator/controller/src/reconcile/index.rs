@@ -51,9 +51,9 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
         }
     };
     let fetch = scene.own_jobs().into_iter().find(|component| component.kind == ComponentKind::Fetch);
-    let build = plan.components.iter().find(|component| component.kind == ComponentKind::IndexBuild);
-    let kinds = [ComponentKind::Retriever, ComponentKind::WebSearch];
-    let Some(server) = plan.components.iter().find(|component| kinds.contains(&component.kind)) else {
+    let of = |kinds: &[ComponentKind]| plan.components.iter().find(|component| kinds.contains(&component.kind));
+    let build = of(&[ComponentKind::IndexBuild]);
+    let Some(server) = of(&[ComponentKind::Retriever, ComponentKind::WebSearch]) else {
         return Err(PlanError::Defect(format!("{} has no server", scene.title())).into());
     };
 
@@ -115,17 +115,25 @@ pub async fn reconcile(shared: &Shared, key: &Key, namespace: &str, name: &str) 
     } else if let Some(build) = build {
         let open = attempts.iter().rev().find(|attempt| attempt.open());
         let report = open.and_then(|open| shared.reports.of(&uid, &build.name, open.number));
-        let share = report.filter(|report| report.total > 0).map(|r| r.done.min(r.total) * 100 / r.total);
-        now_status.progress = share.map(|share| format!("{share}%")).or(now_status.progress.filter(|p| p != "100%"));
+        now_status.progress = report.and_then(|it| share(&it)).or(now_status.progress.filter(|p| p != "100%"));
     }
     now_status.ready_replicas = Some(view.serving.ready);
     if is_true(&now_status.conditions, condition_type::SERVING) {
-        let secured = server.config.value.get("tls").is_some();
-        let scheme = if secured { "https" } else { "http" };
-        now_status.endpoint = Some(format!("{scheme}://{}.{namespace}.svc:8080", service_name(&server.name)));
+        now_status.endpoint = Some(endpoint(server, namespace));
     }
     let again = status::write(shared, key, scene.kind, &scene.object, &now_status).await?;
     Ok(sooner(again, next_look(&scene, decision.again)))
+}
+
+/// How far a build is: of several workers the first one counts what all have embedded.
+fn share(report: &crate::progress::Report) -> Option<String> {
+    (report.total > 0).then(|| format!("{}%", report.done.min(report.total) * 100 / report.total))
+}
+
+/// Address of the servers' `POST /retrieve`.
+fn endpoint(server: &s3_plan::Component, namespace: &str) -> String {
+    let scheme = if server.config.value.get("tls").is_some() { "https" } else { "http" };
+    format!("{scheme}://{}.{namespace}.svc:8080", service_name(&server.name))
 }
 
 /// Takes its servers down and lets it go. The garbage collector would leave those that somebody took the owner from, which
