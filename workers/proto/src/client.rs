@@ -113,6 +113,10 @@ impl Caller {
     /// What a status says, and what the connection broke with.
     fn told(&self, status: &Status) -> String {
         let text = one_line(status);
+        if self.tls.is_none() && text.contains("h2 protocol error") {
+            // what comes from a server that speaks TLS is no HTTP
+            return format!("{text}; if the server asks for certificates, show it one");
+        }
         match self.tls.as_ref().and_then(Connector::complaint).filter(|complaint| !text.contains(complaint)) {
             Some(complaint) => format!("{text}: {complaint}"),
             None => text,
