@@ -5,11 +5,13 @@ mod common;
 
 use common::{Served, World, command, free_address, refused};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use s3_config::ClientTls;
+use s3_config::{ClientTls, Endpoint, RetrievalMethod};
 use s3_proto::v1::SearchRequest;
 use s3_proto::{CallError, RetrieverClient};
+use s3_rollout::{Link, Retrieve, RetrieverPeer};
+use s3_telemetry::Shutdown;
 use serde_json::{Value, json};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -54,9 +56,13 @@ fn config(world: &World) -> Value {
 
 /// Serves once its ports are open; what it says goes to a file.
 fn serve(world: &World, config: &Value) -> Served {
+    served_by("serve", world, config)
+}
+
+fn served_by(what: &str, world: &World, config: &Value) -> Served {
     let path = world.save("serve.yaml", config);
     let log = std::fs::File::create(world.path("log")).unwrap();
-    let mut command = command(&["serve", "--config", path.to_str().unwrap()]);
+    let mut command = command(&[what, "--config", path.to_str().unwrap()]);
     let child = command.stdout(log.try_clone().unwrap()).stderr(Stdio::from(log)).spawn().unwrap();
     let address = |key: &str| config[key].as_str().unwrap().parse().unwrap();
     let mut served = Served { child, http: address("http"), grpc: address("grpc") };
@@ -194,6 +200,44 @@ async fn only_callers_of_the_authority_are_answered_and_renewal_needs_no_restart
         assert!(Instant::now() < end, "the caller's renewed certificate is not shown");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// The way of trainer and evaluator, from a thread without a runtime; and a web search has the same door.
+#[test]
+fn jobs_show_the_certificate_that_their_endpoint_names() {
+    let world = World::new(40);
+    world.build();
+    let ours = Authority::new("ours");
+    ours.issue(&world.path("server"), "one.example", &ours);
+    ours.issue(&world.path("caller"), "job", &ours);
+    let config = config(&world);
+    let served = serve(&world, &config);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let link = Link { handle: runtime.handle().clone(), shutdown: Shutdown::default() };
+    let endpoint = |address: SocketAddr, tls: bool| -> Endpoint {
+        let file = |name: &str| world.path("caller").join(name);
+        let mut endpoint = json!({"address": format!("http://{address}"), "deadlineMs": 20_000, "attempts": 1});
+        if tls {
+            endpoint["tls"] = json!({
+                "certificate": file("tls.crt"), "key": file("tls.key"), "ca": file("ca.crt"), "serverName": "one.example",
+            });
+        }
+        serde_json::from_value(endpoint).unwrap()
+    };
+    let peer = RetrieverPeer::connect(&link, &endpoint(served.grpc, true)).unwrap();
+    let found = peer.retrieve(&["river".to_owned()], 3, RetrievalMethod::Default).unwrap();
+    assert_eq!(found[0].len(), 3);
+    assert!(RetrieverPeer::connect(&link, &endpoint(served.grpc, false)).is_err());
+    drop(served);
+
+    let web = json!({
+        "runtime": {"name": "web", "stateDir": world.path("web"), "admin": free_address()},
+        "grpc": free_address(), "http": free_address(), "endpoint": "http://198.51.100.1/search", "tls": config["tls"],
+    });
+    let served = served_by("web", &world, &web);
+    let peer = RetrieverPeer::connect(&link, &endpoint(served.grpc, true)).unwrap();
+    assert_eq!(peer.index_digest().len(), 64);
+    assert!(RetrieverPeer::connect(&link, &endpoint(served.grpc, false)).is_err());
 }
 
 #[test]
