@@ -253,8 +253,8 @@ mod tests {
     #[test]
     fn who_is_silent_is_named_and_so_is_who_builds_something_else() {
         let dir = tempfile::tempdir().unwrap();
-        let first = team(dir.path(), 0, 1).unwrap().unwrap();
-        let second = team(dir.path(), 1, 1).unwrap().unwrap();
+        let first = team(dir.path(), 0, 60).unwrap().unwrap();
+        let second = team(dir.path(), 1, 8).unwrap().unwrap();
         let mut others = first.others("one").unwrap();
         let pulse = second.pulse().unwrap();
         pulse.builds("one");
@@ -273,6 +273,10 @@ mod tests {
         assert!(others.expect(1).is_ok());
         let missed = others.expect(2).unwrap_err().to_string();
         assert!(missed.contains("worker 2 (r2:9400)") && missed.contains("2 s"), "{missed}");
+        drop(first);
+        let first = team(dir.path(), 0, 1).unwrap().unwrap();
+        let mut others = first.others("one").unwrap();
+        until(&mut others, &|others| others.passages() == 512);
         drop(pulse);
         until(&mut others, &|others| others.expect(1).is_err());
         let pulse = second.pulse().unwrap();

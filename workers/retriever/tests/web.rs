@@ -127,7 +127,7 @@ fn answer(state: &State, mut stream: TcpStream) -> std::io::Result<()> {
         _ => (200, "", found.to_string()),
     };
     if word == "late" && number == 1 {
-        std::thread::sleep(Duration::from_secs(5));
+        std::thread::sleep(Duration::from_secs(10));
     }
     if word == "slow" {
         drop(state.held.lock().unwrap());
@@ -145,7 +145,7 @@ fn config(world: &World, service: &Service) -> Value {
         "grpc": free_address(), "http": free_address(),
         "endpoint": format!("http://{}/search", service.address), "parameters": {"hl": "en"},
         "apiKeyFile": world.path("key"), "results": world.path("kept/results.redb"), "allowAddresses": ["127.0.0.0/8"],
-        "limits": {"attempts": 3, "backoffMs": 10, "deadlineMs": 1000, "concurrency": 4},
+        "limits": {"attempts": 3, "backoffMs": 10, "deadlineMs": 2500, "concurrency": 4},
         "topKLimit": 20, "queriesLimit": 5, "queryCharacters": 40,
     })
 }
