@@ -206,10 +206,10 @@ rules! {
         "`generator` answers from what the searcher found, so set it; under `compatibility: SearchR1` the searcher answers itself and none is asked, so leave it out",
         Check::State(|v| has(v, "generator") != (text(v, "/compatibility") == "SearchR1"));
     /// What belongs to a generator's answers.
-    SEARCH_R1_ALONE: "self.compatibility != 'SearchR1' || (!has(self.judge) && !has(self.warmStart) && !has(self.serving) && !self.data.filters.dropBaselineSolved && self.reward.kind == 'GainBeyondRag' && self.reward.baseline.method == 'Rag' && self.reward.baseline.topK == 3)",
-        "`compatibility: SearchR1` rewards the exact match of the searcher's own answer: leave out `judge`, `warmStart`, `serving`, `data.filters.dropBaselineSolved`, `reward.kind` and `reward.baseline`",
+    SEARCH_R1_ALONE: "self.compatibility != 'SearchR1' || (!has(self.judge) && !has(self.warmStart) && !self.data.filters.dropBaselineSolved && self.reward.kind == 'GainBeyondRag' && self.reward.baseline.method == 'Rag' && self.reward.baseline.topK == 3)",
+        "`compatibility: SearchR1` rewards the exact match of the searcher's own answer: leave out `judge`, `warmStart`, `data.filters.dropBaselineSolved`, `reward.kind` and `reward.baseline`",
         Check::State(|v| {
-            let absent = ["judge", "warmStart", "serving"].iter().all(|key| !has(v, key));
+            let absent = ["judge", "warmStart"].iter().all(|key| !has(v, key));
             let solved = v.pointer("/data/filters/dropBaselineSolved").and_then(Value::as_bool).unwrap_or(false);
             let plain = text(v, "/reward/kind") == "GainBeyondRag"
                 && text(v, "/reward/baseline/method") == "Rag"

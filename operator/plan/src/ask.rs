@@ -73,13 +73,7 @@ fn of_arm(component: &Component, arm: &Value) -> Result<Component, PlanError> {
 
 fn of_job(component: &Component) -> Result<Component, PlanError> {
     let value = &component.config.value;
-    if value["search"]["compatibility"] == json!("SearchR1") {
-        let reason = "this job trains a model that answers itself; evaluate it with an arm of method SearchR1";
-        return Err(PlanError::Binding(reason.into()));
-    }
-    let mut searcher = value["searcher"].clone();
-    searcher["adapter"] = json!({ "path": value["export"] });
-    let arm = json!({ "name": component.name, "method": "S3", "searcher": searcher, "search": value["search"] });
+    let arm = crate::searcher::arm(&component.name, value);
     build(component, &arm, &value["retriever"], &value["generator"], &value["seed"])
 }
 
@@ -92,16 +86,18 @@ fn build(
 ) -> Result<Component, PlanError> {
     let mut runtime = serde_json::to_value(runtime(NAME)).map_err(PlanError::defect)?;
     runtime["admin"] = Value::Null;
-    let value = json!({
+    let mut value = json!({
         "runtime": runtime,
         "seed": seed,
         "arms": [arm],
         "datasets": [],
         "sample": { "size": 1 },
         "retriever": retriever,
-        "generator": generator,
         "output": in_work(NAME, "results"),
     });
+    if !generator.is_null() {
+        value["generator"] = generator.clone();
+    }
     // What the question needs at once: every address that stands in the configuration.
     let template = Template { schema: Schema::Evaluator, value };
     let needs = template.symbols().into_iter().filter_map(|symbol| match symbol {

@@ -7,23 +7,34 @@ use crate::{ADMIN_PORT, Component, ComponentKind, HTTP_PORT, PlanError, Readines
 use s3_crds::AgentServing;
 use serde_json::{Value, json};
 
+/// The arm of what a trainer's configuration exports: an s3 searcher, or a model that answers itself.
+pub(crate) fn arm(name: &str, trained: &Value) -> Value {
+    let mut searcher = trained["searcher"].clone();
+    searcher["adapter"] = json!({ "path": trained["export"] });
+    let mut arm = json!({ "name": name, "method": "S3", "searcher": searcher, "search": trained["search"] });
+    if trained["search"]["compatibility"] == json!("SearchR1") {
+        (arm["method"], arm["answer"]) = (json!("SearchR1"), json!("Own"));
+    }
+    arm
+}
+
 /// The server of what `last` (the job's last component) exports.
 pub(crate) fn component(name: &str, serving: &AgentServing, last: &Component) -> Result<Component, PlanError> {
     let own = searcher_name(name);
     let trained = &last.config.value;
-    let mut searcher = trained["searcher"].clone();
-    searcher["adapter"] = json!({ "path": trained["export"] });
-    let value = json!({
+    let mut value = json!({
         "runtime": serde_json::to_value(runtime(&own)).map_err(PlanError::defect)?,
         "seed": trained["seed"],
-        "arms": [{ "name": name, "method": "S3", "searcher": searcher, "search": trained["search"] }],
+        "arms": [arm(name, trained)],
         "datasets": [],
         "sample": { "size": 1 },
         "retriever": trained["retriever"],
-        "generator": trained["generator"],
         "output": in_work(&own, "results"),
         "serve": { "http": "0.0.0.0:0", "batch": serving.batch },
     });
+    if let Some(generator) = trained.get("generator") {
+        value["generator"] = generator.clone();
+    }
     let mut template = Template { schema: Schema::Evaluator, value };
     for (pointer, port) in [("/serve/http", HTTP_PORT), ("/runtime/admin", ADMIN_PORT)] {
         if let Some(place) = template.value.pointer_mut(pointer) {

@@ -223,7 +223,8 @@ fn base_config(
             }),
         },
         generator,
-        baseline_store: in_work(&baseline_name(name), "answers"),
+        // a training without a baseline has no component of one to name
+        baseline_store: in_work(&if spec.generator.is_some() { baseline_name(name) } else { train.clone() }, "answers"),
         search: search_config(job, reader)?,
         reward: (&spec.reward).into_config(),
         algorithm: (&spec.algorithm).into_config(),

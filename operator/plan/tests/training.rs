@@ -49,8 +49,16 @@ fn a_searcher_that_answers_itself_needs_no_generator() {
     assert!(train.get("generator").is_none(), "{train}");
     assert_eq!(train["search"]["compatibility"], "SearchR1");
     assert_eq!((&train["search"]["maxSearches"], &train["search"]["topK"]), (&json!(2), &json!(3)));
-    let error = ask(&alone, &Choice { job: Some("search-r1".into()), arm: None }).unwrap_err().to_string();
-    assert!(error.contains("method SearchR1"), "{error}");
+    let asked = ask(&alone, &Choice { job: Some("search-r1".into()), arm: None }).unwrap();
+    let arm = &asked.config.value["arms"][0];
+    assert_eq!((&arm["method"], &arm["answer"]), (&json!("SearchR1"), &json!("Own")));
+    assert!(asked.config.value.get("generator").is_none());
+    // served it needs none either
+    let served = recipe.replace("  compatibility: SearchR1\n", "  compatibility: SearchR1\n  serving: {}\n");
+    let served = planned(&[served]).unwrap();
+    let server = served.components.iter().find(|component| component.kind == ComponentKind::Searcher).unwrap();
+    assert_eq!(server.config.value["arms"][0]["method"], "SearchR1");
+    assert!(server.config.value.get("generator").is_none() && server.needs.contains("search-r1-train"));
 
     // an arm of its method takes the job's model and loop; one of s3's is refused
     let both = planned(&[recipe.clone(), evaluation("SearchR1", "")]).unwrap();

@@ -390,7 +390,8 @@ pub struct EvaluatorConfig {
     /// The retriever; none where every arm has its own or searches nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retriever: Option<Endpoint>,
-    /// The frozen generator.
+    /// The frozen generator; left out where the only arm is served and answers itself.
+    #[serde(default = "GeneratorConfig::none", skip_serializing_if = "GeneratorConfig::is_none")]
     pub generator: GeneratorConfig,
     /// Questions per journalled unit of work.
     #[serde(default = "default_chunk")]

@@ -1,12 +1,15 @@
 //! `s3-evaluator ask`: one question, with everything the searcher did for it.
 
-use crate::arms::{Arm, Searcher, SearcherArm, Surroundings};
+use crate::arms::{self, Surroundings};
 use crate::error::EvalError;
 use crate::run::Run;
-use s3_config::{ArmConfig, ArmMethod};
+use s3_config::{AnswerBy, ArmConfig, ArmMethod};
 use s3_rollout::record::EpisodeRecord;
-use s3_rollout::{AnswerOutcome, AnswerSource, GeneratorPeer, RetrieverPeer};
-use s3_search::{Action, Passage, Question};
+use s3_rollout::{
+    AnswerOutcome, AnswerSource, ChatSampling, ChatSource, CompletionOutcome, GeneratorPeer, RetrieverPeer,
+    RolloutError,
+};
+use s3_search::{Action, Message, Passage, Question};
 use s3_telemetry::Failure;
 use serde::Serialize;
 use std::time::Instant;
@@ -45,23 +48,27 @@ pub struct AskedTurn {
 
 /// Plays one episode and answers from it.
 pub fn ask(run: &Run, question: &str, arm: Option<&str>) -> Result<Asked, Failure> {
-    let (searcher, search, temperature, top_p) = searcher_arm(&run.config.arms, arm)?;
+    let arm = searcher_arm(&run.config.arms, arm, 1)?;
     let retriever = retriever(run)?;
-    let generator = GeneratorPeer::connect(&run.link, &run.config.generator, &run.config.runtime.name)?;
+    let generator = generator(run)?;
     let around = Surroundings {
         retriever: &retriever,
-        chat: &generator,
+        chat: generator.as_ref().map_or(&NoChat as &dyn ChatSource, |generator| generator),
         passage_words: run.config.generator.passage_words,
         shutdown: &run.link.shutdown,
         seed: run.config.seed,
     };
-    let mut arm = SearcherArm { searcher: Searcher::load(searcher)?, search, temperature, top_p, batch: 1, around };
+    let mut arm = arms::open(&arm, around, Vec::new())?;
     let question =
         Question { id: "ask".into(), dataset: "ask".into(), question: question.to_owned(), answers: Vec::new() };
     let started = Instant::now();
     let mut gathered = arm.gather(0, std::slice::from_ref(&question))?;
     let gathered = gathered.pop().unwrap_or_default();
-    let answers = generator.answer(&[(&question, &gathered.passages)])?;
+    let answers = match (&gathered.own, &generator) {
+        (Some(own), _) => vec![AnswerOutcome::Answer(own.clone())],
+        (None, Some(generator)) => generator.answer(&[(&question, &gathered.passages)])?,
+        (None, None) => Vec::new(),
+    };
     let (answer, failure) = match answers.into_iter().next() {
         Some(AnswerOutcome::Answer(answer)) => (Some(answer), None),
         Some(AnswerOutcome::Failed { reason, outage: true }) => return Err(Failure::unavailable(reason)),
@@ -100,20 +107,46 @@ pub(crate) fn turns_of(episode: Option<EpisodeRecord>) -> Vec<AskedTurn> {
     turns.collect()
 }
 
-type SearcherParts<'a> = (&'a s3_config::ModelSpec, &'a s3_config::SearchConfig, f64, f64);
+/// The run's generator; none where the searcher answers itself.
+pub(crate) fn generator(run: &Run) -> Result<Option<GeneratorPeer>, Failure> {
+    let config = &run.config.generator;
+    if config.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(GeneratorPeer::connect(&run.link, config, &run.config.runtime.name)?))
+}
 
-pub(crate) fn searcher_arm<'a>(arms: &'a [ArmConfig], named: Option<&str>) -> Result<SearcherParts<'a>, EvalError> {
-    let mut with_searcher = arms.iter().filter_map(|arm| match &arm.method {
-        ArmMethod::S3 { searcher, search, temperature, top_p, .. } => {
-            Some((arm, (&**searcher, search, *temperature, *top_p)))
+/// No model behind a server: whoever is asked has one of its own.
+pub(crate) struct NoChat;
+
+impl ChatSource for NoChat {
+    fn complete(
+        &self,
+        _: &[(&[Message], Vec<String>)],
+        _: ChatSampling,
+    ) -> Result<Vec<CompletionOutcome>, RolloutError> {
+        let reason = "this configuration has none; set `generator`".to_owned();
+        Err(RolloutError::Reply { service: "generator", reason })
+    }
+}
+
+/// The arm of a searcher: of s3, or of a model of its own that searches and answers itself. It plays `batch` questions
+/// together.
+pub(crate) fn searcher_arm(arms: &[ArmConfig], named: Option<&str>, batch: usize) -> Result<ArmConfig, EvalError> {
+    let mut found = arms.iter().cloned().filter_map(|mut arm| {
+        match &mut arm.method {
+            ArmMethod::S3 { batch: own, .. } => *own = batch,
+            ArmMethod::SearchR1(played) if played.searcher.is_some() && played.answer == AnswerBy::Own => {
+                played.batch = batch;
+            }
+            _ => return None,
         }
-        _ => None,
+        Some(arm)
     });
-    let found = with_searcher.find(|(arm, _)| named.is_none_or(|name| arm.name == name));
-    found.map(|(_, parts)| parts).ok_or_else(|| {
+    found.find(|arm| named.is_none_or(|name| arm.name == name)).ok_or_else(|| {
         EvalError::Config(match named {
             Some(name) => format!("no arm {name:?} with a searcher in this configuration"),
-            None => "this configuration has no arm with a searcher (method S3)".into(),
+            None => "this configuration has no arm with a searcher (method S3 or SearchR1)".into(),
         })
     })
 }

@@ -4,8 +4,8 @@
 //! form that OpenAI's clients speak (the last user message is the question). Questions that wait are searched for
 //! together, as in training; one that finds the queue full is sent away with 429.
 
-use crate::arms::{Arm, Gathered, Searcher, SearcherArm, Surroundings};
-use crate::ask::{AskedTurn, retriever, searcher_arm, turns_of};
+use crate::arms::{self, Arm, Gathered, Surroundings};
+use crate::ask::{AskedTurn, NoChat, generator, retriever, searcher_arm, turns_of};
 use crate::run::Run;
 use axum::Json;
 use axum::extract::State;
@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use s3_config::ServeConfig;
-use s3_rollout::{AnswerOutcome, AnswerSource, GeneratorPeer};
+use s3_rollout::{AnswerOutcome, AnswerSource, ChatSource, GeneratorPeer};
 use s3_search::{Passage, Question};
 use s3_telemetry::{Failure, metrics};
 use serde::{Deserialize, Serialize};
@@ -64,18 +64,18 @@ struct Call {
 
 /// Serves until asked to stop.
 pub fn serve(run: &Run, serve: &ServeConfig) -> Result<(), Failure> {
-    let (searcher, search, temperature, top_p) = searcher_arm(&run.config.arms, None)?;
+    let batch = serve.batch.max(1);
+    let arm = searcher_arm(&run.config.arms, None, batch)?;
     let retriever = retriever(run)?;
-    let generator = GeneratorPeer::connect(&run.link, &run.config.generator, &run.config.runtime.name)?;
+    let generator = generator(run)?;
     let around = Surroundings {
         retriever: &retriever,
-        chat: &generator,
+        chat: generator.as_ref().map_or(&NoChat as &dyn ChatSource, |generator| generator),
         passage_words: run.config.generator.passage_words,
         shutdown: &run.link.shutdown,
         seed: run.config.seed,
     };
-    let (batch, searcher) = (serve.batch.max(1), Searcher::load(searcher)?);
-    let mut arm = SearcherArm { searcher, search, temperature, top_p, batch, around };
+    let mut arm = arms::open(&arm, around, Vec::new())?;
     let (calls, mut waiting) = mpsc::channel(batch * WAITING);
     let address = serve.http;
     let listener = run.link.handle.block_on(tokio::net::TcpListener::bind(address));
@@ -91,7 +91,7 @@ pub fn serve(run: &Run, serve: &ServeConfig) -> Result<(), Failure> {
     });
     run.ready();
     while let Some(round) = next_round(run, &mut waiting, batch) {
-        answer_all(&mut arm, &generator, round);
+        answer_all(arm.as_mut(), generator.as_ref(), round);
     }
     run.link.handle.block_on(server).map_err(Failure::internal)
 }
@@ -111,7 +111,7 @@ fn next_round(run: &Run, waiting: &mut mpsc::Receiver<Call>, batch: usize) -> Op
     }
 }
 
-fn answer_all(arm: &mut SearcherArm<'_>, generator: &GeneratorPeer, round: Vec<Call>) {
+fn answer_all(arm: &mut dyn Arm, generator: Option<&GeneratorPeer>, round: Vec<Call>) {
     let started = Instant::now();
     // A caller that has gone needs nothing.
     let round: Vec<Call> = round.into_iter().filter(|call| !call.reply.is_closed()).collect();
@@ -138,19 +138,22 @@ fn answer_all(arm: &mut SearcherArm<'_>, generator: &GeneratorPeer, round: Vec<C
         .iter()
         .zip(&questions)
         .zip(&gathered)
-        .filter(|((call, _), _)| call.answer)
+        .filter(|((call, _), gathered)| call.answer && gathered.own.is_none())
         .map(|((_, question), gathered)| (question, &gathered.passages))
         .collect();
     let asked: Vec<(&Question, &[Passage])> =
         wanted.iter().map(|(question, passages)| (*question, passages.as_slice())).collect();
-    let mut answers = if asked.is_empty() {
-        Ok(Vec::new().into_iter())
-    } else {
-        generator.answer(&asked).map(Vec::into_iter).map_err(|error| Refusal::Outage(error.to_string()))
+    let mut answers = match generator.filter(|_| !asked.is_empty()) {
+        Some(generator) => {
+            generator.answer(&asked).map(Vec::into_iter).map_err(|error| Refusal::Outage(error.to_string()))
+        }
+        None => Ok(Vec::new().into_iter()),
     };
-    for (call, gathered) in round.into_iter().zip(gathered) {
+    for (call, mut gathered) in round.into_iter().zip(gathered) {
+        let own = gathered.own.take();
         let answer = match (&mut answers, call.answer) {
             (_, false) => Ok(None),
+            (_, true) if own.is_some() => Ok(own),
             (Err(refusal), true) => Err(refusal.clone()),
             (Ok(answers), true) => match answers.next() {
                 Some(AnswerOutcome::Answer(answer)) => Ok(Some(answer)),

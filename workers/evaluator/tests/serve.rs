@@ -6,6 +6,7 @@ mod support;
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 use support::{World, spawn};
@@ -19,8 +20,12 @@ struct Server {
 impl Server {
     /// Starts it and waits until it says where it listens.
     fn start(world: &World) -> Self {
+        Self::of(&world.config("served", 8, "serve: {http: '127.0.0.1:0', batch: 4}"))
+    }
+
+    fn of(config: &Path) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut child = spawn(&["serve"], &world.config("served", 8, "serve: {http: '127.0.0.1:0', batch: 4}"));
+        let mut child = spawn(&["serve"], config);
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let address = lines
             .find_map(|line| {
@@ -75,4 +80,36 @@ async fn questions_are_searched_for_together_and_answered() {
     let status = tokio::task::spawn_blocking(move || server.child.wait().unwrap()).await.unwrap();
     assert_eq!(status.code(), Some(0));
     drop(tokio::task::spawn_blocking(move || drop(world)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_answers_itself_is_served_without_a_generator() {
+    let world = tokio::task::spawn_blocking(World::start).await.unwrap();
+    let path = world.config("own", 8, "serve: {http: '127.0.0.1:0', batch: 4}");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (arms, rest) = text.split_once("datasets:").unwrap();
+    let head = arms.split_once("arms:").unwrap().0;
+    let rest: Vec<&str> = rest.lines().filter(|line| !line.starts_with("generator:")).collect();
+    let own = format!(
+        "arms:\n- {{name: own, method: SearchR1, answer: Own, temperature: 1.0, \
+         searcher: {{path: {}/model, device: Cpu}}, search: {{maxSearches: 1, topK: 2, turnTokens: 12, contextTokens: 900, \
+         observationTokens: 200, compatibility: SearchR1}}}}\n",
+        world.dir.path().display()
+    );
+    std::fs::write(&path, format!("{head}{own}datasets:{}\n", rest.join("\n"))).unwrap();
+    let mut server = Server::of(&path);
+    let (status, body) = server.post("/answer", json!({ "question": "what is fact 1?" })).await;
+    assert_eq!(status, 200, "{body}");
+    assert!(body["answer"].is_string() && !body["turns"].as_array().unwrap().is_empty(), "{body}");
+    let (status, body) = server.post("/search", json!({ "question": "what is fact 2?" })).await;
+    assert!(status == 200 && body["answer"].is_null(), "{body}");
+    server.child.kill().unwrap();
+    tokio::task::spawn_blocking(move || server.child.wait().unwrap()).await.unwrap();
+    let output = tokio::task::spawn_blocking(move || {
+        let output = support::program(&["ask", "--question", "what is fact 3?"], &path).output().unwrap();
+        drop(world);
+        output
+    });
+    let output = output.await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

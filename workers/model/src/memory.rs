@@ -65,10 +65,12 @@ impl MemoryPlan {
         self
     }
 
-    /// The plan with so many other policies kept beside the trained one. Low-rank weights share all else with it.
+    /// The plan with so many fixed and earlier policies kept beside the trained one. Low-rank weights share all else
+    /// with it; earlier ones may be trained again, fixed ones not.
     #[must_use]
-    pub fn beside(mut self, policies: u64, trainable: Trainable) -> Self {
-        self.policies = if trainable == Trainable::Full { policies * (self.model + self.copies) } else { 0 };
+    pub fn beside(mut self, fixed: u64, earlier: u64, trainable: Trainable) -> Self {
+        let all = fixed * self.model + earlier * (self.model + self.copies);
+        self.policies = if trainable == Trainable::Full { all } else { 0 };
         self
     }
 
@@ -255,14 +257,14 @@ mod tests {
     fn every_weight_takes_moments_gradients_and_policies_of_its_own() {
         let mut all = Decoder::random(DecoderConfig::tiny(512, 64, 2), 1, &Device::Cpu, DType::F32).unwrap();
         all.train_all().unwrap();
-        let plan = all.memory_plan(WORK).beside(2, all.trainable());
+        let plan = all.memory_plan(WORK).beside(1, 1, all.trainable());
         assert_eq!((plan.optimizer, plan.policies), (2 * plan.model, 2 * plan.model));
         assert!(plan.certain() >= 4 * plan.model && plan.certain() <= plan.peak());
         assert!(plan.check_certain(&Device::Cpu).is_ok());
         let large = MemoryPlan { optimizer: 1 << 60, ..plan };
         assert!(large.check_certain(&Device::Cpu).unwrap_err().to_string().contains("other policies"));
         // an adapter's policies share the weights
-        assert_eq!(decoder().memory_plan(WORK).beside(2, Trainable::Lora).policies, 0);
+        assert_eq!(decoder().memory_plan(WORK).beside(1, 1, Trainable::Lora).policies, 0);
     }
 
     #[test]

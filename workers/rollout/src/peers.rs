@@ -284,6 +284,9 @@ pub struct GeneratorPeer {
 impl GeneratorPeer {
     /// Connects and notes the provider's digest. `tenant` names the caller for accounting.
     pub fn connect(link: &Link, config: &GeneratorConfig, tenant: &str) -> Result<Self, RolloutError> {
+        if config.is_none() {
+            return Err(Self::reply("the configuration names none; set `generator`".to_owned()));
+        }
         let deadline = Duration::from_millis(config.endpoint.deadline_ms);
         // the channel is made on the runtime, also when called from the compute thread
         let _inside = link.handle.enter();

@@ -59,7 +59,7 @@ impl Play for Episode {
 pub enum Searching {
     /// `compatibility` None or S3.
     Episode(Box<Episode>),
-    /// `compatibility` SearchR1.
+    /// `compatibility` `SearchR1`.
     SearchR1(Box<Scripted>),
 }
 

@@ -6,12 +6,12 @@
 
 use crate::checkpoint::before;
 use crate::run::Run;
-use crate::train::{Again, Updater, needs_critic, rewarded, round_again};
+use crate::train::{Again, Updater, needs_critic, reference, rewarded, round_again};
 use s3_artifacts::digest_json;
 use s3_config::TrainerConfig;
 use s3_model::{AdamW, Decoder, Team};
-use s3_rollout::record::{StepRecord, read_training};
-use s3_rollout::{RolloutError, policy_of, question_key};
+use s3_rollout::record::{EpisodeRecord, Outcome as Graded, StepRecord, read_training};
+use s3_rollout::{RolloutError, Scored, policy_of, question_key};
 use s3_search::score::gen_acc;
 use s3_telemetry::{Failure, Outcome};
 use serde_json::json;
@@ -50,7 +50,7 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
     let (record, at) = find(&steps, wanted)?;
 
     let (mut decoder, _codec) = run.searcher()?;
-    let reference = (config.algorithm.kl_coefficient > 0.0).then(|| decoder.clone());
+    let reference = reference(config, &decoder);
     if needs_critic(&config.algorithm) {
         decoder.attach_value_head().map_err(RolloutError::from)?;
     }
@@ -79,15 +79,7 @@ pub fn command(run: &Run, wanted: &EpisodeName) -> Result<Outcome, Failure> {
         logprobs.iter().zip(&episode.logprobs).map(|(new, old)| f64::from((new - old).abs())).collect();
     let largest = (0..differences.len()).max_by(|a, b| differences[*a].total_cmp(&differences[*b]));
     let mean = differences.iter().sum::<f64>() / differences.len().max(1) as f64;
-    let limit = config.generator.max_answer_tokens as usize;
-    let golds = &episode.question.answers;
-    let again = |scored: &s3_rollout::Scored| match &scored.answer {
-        Some(answer) if !config.answers_itself() => {
-            s3_rollout::Scored { verdict: gen_acc(answer, golds, limit, scored.judge), ..scored.clone() }
-        }
-        _ => scored.clone(),
-    };
-    let reward = rewarded(config, episode, &again(&outcome.searcher), &again(&outcome.baseline));
+    let reward = rewarded_again(config, episode, outcome);
     let figures = updater.update(&mut decoder, &mut optimizer, &played)?;
 
     let mut text = vec![format!(
@@ -177,6 +169,19 @@ fn start_from(
 /// A step whose update is done.
 fn finished(steps: &BTreeMap<u32, StepRecord>, step: u32) -> Option<&StepRecord> {
     steps.get(&step).filter(|record| !record.figures.is_empty())
+}
+
+/// The reward by the verdicts that the stored answers have now.
+fn rewarded_again(config: &TrainerConfig, episode: &EpisodeRecord, outcome: &Graded) -> Option<f64> {
+    let limit = config.generator.max_answer_tokens as usize;
+    let again = |scored: &Scored| match &scored.answer {
+        Some(answer) if !config.answers_itself() => {
+            let verdict = gen_acc(answer, &episode.question.answers, limit, scored.judge);
+            Scored { verdict, ..scored.clone() }
+        }
+        _ => scored.clone(),
+    };
+    rewarded(config, episode, &again(&outcome.searcher), &again(&outcome.baseline))
 }
 
 /// The episode's step, and its place there.

@@ -172,10 +172,6 @@ impl Run {
 
     /// Connects to the gateway.
     pub fn generator(&self) -> Result<GeneratorPeer, RolloutError> {
-        if self.config.generator.is_none() {
-            let reason = "the configuration names none; set `generator`".to_owned();
-            return Err(RolloutError::Reply { service: "generator", reason });
-        }
         GeneratorPeer::connect(&self.link, &self.config.generator, &self.config.runtime.name)
     }
 

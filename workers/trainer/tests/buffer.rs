@@ -1,5 +1,5 @@
 //! The difficulty buffer with the real program: what it asks, and that nothing that happens on the way changes it.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::float_cmp)] // counts
 
 #[allow(dead_code)] // each test file uses its part
 mod support;

@@ -13,7 +13,7 @@ mod searcher;
 
 pub use place::Places;
 pub use s3_rollout::arms::{Arm, Gathered, Searcher, Surroundings};
-pub use searcher::SearcherArm;
+use searcher::SearcherArm;
 
 use crate::error::EvalError;
 use crate::units::ArmResults;

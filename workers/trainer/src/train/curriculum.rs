@@ -112,8 +112,8 @@ impl Curriculum {
         let drawn = ((rule.share * count as f64).floor() as usize).min(self.buffer.len()).min(count);
         let mut questions: Vec<usize> = self.buffer.drain(..drawn).collect();
         let mut seen: BTreeSet<usize> = questions.iter().copied().collect();
-        // no further than once through all of them: a step may ask more than there are
-        for _ in 0..sequence.all.len() {
+        // no further than two passes, one of which is whole: a step may ask more than there are
+        for _ in 0..2 * sequence.all.len() {
             if questions.len() >= count {
                 break;
             }

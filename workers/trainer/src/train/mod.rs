@@ -61,7 +61,7 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     };
     let chosen = tell(all, || choose(run, store.as_mut()))?;
     let (mut decoder, codec) = run.searcher()?;
-    let reference = (run.config.algorithm.kl_coefficient > 0.0).then(|| decoder.clone());
+    let reference = reference(&run.config, &decoder);
     if needs_critic(&run.config.algorithm) {
         decoder.attach_value_head().map_err(RolloutError::from)?;
     }
@@ -92,6 +92,13 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     training.run(decoder)
 }
 
+/// The fixed policy of the KL term, where there is one.
+pub(crate) fn reference(config: &TrainerConfig, decoder: &Decoder) -> Option<Decoder> {
+    // of all weights it needs no f32 copies; an adapter's shares what is frozen
+    let fixed = || if config.full { decoder.without_adapter() } else { decoder.clone() };
+    (config.algorithm.kl_coefficient > 0.0).then(fixed)
+}
+
 /// Shows how much memory training takes when every episode fills its context, and refuses what cannot fit before
 /// anything is spent on it. On a CPU, where memory is taken only as it is used, that is a warning.
 fn plan_memory(config: &TrainerConfig, decoder: &Decoder, team: &Team) -> Result<(), Failure> {
@@ -105,7 +112,7 @@ fn plan_memory(config: &TrainerConfig, decoder: &Decoder, team: &Team) -> Result
     // beside the trained policy: the fixed one of the KL term, and those that rounds ahead are played with
     let fixed = u64::from(config.algorithm.kl_coefficient > 0.0);
     let plan = decoder.memory_plan(work);
-    let mut plan = plan.beside(fixed + u64::from(config.rollout.staleness), decoder.trainable());
+    let mut plan = plan.beside(fixed, u64::from(config.rollout.staleness), decoder.trainable());
     if team.size() > 1 {
         let episodes = config.rollout.questions * config.rollout.samples;
         let batch = if config.rollout.mini_batch == 0 { episodes } else { config.rollout.mini_batch.min(episodes) };
