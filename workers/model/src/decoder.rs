@@ -559,10 +559,12 @@ fn check_model(path: &Path, sha256: Option<&str>) -> Result<()> {
     if !path.is_dir() {
         return check_digest(path, sha256);
     }
+    if sha256.is_none() {
+        return Ok(());
+    }
     match safetensors::files(path)?.as_slice() {
         [file] => check_digest(file, sha256),
-        _ if sha256.is_some() => check_digest(&path.join("model.safetensors.index.json"), sha256),
-        _ => Ok(()),
+        _ => check_digest(&path.join("model.safetensors.index.json"), sha256),
     }
 }
 

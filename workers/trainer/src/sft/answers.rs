@@ -132,7 +132,7 @@ mod tests {
         let found: Vec<Passage> = (0..20)
             .map(|i| Passage {
                 id: i.to_string(),
-                title: String::new(),
+                title: i.to_string(),
                 text: if i == 11 { "Paris".into() } else { "x".into() },
             })
             .collect();

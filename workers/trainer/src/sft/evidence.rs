@@ -3,7 +3,7 @@
 //! That is how a question of several hops is walked: its own words find the first passage, which names the second.
 //! The title asked for stands in what was seen, so the searcher learns to read the way on, not to know it.
 
-use super::protocol::{Hop, Opened, Plan, capped};
+use super::protocol::{Hop, Opened, Plan, Planned, capped};
 use s3_config::SearchConfig;
 use s3_rollout::{Retrieve, RetrieverPeer, RolloutError, question_key};
 use s3_search::score::normalize;
@@ -53,7 +53,7 @@ pub(super) fn follow<'q>(
     retriever: &RetrieverPeer,
     marked: &Evidence,
     opened: Vec<Opened<'q>>,
-) -> Result<(Vec<(Opened<'q>, Plan)>, Vec<Opened<'q>>), RolloutError> {
+) -> Result<(Vec<Planned<'q>>, Vec<Opened<'q>>), RolloutError> {
     let (mut walks, mut rest) = (Vec::new(), Vec::new());
     for opened in opened {
         match marked.get(&question_key(opened.0)) {

@@ -58,6 +58,9 @@ const QUESTIONS_AT_ONCE: usize = 256;
 /// A question with its initial passages.
 pub(super) type Opened<'q> = (&'q Question, Vec<Passage>);
 
+/// The same with what its trace does.
+pub(super) type Planned<'q> = (Opened<'q>, Plan);
+
 /// Makes the traces of the given questions.
 pub fn traces(
     run: &Run,
@@ -68,7 +71,7 @@ pub fn traces(
 ) -> Result<Vec<Trace>, RolloutError> {
     let search = &run.config.search;
     run.progress.phase("make traces", questions.len() as u64);
-    let mut plans: Vec<(Opened<'_>, Plan)> = Vec::new();
+    let mut plans: Vec<Planned<'_>> = Vec::new();
     for part in questions.chunks(QUESTIONS_AT_ONCE) {
         run.check()?;
         let initial = if search.initial_top_k == 0 {
@@ -110,11 +113,7 @@ pub fn traces(
 }
 
 /// Tries queries for questions whose initial passages hold no gold.
-fn searches<'q>(
-    run: &Run,
-    retriever: &RetrieverPeer,
-    open: Vec<Opened<'q>>,
-) -> Result<Vec<(Opened<'q>, Plan)>, RolloutError> {
+fn searches<'q>(run: &Run, retriever: &RetrieverPeer, open: Vec<Opened<'q>>) -> Result<Vec<Planned<'q>>, RolloutError> {
     let (search, sft) = (&run.config.search, &run.config.sft);
     let tried: Vec<Vec<String>> = open.iter().map(|(question, _)| tried(question, run.config.seed, sft)).collect();
     let flat: Vec<String> = tried.iter().flatten().cloned().collect();
