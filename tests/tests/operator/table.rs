@@ -85,6 +85,10 @@ const INDEX_STORIES: &[(&str, Story)] = &[
         }
         .boxed_local()
     }),
+    ("web-search", |s| {
+        let web = ("source", json!({"webSearch": {"endpoint": "https://search.example/search"}}));
+        async move { index(s, &[web], "Built", "WebSearch").await }.boxed_local()
+    }),
     ("down", |s| {
         async move {
             index(s, &[], "Ready", "Ready").await;
