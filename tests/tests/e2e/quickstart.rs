@@ -38,6 +38,9 @@ impl Quickstart {
             // two replicas, each with a GPU that the node only claims to have: they are scheduled by it and compute on the CPU
             let team = "\nspec:\n  parallelism:\n    replicas: 2\n    gpusPerReplica: 1\n  searcher:\n";
             let text = text.replace("\nspec:\n  searcher:\n", team);
+            // the replicas of a team share their volume, wherever they run
+            let shared = "\n  checkpoint:\n    storage:\n      accessMode: ReadWriteMany\n";
+            let text = text.replace("\n  checkpoint:\n", shared);
             apply(namespace, &text);
         }
     }
