@@ -7,6 +7,16 @@ use crate::snapshot::{made, settled};
 use s3_crds::Kind;
 use serde_json::json;
 
+/// Waits until no object of ours and no running pod is there.
+async fn nothing_is_left(setup: &Setup) {
+    setup
+        .until("nothing is left", async || {
+            let left = made(setup).await;
+            left.len() == 1 && left["running pods"] == ["0"]
+        })
+        .await;
+}
+
 /// Each kind reaches its end, after which nothing is written; deleting it leaves nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_kind_lives_settles_and_leaves_nothing() {
@@ -21,12 +31,7 @@ async fn each_kind_lives_settles_and_leaves_nothing() {
             setup.delete(kind, NAME).await;
         }
         setup.delete(Kind::RetrieverIndex, NAME).await;
-        setup
-            .until("nothing is left", async || {
-                let left = made(&setup).await;
-                left.len() == 1 && left["running pods"] == ["0"]
-            })
-            .await;
+        nothing_is_left(&setup).await;
         setup.done().await;
     }
 }
@@ -125,12 +130,7 @@ async fn a_web_search_takes_the_place_of_an_index() {
     settled(&setup).await;
     setup.delete(Kind::S3TrainingJob, NAME).await;
     setup.delete(Kind::RetrieverIndex, NAME).await;
-    setup
-        .until("nothing is left", async || {
-            let left = made(&setup).await;
-            left.len() == 1 && left["running pods"] == ["0"]
-        })
-        .await;
+    nothing_is_left(&setup).await;
     setup.done().await;
 }
 

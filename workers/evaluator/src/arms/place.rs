@@ -57,21 +57,16 @@ impl Places {
                 None => Box::new(Nowhere),
             });
         };
-        if control == Control::Empty {
-            return Ok(Box::new(ControlRetriever::Empty));
-        }
-        let Some(corpus) = &own.corpus else {
+        let corpus = || {
             let name = &arm.name;
-            return Err(EvalError::Config(format!(
-                "arm {name:?}: retriever.control {control:?} needs retriever.corpus"
-            )));
+            let missing = || format!("arm {name:?}: retriever.control {control:?} needs retriever.corpus");
+            Corpus::open(own.corpus.as_ref().ok_or_else(|| EvalError::Config(missing()))?)
         };
-        let corpus = Corpus::open(corpus)?;
         Ok(Box::new(match control {
             Control::Empty => ControlRetriever::Empty,
-            Control::Random => ControlRetriever::Random { corpus: Arc::new(corpus), seed: self.seed },
-            Control::Oracle => ControlRetriever::oracle(&corpus, &set.questions, base.cloned())?,
-            Control::Evidence => ControlRetriever::evidence(&corpus, set, base.cloned())?,
+            Control::Random => ControlRetriever::Random { corpus: Arc::new(corpus()?), seed: self.seed },
+            Control::Oracle => ControlRetriever::oracle(&corpus()?, &set.questions, base.cloned())?,
+            Control::Evidence => ControlRetriever::evidence(&corpus()?, set, base.cloned())?,
         }))
     }
 }
