@@ -22,7 +22,7 @@ FETCH := python3 examples/quickstart/data/fetch.py
 PHASE := tests/tools/phase.sh
 S3 := target/release/s3
 
-.PHONY: help quickstart deps build data data-quickstart data-qwen test test-cluster test-e2e test-e2e-cel lint bench report soak clean-state
+.PHONY: help quickstart deps build data data-qwen test test-cluster test-e2e test-e2e-cel lint bench report soak clean-state
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile

@@ -275,6 +275,18 @@ rules! {
             let alone = int(v, "/parallelism/replicas") <= 1 && int(v, "/parallelism/gpusPerReplica") <= 1;
             int(v, "/rollout/staleness") == 0 || alone
         });
+    /// What a server computes is not repeated to the bit.
+    ENGINE_RELAXED: "!has(self.rollout.engine) || self.determinism == 'Relaxed'",
+        "`rollout.engine` computes by other arithmetic, so `determinism: Bitwise` cannot hold; set `determinism: Relaxed`, or leave `rollout.engine` out",
+        Check::State(|v| v.pointer("/rollout/engine").is_none_or(Value::is_null) || text(v, "/determinism") == "Relaxed");
+    /// What is handed over is an adapter.
+    ENGINE_LORA: "!has(self.rollout.engine) || self.searcher.adapter.kind == 'Lora'",
+        "`rollout.engine` is handed adapters, and `searcher.adapter.kind: Full` makes none; use `kind: Lora`, or leave `rollout.engine` out",
+        Check::State(|v| v.pointer("/rollout/engine").is_none_or(Value::is_null) || text(v, "/searcher/adapter/kind") == "Lora");
+    /// Servers report the model's own distribution.
+    ENGINE_TEMPERATURE: "!has(self.engine) || self.temperature == 1.0",
+        "`engine` reports log-probabilities at temperature 1, and others would be learned from wrongly; set `temperature` to 1",
+        Check::State(|v| !has(v, "engine") || (float(v, "/temperature") - 1.0).abs() <= 0.0);
     /// A stop rule looks at a probe.
     STOP_NEEDS_PROBE: "!has(self.stop) || has(self.evaluation.probe)",
         "`stop` looks at the gain on held-out questions; set `evaluation.probe`",

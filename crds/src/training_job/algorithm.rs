@@ -1,6 +1,6 @@
 //! How the policy learns from rewarded episodes.
 
-use crate::rules;
+use crate::{Duration, SecretKeyRef, rules};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -260,10 +260,43 @@ impl Default for Optimizer {
     }
 }
 
+/// Servers that write the turns of training episodes in the trainer's place: vLLM (0.10.2 or newer), or what speaks its
+/// dialect of the OpenAI API. Each serves `searcher.model` with LoRA adapters that are loaded at run time
+/// (`--enable-lora`, `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`), and has the volume of the job's checkpoints mounted where
+/// the trainer has it: the claim CLAIM (`JOB-job-data`, or `checkpoint.storage.claimName`) at `/work/CLAIM`.
+///
+/// Before a round each server loads the policy that the round is played with, under a name of its own: no request is
+/// answered by an older one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RolloutEngine {
+    /// Base addresses up to and with `/v1`. The samples of a question go to one server, whose cache knows their
+    /// beginning; one that is down is stood in for by the others.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 2048), regex(pattern = r"^https?://.+$")))]
+    pub endpoints: Vec<String>,
+    /// Key that the servers ask for; none sends no key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_secret_ref: Option<SecretKeyRef>,
+    /// Deadline of one call: a turn, or the loading of a policy.
+    #[serde(default = "default_engine_timeout")]
+    pub timeout: Duration,
+    /// Attempts per call before its episode is masked.
+    #[serde(default = "default_engine_attempts")]
+    #[schemars(range(min = 1, max = 100))]
+    pub attempts: u32,
+}
+
+fn default_engine_timeout() -> Duration {
+    Duration::from_secs(300)
+}
+fn default_engine_attempts() -> u32 {
+    5
+}
+
 /// Episodes of one policy update step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::MINI_BATCH_DIVIDES, &rules::MICRO_BATCH_DIVIDES])))]
+#[schemars(extend("x-kubernetes-validations" = rules::attach(&[&rules::MINI_BATCH_DIVIDES, &rules::MICRO_BATCH_DIVIDES, &rules::ENGINE_TEMPERATURE])))]
 pub struct Rollout {
     /// Questions per step.
     #[schemars(range(min = 1, max = 1_000_000))]
@@ -295,6 +328,9 @@ pub struct Rollout {
     /// Threads that decode episodes; changes no result.
     #[schemars(range(min = 1, max = 64))]
     pub workers: u32,
+    /// Servers that write the episodes; by default the trainer does, with weights that it shares with them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<RolloutEngine>,
 }
 
 impl Default for Rollout {
@@ -309,6 +345,7 @@ impl Default for Rollout {
             mini_batch: 0,
             staleness: 0,
             workers: 1,
+            engine: None,
         }
     }
 }

@@ -47,7 +47,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules::attach(&[
     &rules::GROUP_SIZE, &rules::FILTER_SIZE, &rules::MAX_SELECTED, &rules::BITWISE_DTYPE, &rules::BITWISE_FALLBACKS,
-    &rules::NEEDS_GENERATOR, &rules::SEARCH_R1_ALONE, &rules::FORMAT_SCORE, &rules::BUFFER_SIZE, &rules::STEPS_OR_WARM_START, &rules::RUNS_BOUND, &rules::STOP_NEEDS_PROBE, &rules::STALENESS_ALONE, &rules::SEARCHER_IMMUTABLE, &rules::RETRIEVER_IMMUTABLE, &rules::GENERATOR_IMMUTABLE,
+    &rules::NEEDS_GENERATOR, &rules::SEARCH_R1_ALONE, &rules::FORMAT_SCORE, &rules::BUFFER_SIZE, &rules::STEPS_OR_WARM_START, &rules::RUNS_BOUND, &rules::STOP_NEEDS_PROBE, &rules::STALENESS_ALONE, &rules::ENGINE_RELAXED, &rules::ENGINE_LORA, &rules::SEARCHER_IMMUTABLE, &rules::RETRIEVER_IMMUTABLE, &rules::GENERATOR_IMMUTABLE,
     &rules::SEED_IMMUTABLE, &rules::STEPS_GROW,
 ])))]
 pub struct S3TrainingJobSpec {

@@ -103,6 +103,7 @@ impl IntoConfig for &crds::Rollout {
             mini_batch: self.mini_batch as usize,
             staleness: self.staleness,
             workers: self.workers as usize,
+            engine: None,
         }
     }
 }

@@ -5,16 +5,17 @@ use crate::gateway::Gateways;
 use crate::names::{baseline_name, retriever_name, training_name, warm_start_name};
 use crate::sources::{IntoConfig, Reader};
 use crate::{
-    ADMIN_PORT, Component, ComponentKind, PlanError, Readiness, Resources, Role, Sourced, Symbol, Template,
+    ADMIN_PORT, Component, ComponentKind, Endpoint, PlanError, Readiness, Resources, Role, Sourced, Symbol, Template,
     WorkerConfig, convert, index,
 };
 use s3_config::{
-    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, DifficultyBufferConfig, GeneratorConfig,
-    GuardConfig, GuardMetric, LoraConfig, MilestonesConfig, OptimizerConfig, ProbeConfig, RewardConfig, RolloutConfig,
-    SftConfig, StopConfig, TeamConfig, TrainDataConfig, TrainerConfig,
+    AdapterSpec, AlgorithmConfig, BaselineConfig, CheckpointConfig, DifficultyBufferConfig, EngineConfig,
+    GeneratorConfig, GuardConfig, GuardMetric, LoraConfig, MilestonesConfig, OptimizerConfig, ProbeConfig,
+    RewardConfig, RolloutConfig, SftConfig, StopConfig, TeamConfig, TrainDataConfig, TrainerConfig,
 };
 use s3_crds::{
-    AdapterKind, GuardAction, Guards, Parallelism, ProbeExport, ResumeFrom, S3TrainingJob, S3TrainingJobSpec,
+    AdapterKind, GuardAction, Guards, Parallelism, ProbeExport, ResumeFrom, RolloutEngine, S3TrainingJob,
+    S3TrainingJobSpec, SecretKeyRef,
 };
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,6 +28,9 @@ const FULL_CHECKPOINT: u64 = 6 << 30;
 
 /// Folder of a training's searchers that are kept for evaluations.
 pub(crate) const MILESTONES: &str = "milestones";
+
+/// Folder of a training's policies that servers of episodes read.
+const POLICIES: &str = "policies";
 
 /// The components of one job, in order.
 pub(crate) fn components(
@@ -124,9 +128,14 @@ pub(crate) fn components(
         if let Some(from) = &spec.checkpoint.resume_from {
             config.resume_from = Some(resume_from(spec, from, resources, &mut reader, &mut needs)?);
         }
+        config.rollout.engine = spec.rollout.engine.as_ref().map(|engine| engine_config(engine, &train));
         let builder = Builder { resource: &resource, job, reader: &reader };
         let disk = checkpoint * (u64::from(spec.checkpoint.keep) + 2) + checkpoint / 3 * u64::from(milestones);
-        components.push(builder.component(&train, ComponentKind::Training, "train", needs, config, disk)?);
+        let mut training = builder.component(&train, ComponentKind::Training, "train", needs, config, disk)?;
+        let engine = spec.rollout.engine.iter().flat_map(|engine| &engine.endpoints);
+        let field = format!("{resource} rollout.engine.endpoints");
+        training.endpoints = engine.map(|url| Endpoint { url: url.clone(), field: field.clone() }).collect();
+        components.push(training);
     }
     if let Some((serving, last)) = spec.serving.as_ref().zip(components.last()) {
         components.push(crate::searcher::component(name, serving, last)?);
@@ -150,6 +159,18 @@ fn team(parallelism: &Parallelism) -> Option<TeamConfig> {
             .map(|secret| Symbol::Secret { name: secret.name.clone(), key: secret.key.clone() }.to_string().into()),
         ..TeamConfig::default()
     })
+}
+
+/// Servers that write the episodes. Policies are handed over in the training's own folder.
+fn engine_config(engine: &RolloutEngine, train: &str) -> EngineConfig {
+    let secret = |of: &SecretKeyRef| Symbol::Secret { name: of.name.clone(), key: of.key.clone() }.to_string();
+    EngineConfig {
+        endpoints: engine.endpoints.clone(),
+        api_key_file: engine.api_key_secret_ref.as_ref().map(|key| secret(key).into()),
+        dir: in_work(train, POLICIES),
+        deadline_ms: engine.timeout.millis(),
+        attempts: engine.attempts,
+    }
 }
 
 /// What no worker can do yet, beyond what the resources themselves refuse.

@@ -181,6 +181,32 @@ impl Default for BaselineConfig {
     }
 }
 
+/// Servers that write the turns of training episodes: vLLM, or what speaks its dialect of the `OpenAI` API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Base addresses up to and with `/v1`; each serves the searcher's base model.
+    pub endpoints: Vec<String>,
+    /// File with the key that they ask for; read when it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<PathBuf>,
+    /// Folder in which policies are handed over; the servers see it by the same path.
+    pub dir: PathBuf,
+    /// Deadline of one call, milliseconds.
+    #[serde(default = "default_engine_deadline")]
+    pub deadline_ms: u64,
+    /// Attempts of a call before its episode is masked.
+    #[serde(default = "default_engine_attempts")]
+    pub attempts: u32,
+}
+
+fn default_engine_deadline() -> u64 {
+    300_000
+}
+fn default_engine_attempts() -> u32 {
+    5
+}
+
 /// One round of episodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -205,6 +231,9 @@ pub struct RolloutConfig {
     /// Threads that decode; changes no result.
     #[serde(skip_serializing_if = "is_one")]
     pub workers: usize,
+    /// Servers that write the episodes; by default this process does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineConfig>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's shape
@@ -229,6 +258,7 @@ impl Default for RolloutConfig {
             mini_batch: 0,
             staleness: 0,
             workers: 1,
+            engine: None,
         }
     }
 }

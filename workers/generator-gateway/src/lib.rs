@@ -12,6 +12,7 @@ mod breaker;
 mod built_in;
 mod cache;
 mod calibration;
+mod client;
 mod engine;
 mod flight;
 mod grpc;
@@ -40,11 +41,13 @@ mod stops;
 mod templates;
 mod wire;
 
-/// What any caller of a limited, paid service over HTTP needs; the retriever's web search calls with it, too.
+/// What any caller of a service over HTTP needs; the retriever's web search and the trainer's rollout engine call with it, too.
 pub mod calls {
+    pub use crate::client::{Whole, builder, timed_out, transport, whole};
     pub use crate::network::{Guard, Reach};
+    pub use crate::openai_wire::error_line;
     pub use crate::pace::Pace;
-    pub use crate::retry::{RetryPolicy, retry_after, spread};
+    pub use crate::retry::{Attempt, RetryPolicy, classify, retry_after, spread};
     pub use crate::secret::SecretFile;
 }
 

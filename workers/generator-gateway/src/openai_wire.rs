@@ -202,7 +202,7 @@ pub(crate) fn event(data: &str, partial: &mut Partial) -> Result<Option<String>,
 }
 
 /// The message of an error body, or its beginning, on one line.
-pub(crate) fn error_line(bytes: &[u8]) -> String {
+pub fn error_line(bytes: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Wrapped {
         error: Detail,

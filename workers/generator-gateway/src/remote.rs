@@ -3,15 +3,14 @@
 mod exchange;
 
 use crate::aws_credentials::AwsKeys;
+use crate::client::{builder, timed_out};
 use crate::network::{Guard, Reach};
 use crate::pace::Pace;
-use crate::plain::CONNECT;
 use crate::provider::{BoxFuture, Call, CallFailure, Completion, FailureKind, Order, Outcomes, Provider, Usage};
 use crate::retry::{Attempt, RetryPolicy, spread};
 use crate::route::{Site, Sites, beginning};
 use crate::secret::SecretFile;
 use crate::wire::{Keys, Wire};
-use exchange::timed_out;
 use prometheus::Histogram;
 use s3_config::{CallLimits, ProviderConfig};
 use std::collections::HashMap;
@@ -128,7 +127,7 @@ impl Remote {
                 let secret = |path: &Path| SecretFile::open(path, "credentialsFile").map_err(wrong);
                 let file = c.credentials_file.as_deref().map(secret).transpose()?;
                 // the pod's identity answers on a link-local address, which the environment names
-                let plain = builder(false).build().map_err(|e| wrong(format!("no TLS client: {e:?}")))?;
+                let plain = builder(AGENT, false).build().map_err(|e| wrong(format!("no TLS client: {e:?}")))?;
                 let keys = AwsKeys::new(file, &c.region, plain).map_err(wrong)?;
                 (wire, vec![base], "endpoint", Keys::Aws(keys), &c.limits)
             }
@@ -140,7 +139,7 @@ impl Remote {
             .collect::<Result<Vec<_>, _>>()
             .map_err(wrong)?;
         let secure = urls.iter().any(|url| url.scheme() == "https");
-        let client = builder(secure).dns_resolver(Arc::new(Guard(around.reach.clone()))).build();
+        let client = builder(AGENT, secure).dns_resolver(Arc::new(Guard(around.reach.clone()))).build();
         let client = client.map_err(|e| wrong(format!("no TLS client: {e:?}")))?;
         let (kind, model) = wire.identity();
         let digest = s3_artifacts::digest_json(&(kind, 1, model)).map_err(|e| wrong(e.to_string()))?;
@@ -185,20 +184,6 @@ fn url(wire: &Wire, base: &str, field: &str, reach: &Reach) -> Result<reqwest::U
         ));
     }
     Ok(url)
-}
-
-/// No redirects and no proxy from the environment: a request goes where the configuration says.
-fn builder(secure: bool) -> reqwest::ClientBuilder {
-    // a second call finds the provider installed; that is all that is wanted
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
-        .user_agent(AGENT);
-    // without TLS the machine's certificates are not needed, and a bare image has none
-    if secure { builder } else { builder.tls_certs_only([]) }
 }
 
 /// Tokens of a prompt, roughly; settled by what the provider says.

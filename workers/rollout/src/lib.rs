@@ -34,4 +34,4 @@ pub use peers::{
 pub use play::{EpisodeRequest, Player, Sampling, Seat, TurnCodec, question_key};
 pub use score::{Ask, Missing, Scored, all_failed, distinct, score_answers, score_own};
 pub use served::{Characters, Served, ServedPlayer, in_characters};
-pub use stream::{Job, Pace, Stage, Stream};
+pub use stream::{Continuation, Continued, Job, Pace, RolloutServer, Stage, Stream, Writer};

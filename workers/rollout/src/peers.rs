@@ -28,13 +28,18 @@ pub struct Link {
 }
 
 impl Link {
-    fn wait<T>(&self, call: impl Future<Output = Result<T, CallError>>) -> Result<T, RolloutError> {
+    /// Blocks until something is done, or the worker is asked to stop.
+    pub fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, RolloutError> {
         self.handle.block_on(async {
             tokio::select! {
-                answer = call => Ok(answer?),
+                done = work => Ok(done),
                 () = self.shutdown.wait() => Err(RolloutError::Interrupted),
             }
         })
+    }
+
+    fn wait<T>(&self, call: impl Future<Output = Result<T, CallError>>) -> Result<T, RolloutError> {
+        Ok(self.run(call)??)
     }
 
     /// An error once the worker was asked to stop.

@@ -8,7 +8,7 @@ use s3_config::{ModelSpec, RetrievalMethod, SearchConfig};
 use s3_model::{Decoder, TrainSequence};
 use s3_rollout::record::EpisodeRecord;
 use s3_rollout::{
-    EpisodeRequest, Job, ModelCodec, Pace, Player, Retrieve, RolloutError, Sampling, Seat, Stage, Stream,
+    EpisodeRequest, Job, ModelCodec, Pace, Player, Retrieve, RolloutError, Sampling, Seat, Stage, Stream, Writer,
 };
 use s3_search::{Episode, Passage, Question, StopReason, Trajectory};
 use s3_telemetry::Shutdown;
@@ -234,7 +234,7 @@ fn whoever_waits_for_whom_episodes_are_the_same() {
         let kept = std::sync::Mutex::new(Kept { setup: &setup, requests: requests.clone(), played, answered });
         let (retriever, shutdown) = (Slow(0.into()), Shutdown::default());
         let stream = Stream {
-            decoder: &setup.decoder,
+            writer: Writer::Decoder(&setup.decoder),
             codec: &setup.codec,
             retriever: &retriever,
             method: RetrievalMethod::default(),
@@ -268,7 +268,7 @@ fn a_stream_that_is_asked_to_stop_stops() {
     let played = vec![None; requests.len()];
     let kept = std::sync::Mutex::new(Kept { setup: &setup, requests, played, answered: Vec::new() });
     let stream = Stream {
-        decoder: &setup.decoder,
+        writer: Writer::Decoder(&setup.decoder),
         codec: &setup.codec,
         retriever: &retriever,
         method: RetrievalMethod::default(),

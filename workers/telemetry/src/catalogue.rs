@@ -101,7 +101,7 @@ catalogue! {
     training_buffer: Gauge "s3_training_difficulty_buffer_questions" ["part"] "Questions of the difficulty buffer: held after the last step, drawn for it.";
     training_masked: Counter "s3_training_masked_episodes_total" ["reason"] "Episodes left out because of an infrastructure failure.";
     training_tokens: Counter "s3_training_tokens_total" ["kind"] "Tokens sampled (action) and trained on (context).";
-    training_phase_seconds: Histogram "s3_training_phase_seconds" ["phase"] "Duration of a step's phase (rollout, reward, wait, update, checkpoint; with staleness, rollout and reward run beside the others).";
+    training_phase_seconds: Histogram "s3_training_phase_seconds" ["phase"] "Duration of a step's phase (rollout, reward, wait, update, checkpoint, handover of a policy to a rollout engine; with staleness, rollout and reward run beside the others).";
     training_collective_seconds: Histogram "s3_training_collective_seconds" ["operation"] "Duration of an exchange among a trainer's replicas, waiting for the others included (barrier, broadcast, `all_gather`, `reduce_scatter`, fold).";
     training_collective_bytes: Counter "s3_training_collective_bytes_total" ["direction"] "Bytes that this replica sent to and received from others over TCP.";
     operator_reconciles: Counter "s3_operator_reconciles_total" ["kind", "result"] "Reconciles, by result (done, waiting, changed, refused, error).";

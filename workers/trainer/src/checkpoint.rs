@@ -401,7 +401,7 @@ pub fn digest_tensors(whole: &Whole, position: &Position) -> Result<String, Fail
     Ok(writer.finish())
 }
 
-fn bytes(tensor: &Tensor) -> Result<Vec<u8>, s3_model::ModelError> {
+pub(crate) fn bytes(tensor: &Tensor) -> Result<Vec<u8>, s3_model::ModelError> {
     let mut out = Vec::with_capacity(tensor.elem_count() * 4);
     let flat = tensor.flatten_all()?;
     if tensor.dtype() == candle_core::DType::I64 {

@@ -74,8 +74,8 @@ fn egress(context: &Context<'_>) -> Result<Vec<NetworkPolicyEgressRule>, PlanErr
     if !network.storage_ranges.is_empty() {
         rules.push(NetworkPolicyEgressRule { to: Some(ranges(&network.storage_ranges)), ports: None });
     }
-    // Generators and web searches may be anywhere; only who asks them reaches them, and only on their ports.
-    if matches!(component.kind, ComponentKind::Gateway | ComponentKind::WebSearch) && !component.endpoints.is_empty() {
+    // Generators, web searches and rollout engines may be anywhere; only who asks them reaches them, on their ports.
+    if !component.endpoints.is_empty() {
         let ports: BTreeSet<u16> = component.endpoints.iter().filter_map(|endpoint| url_port(&endpoint.url)).collect();
         let ports = ports.into_iter().map(tcp).collect();
         rules.push(NetworkPolicyEgressRule { to: None, ports: Some(ports) });

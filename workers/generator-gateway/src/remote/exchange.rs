@@ -1,6 +1,7 @@
 //! One exchange with one endpoint: what is sent, what comes back, and what of it is charged.
 
 use super::{AGENT, DEADLINE_HEADER, Inner, Mode, estimate};
+use crate::client::{head, media, timed_out, transport, whole};
 use crate::openai_wire::{Partial, error_line};
 use crate::plain::{Broken, Flow, REPLY_LIMIT};
 use crate::provider::{Call, Completion, FailureKind, Order, Usage};
@@ -8,7 +9,7 @@ use crate::retry::{Attempt, classify, retry_after};
 use crate::route::Site;
 use crate::sse::Events;
 use crate::wire::Outgoing;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
@@ -89,18 +90,9 @@ impl Inner {
     }
 
     async fn whole_over_tls(&self, outgoing: Outgoing<'_>, call: &Call, order: &Order) -> Result<Completion, Attempt> {
-        let charge = |status: u16, failed| charged(status, failed, call, order);
-        let long = || Attempt::again(FailureKind::Malformed, "malformed", "the reply is longer than 16 MiB");
-        let mut response = self.request(outgoing).send().await.map_err(|e| transport(&e))?;
-        let (status, hint, media) = head(response.status().as_u16(), response.headers());
-        let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| charge(status, transport(&e)))? {
-            if bytes.len() + chunk.len() > REPLY_LIMIT {
-                return Err(charge(status, long()));
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        self.completion(status, hint, &media, &bytes, call, order)
+        let response = self.request(outgoing).send().await.map_err(|e| transport(&e))?;
+        let reply = whole(response).await.map_err(|(status, failed)| charged(status, failed, call, order))?;
+        self.completion(reply.status, reply.hint, &reply.media, &reply.body, call, order)
     }
 
     /// The request as the client with TLS and streams sends it.
@@ -253,56 +245,8 @@ impl Drop for Charge<'_> {
     }
 }
 
-pub(super) fn timed_out(limit: Duration) -> Attempt {
-    let message = format!("no answer within {} ms", limit.as_millis());
-    Attempt::again(FailureKind::Unavailable, "timeout", message)
-}
-
-fn head(status: u16, headers: &HeaderMap) -> (u16, Option<Duration>, String) {
-    let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let hint = header(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
-    (status, hint, media(header(CONTENT_TYPE).unwrap_or("")).to_ascii_lowercase())
-}
-
-/// A content type without its parameters.
-fn media(content_type: &str) -> &str {
-    content_type.split(';').next().unwrap_or("").trim()
-}
-
 fn is_json(content_type: &str) -> bool {
     let media = media(content_type).as_bytes();
     let suffix = media.len().checked_sub(5).and_then(|at| media.get(at..));
     media.eq_ignore_ascii_case(b"application/json") || suffix.is_some_and(|end| end.eq_ignore_ascii_case(b"+json"))
-}
-
-fn transport(error: &reqwest::Error) -> Attempt {
-    let reason = if error.is_timeout() {
-        "timeout"
-    } else if error.is_body() || error.is_decode() {
-        "truncated"
-    } else {
-        "reset"
-    };
-    broken(error, error.is_connect(), reason)
-}
-
-/// Broken connections say where they broke; the address itself may be private and stays out.
-fn broken(error: &(dyn std::error::Error + 'static), connecting: bool, reason: &'static str) -> Attempt {
-    let mut cause = error;
-    let mut detail = String::new();
-    while let Some(next) = cause.source() {
-        cause = next;
-        detail = cause.to_string();
-    }
-    let (reason, what) = match reason {
-        _ if connecting => ("connect", "cannot connect"),
-        "timeout" => (reason, "timed out"),
-        "truncated" => (reason, "the reply broke off"),
-        _ => (reason, "the connection broke"),
-    };
-    let separator = if detail.is_empty() { "" } else { ": " };
-    // an address that must not be used stays so
-    let retry = !detail.contains("allowAddresses");
-    let kind = if retry { FailureKind::Unavailable } else { FailureKind::Rejected };
-    Attempt { retry, ..Attempt::again(kind, reason, format!("{what}{separator}{detail}")) }
 }

@@ -7,7 +7,7 @@ use crate::request::SearchError;
 use reqwest::Url;
 use reqwest::header::RETRY_AFTER;
 use s3_config::{WebLimits, WebSearchConfig};
-use s3_generator_gateway::calls::{Guard, Pace, Reach, RetryPolicy, SecretFile, retry_after, spread};
+use s3_generator_gateway::calls::{Guard, Pace, Reach, RetryPolicy, SecretFile, builder, retry_after, spread};
 use serde_json::Value;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,8 +19,6 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 const REPLY_LIMIT: usize = 8 << 20;
 /// Longest part of a reply that is repeated in a message.
 const SAID: usize = 300;
-/// Time to connect.
-const CONNECT: Duration = Duration::from_secs(10);
 
 /// The service.
 pub struct Upstream {
@@ -97,18 +95,7 @@ impl Upstream {
         if let Some(key) = &key {
             key.key().map_err(wrong)?;
         }
-        // a second call finds the provider installed; that is all that is wanted
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        // no redirects and no proxy from the environment: a key goes where the configuration says
-        let builder = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT)
-            .tcp_nodelay(true)
-            .user_agent("s3-retriever")
-            .dns_resolver(Arc::new(Guard(reach)));
-        // without TLS the machine's certificates are not needed, and a bare image has none
-        let builder = if url.scheme() == "https" { builder } else { builder.tls_certs_only([]) };
+        let builder = builder("s3-retriever", url.scheme() == "https").dns_resolver(Arc::new(Guard(reach)));
         let client = builder.build().map_err(|error| wrong(format!("no TLS client: {error:?}")))?;
         let limits = config.limits.clone();
         let mut retry = RetryPolicy::new(limits.attempts);

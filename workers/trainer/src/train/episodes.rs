@@ -5,6 +5,7 @@
 
 use super::notes::StepNotes;
 use crate::baseline::BaselineStore;
+use crate::engine::Engine;
 use crate::run::Run;
 use crate::team::{first, gather, tell};
 use s3_artifacts::ArtifactError;
@@ -14,7 +15,7 @@ use s3_model::Decoder;
 use s3_rollout::record::{EpisodeRecord, Outcome, StepEntry, StepRecord, TrainingRecord};
 use s3_rollout::{
     Ask, GeneratorPeer, Job, Link, ModelCodec, Pace, RetrieverPeer, RolloutError, Sampling, Scored, Seat, Stage,
-    Stream, all_failed, question_key, score_answers,
+    Stream, Writer, all_failed, question_key, score_answers,
 };
 use s3_search::reward::{own, shaped};
 use s3_search::score::Verdict;
@@ -43,6 +44,8 @@ pub struct Arena<'a> {
     pub generator: Option<GeneratorPeer>,
     /// The baseline's answers; the first rank has them.
     pub store: Option<&'a Mutex<BaselineStore<'a>>>,
+    /// Servers that write the episodes; none where this process does.
+    pub engine: Option<&'a Engine>,
     /// Asks to stop.
     pub link: Link,
 }
@@ -81,7 +84,7 @@ impl<'a> Arena<'a> {
     pub fn on(&self, link: Link) -> Arena<'a> {
         let retriever = self.retriever.on(&link);
         let generator = self.generator.as_ref().map(|generator| generator.on(&link));
-        Arena { run: self.run, codec: self.codec, retriever, generator, store: self.store, link }
+        Arena { retriever, generator, link, ..*self }
     }
 
     /// Plays a round, or takes from the journal what it already holds. `each` hears how many episodes are over.
@@ -104,8 +107,13 @@ impl<'a> Arena<'a> {
         let pace = pace(config, decoder);
         // where rows do not stand alone, how they are shared out would change bits
         let workers = if pace == Pace::Together { 1 } else { config.rollout.workers.max(1) };
+        let served = self.engine.map(|engine| engine.hold(decoder, &self.link)).transpose()?;
+        let (writer, pace, workers) = match &served {
+            Some(served) => (Writer::Server(served), Pace::Free, 1),
+            None => (Writer::Decoder(decoder), pace, workers),
+        };
         let stream = Stream {
-            decoder,
+            writer,
             codec: self.codec,
             retriever: &self.retriever,
             method: config.search.method,

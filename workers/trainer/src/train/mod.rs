@@ -19,6 +19,7 @@ mod watch;
 
 use crate::baseline::{BaselineStore, Chosen, choose};
 use crate::checkpoint::{Checkpoint, Checkpoints, Position, Whole, digest_tensors, export_adapter, other};
+use crate::engine::Engine;
 use crate::identity::{Identity, Peers};
 use crate::run::Run;
 use crate::team::{first, gather, tell};
@@ -69,14 +70,17 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     check_bits(config, &decoder, all.size())?;
     let team = Team::new(run.collective.clone(), decoder.device()).map_err(RolloutError::from)?;
     plan_memory(config, &decoder, &team)?;
-    // how many threads play changes no result
-    let rollout = s3_config::RolloutConfig { workers: 1, ..config.rollout.clone() };
+    // how many threads play changes no result, nor do the addresses of servers that write
+    let rollout = s3_config::RolloutConfig { workers: 1, engine: None, ..config.rollout.clone() };
     let mut more = json!({"reward": config.reward, "algorithm": config.algorithm, "rollout": rollout,
         "probe": config.probe.as_ref().map(|probe| (probe.every, probe.limit))});
     if let Some(buffer) = &config.data.difficulty_buffer {
         more["difficultyBuffer"] = json!(buffer);
     }
     let peers = Peers { index: retriever.index_digest(), generator: generator.as_ref().map(GeneratorPeer::digest) };
+    if config.rollout.engine.is_some() {
+        more["engine"] = json!(true);
+    }
     let identity = Identity::of(run, "train", &decoder, peers, [&chosen.train, &chosen.probe], more)?;
     let folder = config.runtime.state_dir.join("training");
     let same = tell(all, || Ok::<_, RolloutError>(identity.0.clone()))?;
@@ -86,7 +90,10 @@ pub fn command(run: &Run) -> Result<Outcome, Failure> {
     }
     let (retriever, generator) = (retriever.clone(), generator.clone());
     let store = store.map(Mutex::new);
-    let arena = Arena { run, codec: &codec, retriever, generator, store: store.as_ref(), link: run.link.clone() };
+    let engine = config.rollout.engine.as_ref();
+    let engine = engine.map(|engine| Engine::open(run, engine, &codec, &identity)).transpose()?;
+    let (engine, link) = (engine.as_ref(), run.link.clone());
+    let arena = Arena { run, codec: &codec, retriever, generator, store: store.as_ref(), engine, link };
     let training =
         Training { arena, chosen: &chosen, folder, identity: &identity, reference: reference.as_ref(), team: &team };
     training.run(decoder)
@@ -104,7 +111,8 @@ pub(crate) fn reference(config: &TrainerConfig, decoder: &Decoder) -> Option<Dec
 fn plan_memory(config: &TrainerConfig, decoder: &Decoder, team: &Team) -> Result<(), Failure> {
     let tokens = decoder.config().max_positions.min(config.search.context_tokens as usize);
     let work = Workload {
-        rows: config.rollout.batch.max(1),
+        // keys and values of episodes are the engine's, where there is one
+        rows: if config.rollout.engine.is_some() { 0 } else { config.rollout.batch.max(1) },
         sequences: config.rollout.micro_batch.max(1),
         tokens,
         positions: tokens,
@@ -608,6 +616,9 @@ fn check(config: &TrainerConfig, ranks: usize) -> Result<(), Failure> {
     if config.rollout.temperature <= 0.0 {
         return Err(Failure::input("rollout.temperature must be above 0 for training; greedy episodes teach nothing"));
     }
+    if config.rollout.engine.is_some() {
+        check_engine(config)?;
+    }
     if config.rollout.questions == 0 || config.rollout.samples == 0 {
         return Err(Failure::input("rollout.questions and rollout.samples must be at least 1"));
     }
@@ -637,6 +648,20 @@ fn check(config: &TrainerConfig, ranks: usize) -> Result<(), Failure> {
         return Err(Failure::input("algorithm.dualClip must be above 1, or 0 for no bound"));
     }
     Searching::check(&config.search).map_err(Failure::input)
+}
+
+/// Refuses what servers that write the episodes cannot keep.
+fn check_engine(config: &TrainerConfig) -> Result<(), Failure> {
+    let reason = if config.determinism == Determinism::Bitwise {
+        "its arithmetic is another one, and determinism Bitwise cannot hold; set determinism to Relaxed"
+    } else if config.full {
+        "it is handed adapters; train one (LoRA)"
+    } else if (config.rollout.temperature - 1.0).abs() > 0.0 {
+        "it reports log-probabilities at temperature 1; set rollout.temperature to 1"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::input(format!("rollout.engine: {reason}, or leave rollout.engine out")))
 }
 
 /// Makes sure that a folder's journals belong to this run.

@@ -7,7 +7,7 @@ use super::task::{Puzzle, Retriever, Rng};
 use s3_config::{AlgorithmConfig, RetrievalMethod, SearchConfig};
 use s3_model::{AdamW, Decoder};
 use s3_rollout::{
-    Ahead, Job, Pace, Player, Retrieve, RolloutError, Sampling, Seat, Stage, Stream, TurnCodec, policy_of,
+    Ahead, Job, Pace, Player, Retrieve, RolloutError, Sampling, Seat, Stage, Stream, TurnCodec, Writer, policy_of,
 };
 use s3_search::{Codec, CodecError, Passage, Play, Question, SearchError, Step, StopReason, Trajectory};
 use s3_telemetry::Shutdown;
@@ -335,7 +335,7 @@ fn streamed(decoder: &Decoder, round: &Round, samples: usize, share: usize) -> R
     let collected =
         Mutex::new(Collected { round, samples, quests: (0..places).map(|_| None).collect(), asks: BTreeMap::new() });
     let stream = Stream {
-        decoder,
+        writer: Writer::Decoder(decoder),
         codec: &Numbers,
         retriever: round,
         method: RetrievalMethod::default(),
