@@ -114,6 +114,30 @@ fn a_gateway_alone_leaves_the_cluster_and_reads_its_key_from_a_file() {
 }
 
 #[test]
+fn a_training_reaches_its_rollout_engine_and_hands_over_on_its_own_volume() {
+    let engine =
+        "  rollout:\n    engine: {endpoints: ['http://vllm:8000/v1'], apiKeySecretRef: {name: vllm, key: token}}\n";
+    let with =
+        |text: String| text.replace("determinism: Bitwise", "determinism: Relaxed").replace("  rollout:\n", engine);
+    let texts: Vec<String> = quickstart().into_iter().map(with).collect();
+    let objects = rendered(&planned(&texts), &surroundings()).unwrap();
+    check(&objects);
+    let of = |kind: &str| {
+        let found = objects.iter().find(|o| o.kind() == kind && o.name().starts_with("quickstart-train"));
+        found.unwrap().to_value().unwrap()
+    };
+    let out = of("NetworkPolicy")["spec"]["egress"].to_string();
+    assert!(out.contains(r#"{"ports":[{"port":8000,"protocol":"TCP"}]}"#), "{out}");
+    let config = of("ConfigMap")["data"]["config.yaml"].as_str().unwrap().to_owned();
+    assert!(config.contains("apiKeyFile: /secrets/vllm/token"), "{config}");
+    let dir = config.lines().find(|line| line.trim().starts_with("dir: ") && line.ends_with("/policies")).unwrap();
+    assert!(dir.contains("/work/quickstart-job-data/quickstart-train/"), "{dir}");
+    // nobody else goes where the engine is
+    let others = objects.iter().filter(|o| o.kind() == "NetworkPolicy" && !o.name().starts_with("quickstart-train"));
+    assert!(others.into_iter().all(|policy| !policy.to_value().unwrap().to_string().contains("8000,")));
+}
+
+#[test]
 fn a_web_search_is_served_without_a_build_and_leaves_the_cluster_alone() {
     let web = example("recipes", "web-search.yaml");
     let plan = planned(std::slice::from_ref(&web));
