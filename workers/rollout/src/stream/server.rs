@@ -44,10 +44,11 @@ pub(super) struct Turn {
     pub context: Vec<u32>,
     pub limit: usize,
     pub stop: Vec<String>,
-    /// The episode: question, sample, turn.
+    /// The episode: its question, and which sample of it.
     pub key: String,
     pub sample: u32,
-    pub turn: u32,
+    /// Which turn of the episode.
+    pub number: u32,
 }
 
 /// Has a server write a turn to the end that the decoder of this process would find.
@@ -61,7 +62,7 @@ pub(super) fn write(
     let mut said = Generated::default();
     loop {
         let (sample, token) = (turn.sample, said.tokens.len() as u32);
-        let key = SampleKey { seed, step, question: &turn.key, sample, turn: turn.turn, token };
+        let key = SampleKey { seed, step, question: &turn.key, sample, turn: turn.number, token };
         let prompt = [turn.context.as_slice(), &said.tokens].concat();
         let from = Continuation {
             group: turn.group,
@@ -149,7 +150,7 @@ mod tests {
             stop: vec!["\n".into()],
             key: "nq/1".into(),
             sample: 0,
-            turn: 0,
+            number: 0,
         };
         let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed: 1, step: 1 };
         let said = write(&server, &Characters, sampling, &turn).unwrap();

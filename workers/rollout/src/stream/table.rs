@@ -369,7 +369,7 @@ impl<'t, 's, S: Stage<'s>> Table<'t, 's, S> {
             stop: live.stop.clone(),
             key: live.key.clone(),
             sample: live.seat.sample,
-            turn: live.turn,
+            number: live.turn,
         };
         self.writing += 1;
         self.pools.turns.ask(Box::new(move || Event::Said(slot, write(server, codec, sampling, &turn))));
