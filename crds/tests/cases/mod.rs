@@ -219,7 +219,31 @@ fn broken_jobs() -> Vec<(Value, &'static str)> {
             with(job("/spec/rollout", json!({"staleness": 1})), "/spec/parallelism", json!({"replicas": 2})),
             "`rollout.staleness` plays rounds ahead",
         ),
+        (
+            with(job("/spec/rollout", engine()), "/spec/determinism", json!("Bitwise")),
+            "`rollout.engine` computes by other arithmetic",
+        ),
+        (
+            with(
+                with(job("/spec/rollout", engine()), "/spec/determinism", json!("Relaxed")),
+                "/spec/searcher/adapter",
+                json!({"kind": "Full"}),
+            ),
+            "`rollout.engine` is handed adapters",
+        ),
+        (
+            with(
+                with(job("/spec/rollout", engine()), "/spec/determinism", json!("Relaxed")),
+                "/spec/rollout/temperature",
+                json!(0.5),
+            ),
+            "`engine` reports log-probabilities at temperature 1",
+        ),
     ]
+}
+
+fn engine() -> Value {
+    json!({"engine": {"endpoints": ["http://vllm:8000/v1"]}})
 }
 
 fn broken_runs() -> Vec<(Value, &'static str)> {

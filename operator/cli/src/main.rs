@@ -1,4 +1,5 @@
 //! `s3`: runs the project's custom resources on this machine, without a cluster.
+#![warn(clippy::print_stdout)] // `out` prints
 
 mod admin;
 mod bind;
@@ -7,6 +8,7 @@ mod commands;
 mod documents;
 mod highlights;
 mod observe;
+mod out;
 mod preflight;
 mod process;
 mod progress;
@@ -18,6 +20,7 @@ mod text;
 
 use clap::{Args, Parser, Subcommand};
 use s3_telemetry::ExitClass;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -105,7 +108,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(problem) => {
             for failure in &problem.0 {
-                eprintln!("error: {failure}");
+                // as above
+                let _ = writeln!(std::io::stderr(), "error: {failure}");
             }
             ExitCode::from(problem.code())
         }

@@ -8,7 +8,11 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-/// One or more problems; each becomes one line, the first one's class is the exit code.
+/// Exit code of a command whose output nobody reads any more, as a shell gives it: 128 + SIGPIPE.
+const NOBODY_READS: u8 = 141;
+
+/// One or more problems; each becomes one line, the first one's class is the exit code. None is the end of a command
+/// whose output nobody reads any more: it says nothing.
 #[derive(Debug)]
 pub struct Problem(pub Vec<Failure>);
 
@@ -44,9 +48,14 @@ impl Problem {
         if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
     }
 
+    /// Whoever read the output has gone.
+    pub fn nobody_reads() -> Self {
+        Self(Vec::new())
+    }
+
     /// The exit code.
     pub fn code(&self) -> u8 {
-        self.0.first().map_or(ExitClass::Internal.code(), |failure| failure.class.code())
+        self.0.first().map_or(NOBODY_READS, |failure| failure.class.code())
     }
 }
 

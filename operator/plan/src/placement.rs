@@ -25,6 +25,13 @@ pub struct Placement {
     pub autoscaling: Option<Autoscaling>,
 }
 
+impl Placement {
+    fn of(replicas: u32, resources: &s3_crds::Resources, pod: Option<&PodOverrides>) -> Self {
+        let pod = pod.cloned().unwrap_or_default();
+        Self { replicas, resources: resources.clone(), pod, queue: None, autoscaling: None }
+    }
+}
+
 /// What only a cluster honours.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Placements {
@@ -53,22 +60,13 @@ impl Placements {
             let spec = &index.object.spec;
             all.storage.insert(format!("RetrieverIndex/{name}"), spec.storage.clone());
             if let Some(build) = &spec.source.build {
-                let placement = Placement {
-                    replicas: build.workers,
-                    resources: build.resources.clone(),
-                    pod: build.pod.clone().unwrap_or_default(),
-                    queue: None,
-                    autoscaling: None,
-                };
-                all.components.insert(index_name(name), placement);
+                all.components
+                    .insert(index_name(name), Placement::of(build.workers, &build.resources, build.pod.as_ref()));
             }
             let serving = &spec.serving;
             let placement = Placement {
-                replicas: serving.replicas,
-                resources: serving.resources.clone(),
-                pod: serving.pod.clone().unwrap_or_default(),
-                queue: None,
                 autoscaling: serving.autoscaling.clone().filter(|_| serving.replicas > 0),
+                ..Placement::of(serving.replicas, &serving.resources, serving.pod.as_ref())
             };
             all.components.insert(retriever_name(name), placement);
         }
@@ -78,37 +76,20 @@ impl Placements {
             .filter_map(|job| Some((job.object.spec.generator.as_ref()?, job.object.spec.judge.as_ref())));
         let others = resources.runs.values().map(|run| (&run.object.spec.generator, run.object.spec.judge.as_ref()));
         for managed in generators.chain(others).flat_map(|(generator, judge)| servers_of(generator, judge)) {
-            let placement = Placement {
-                replicas: managed.replicas,
-                resources: managed.resources.clone(),
-                pod: managed.pod.clone().unwrap_or_default(),
-                queue: None,
-                autoscaling: None,
-            };
+            let placement = Placement::of(managed.replicas, &managed.resources, managed.pod.as_ref());
             // What has no name is in no plan.
             all.components.extend(server_name(managed).ok().map(|name| (name, placement)));
         }
         for (name, job) in &resources.jobs {
             let spec = &job.object.spec;
             all.storage.insert(format!("S3TrainingJob/{name}"), spec.checkpoint.storage.clone());
-            let placement = Placement {
-                replicas: 1,
-                resources: spec.resources.clone(),
-                pod: spec.pod.clone().unwrap_or_default(),
-                queue: spec.queue.clone(),
-                autoscaling: None,
-            };
+            let placement =
+                Placement { queue: spec.queue.clone(), ..Placement::of(1, &spec.resources, spec.pod.as_ref()) };
             for component in [baseline_name(name), warm_start_name(name)] {
                 all.components.insert(component, placement.clone());
             }
             if let Some(serving) = &spec.serving {
-                let placement = Placement {
-                    replicas: serving.replicas,
-                    resources: serving.resources.clone(),
-                    pod: serving.pod.clone().unwrap_or_default(),
-                    queue: None,
-                    autoscaling: None,
-                };
+                let placement = Placement::of(serving.replicas, &serving.resources, serving.pod.as_ref());
                 all.components.insert(searcher_name(name), placement);
             }
             all.components.insert(training_name(name), Placement { replicas: spec.parallelism.replicas, ..placement });
@@ -116,13 +97,8 @@ impl Placements {
         for (name, run) in &resources.runs {
             let spec = &run.object.spec;
             all.storage.insert(format!("EvalRun/{name}"), spec.storage.clone());
-            let placement = Placement {
-                replicas: 1,
-                resources: spec.resources.clone(),
-                pod: spec.pod.clone().unwrap_or_default(),
-                queue: spec.queue.clone(),
-                autoscaling: None,
-            };
+            let placement =
+                Placement { queue: spec.queue.clone(), ..Placement::of(1, &spec.resources, spec.pod.as_ref()) };
             all.components.insert(evaluation_name(name), placement);
         }
         all

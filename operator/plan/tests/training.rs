@@ -4,7 +4,7 @@
 mod common;
 
 use common::{example, quickstart};
-use s3_plan::{Choice, ComponentKind, Plan, PlanError, Resources, ask, plan};
+use s3_plan::{Choice, ComponentKind, Observed, Plan, PlanError, Resources, ask, plan, work_identity};
 use serde_json::{Value, json};
 
 fn planned(texts: &[String]) -> Result<Plan, Vec<PlanError>> {
@@ -117,4 +117,39 @@ fn all_weights_a_template_and_a_buffer_reach_the_trainer() {
     assert_eq!(searcher["chatTemplate"], "volume://data/chat.jinja");
     let disk = |plan: &Plan| plan.component("quickstart-train").unwrap().resources.disk;
     assert!(disk(&plan) > 20 * disk(&job_with(&[]).unwrap()), "masters and moments take room");
+}
+
+#[test]
+fn servers_of_episodes_reach_the_trainer_and_are_no_part_of_its_work() {
+    let with = |addresses: &str| {
+        let engine =
+            format!("    engine: {{endpoints: [{addresses}], apiKeySecretRef: {{name: v, key: k}}, timeout: 90s}}\n");
+        let changes = [("  rollout:\n", format!("  rollout:\n{engine}")), ("Bitwise", "Relaxed".into())];
+        let changes: Vec<(&str, &str)> = changes.iter().map(|(from, to)| (*from, to.as_str())).collect();
+        job_with(&changes)
+    };
+    let plan = with("http://vllm:8000/v1").unwrap();
+    assert_eq!(
+        config(&plan, "quickstart-train")["rollout"]["engine"],
+        json!({"endpoints": ["http://vllm:8000/v1"], "apiKeyFile": "secret://v/k",
+            "dir": "work://quickstart-train/policies", "deadlineMs": 90_000, "attempts": 5})
+    );
+    // preflight and network rules know them
+    let train = plan.component("quickstart-train").unwrap();
+    let known: Vec<_> = train.endpoints.iter().map(|e| (e.url.as_str(), e.field.as_str())).collect();
+    assert_eq!(known, [("http://vllm:8000/v1", "S3TrainingJob/quickstart rollout.engine.endpoints")]);
+    // the baseline is the generator's alone
+    assert!(config(&plan, "quickstart-baseline")["rollout"].get("engine").is_none());
+    // other servers go on with the same work; none at all is another one
+    let work = |plan: &Plan| {
+        let train = plan.component("quickstart-train").unwrap();
+        let mut alone = train.clone();
+        alone.needs.clear();
+        work_identity(plan, &alone, &Observed::default()).unwrap()
+    };
+    let more = with("http://vllm:8000/v1, https://other/v1").unwrap();
+    assert_eq!(work(&plan), work(&more));
+    assert_ne!(work(&plan), work(&job_with(&[("Bitwise", "Relaxed")]).unwrap()));
+    let error = job_with(&[("  rollout:\n", "  rollout:\n    engine: {endpoints: [http://vllm/v1]}\n")]).unwrap_err();
+    assert!(error[0].to_string().contains("determinism: Relaxed"), "{error:?}");
 }

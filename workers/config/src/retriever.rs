@@ -324,13 +324,13 @@ pub fn default_watch_millis() -> u64 {
     2000
 }
 
-fn default_top_k() -> u32 {
+pub(crate) fn default_top_k() -> u32 {
     3
 }
-fn default_top_k_limit() -> u32 {
+pub(crate) fn default_top_k_limit() -> u32 {
     100
 }
-fn default_queries_limit() -> usize {
+pub(crate) fn default_queries_limit() -> usize {
     4096
 }
 fn default_cache() -> usize {

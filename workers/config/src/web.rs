@@ -1,5 +1,6 @@
 //! A web search in the place of an index.
 
+use crate::retriever::{default_queries_limit, default_top_k, default_top_k_limit};
 use crate::{Runtime, ServerTls, default_deadline_millis, default_requests_limit};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -101,13 +102,4 @@ fn default_engine() -> String {
 /// What [`WebSearchConfig::query_characters`] is by default.
 pub fn default_query_characters() -> usize {
     512
-}
-fn default_top_k() -> u32 {
-    3
-}
-fn default_top_k_limit() -> u32 {
-    100
-}
-fn default_queries_limit() -> usize {
-    4096
 }

@@ -4,8 +4,7 @@ use crate::run::Run;
 use s3_config::{EvaluatorConfig, load};
 use s3_proto::Attempt;
 use s3_rollout::Link;
-use s3_telemetry::{Failure, Progress, Shutdown, serve_admin};
-use std::os::unix::process::CommandExt;
+use s3_telemetry::{Failure, Progress, Shutdown, fix_threads, serve_admin};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -62,17 +61,4 @@ pub fn with_runtime<T: Send + 'static>(
     attempt.check()?;
     hand_over(&made)?;
     Ok(made)
-}
-
-/// Arithmetic libraries read their thread count from the environment when they start, so a configured count
-/// that differs starts this program again in place (same process, same arguments).
-fn fix_threads(threads: Option<usize>) -> Result<(), Failure> {
-    const VARIABLE: &str = "RAYON_NUM_THREADS";
-    let Some(threads) = threads.filter(|threads| *threads > 0) else { return Ok(()) };
-    if std::env::var(VARIABLE).is_ok_and(|value| value == threads.to_string()) {
-        return Ok(());
-    }
-    let program = std::env::current_exe().map_err(Failure::internal)?;
-    let mut again = std::process::Command::new(program);
-    Err(Failure::internal(again.args(std::env::args_os().skip(1)).env(VARIABLE, threads.to_string()).exec()))
 }

@@ -1,7 +1,7 @@
 //! Why something could not be fetched, and which exit that is.
 
 use s3_artifacts::ArtifactError;
-use s3_telemetry::{ExitClass, Failure};
+use s3_telemetry::{ExitClass, Failure, one_line};
 use std::path::{Path, PathBuf};
 
 /// Why something could not be fetched.
@@ -57,7 +57,7 @@ impl FetchError {
 
     pub(crate) fn store(what: &str, error: &object_store::Error) -> Self {
         let what = what.to_owned();
-        let reason = one_line(error);
+        let reason = one_line(error, std::error::Error::source(error));
         match error {
             object_store::Error::NotFound { .. } => Self::Missing { what },
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
@@ -66,20 +66,6 @@ impl FetchError {
             _ => Self::Unavailable { what, reason },
         }
     }
-}
-
-/// An error with its sources, which the store's own text leaves out.
-fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        source = inner.source();
-    }
-    text.replace('\n', " ")
 }
 
 impl From<FetchError> for Failure {

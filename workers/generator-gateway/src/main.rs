@@ -3,8 +3,7 @@
 use clap::{Parser, Subcommand};
 use s3_config::GatewayConfig;
 use s3_generator_gateway::{build, calibrate, read_labels};
-use s3_telemetry::{Failure, finish, init_logging};
-use std::os::unix::process::CommandExt;
+use s3_telemetry::{Failure, finish, fix_threads, init_logging};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -80,17 +79,4 @@ async fn measure(config: GatewayConfig, judge: String, labels: PathBuf, report: 
     measured.save(&report).map_err(Failure::io)?;
     println!("{measured}");
     Ok(())
-}
-
-/// Arithmetic libraries read their thread count from the environment when they start, so a configured count
-/// that differs starts this program again in place (same process, same arguments).
-fn fix_threads(threads: Option<usize>) -> Result<(), Failure> {
-    const VARIABLE: &str = "RAYON_NUM_THREADS";
-    let Some(threads) = threads.filter(|threads| *threads > 0) else { return Ok(()) };
-    if std::env::var(VARIABLE).is_ok_and(|value| value == threads.to_string()) {
-        return Ok(());
-    }
-    let program = std::env::current_exe().map_err(Failure::internal)?;
-    let mut again = std::process::Command::new(program);
-    Err(Failure::internal(again.args(std::env::args_os().skip(1)).env(VARIABLE, threads.to_string()).exec()))
 }

@@ -5,6 +5,7 @@
 
 use crate::{Connector, MESSAGE_LIMIT, TlsError, v1};
 use s3_config::ClientTls;
+use s3_telemetry::one_line;
 use std::time::{Duration, Instant};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -112,7 +113,9 @@ impl Caller {
 
     /// What a status says, and what the connection broke with.
     fn told(&self, status: &Status) -> String {
-        let text = one_line(status);
+        // a refused certificate or connection stands at the end of a chain
+        let text = format!("{:?}: {}", status.code(), status.message());
+        let text = one_line(text, std::error::Error::source(status));
         if self.tls.is_none() && text.contains("h2 protocol error") {
             // what comes from a server that speaks TLS is no HTTP
             return format!("{text}; if the server asks for certificates, show it one");
@@ -188,20 +191,6 @@ fn code_label(code: Code) -> &'static str {
         Code::InvalidArgument => "invalid",
         _ => "other",
     }
-}
-
-/// What a status says, and what it comes from: a refused certificate or connection stands at the end of a chain.
-fn one_line(status: &Status) -> String {
-    let mut text = format!("{:?}: {}", status.code(), status.message());
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        source = error.source();
-    }
-    text.replace('\n', " ")
 }
 
 /// 0.25 s, doubling to 8 s, spread by up to a quarter so that callers do not return in step.

@@ -13,6 +13,7 @@ mod layout;
 mod parquet;
 pub mod sets;
 
+pub use self::parquet::scalar;
 pub use error::QuestionError;
 
 use s3_config::DatasetConfig;

@@ -58,9 +58,17 @@ fn value(field: &Field) -> Value {
             };
             Value::Object(map.entries().iter().map(|(key, inside)| (text(key), value(inside))).collect())
         }
-        Field::Str(text) => Value::String(text.clone()),
         // written by tools that leave the text's mark out
         Field::Bytes(bytes) => Value::String(String::from_utf8_lossy(bytes.data()).into_owned()),
+        // dates and decimals are nothing that a question is made of
+        other => scalar(other).unwrap_or_default(),
+    }
+}
+
+/// A text, a truth value or a number.
+pub fn scalar(field: &Field) -> Option<Value> {
+    Some(match field {
+        Field::Str(text) => Value::String(text.clone()),
         Field::Bool(yes) => Value::Bool(*yes),
         Field::Byte(number) => (*number).into(),
         Field::Short(number) => (*number).into(),
@@ -72,7 +80,6 @@ fn value(field: &Field) -> Value {
         Field::ULong(number) => (*number).into(),
         Field::Float(number) => (*number).into(),
         Field::Double(number) => (*number).into(),
-        // dates and decimals are nothing that a question is made of
-        _ => Value::Null,
-    }
+        _ => return None,
+    })
 }

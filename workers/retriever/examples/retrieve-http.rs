@@ -15,8 +15,8 @@ use s3_retriever::dense::DenseIndex;
 use s3_retriever::dense::file::Kind;
 use s3_retriever::dense::rows::{RowWriter, Rows};
 use s3_retriever::engine::{Engine, QueryEncoder};
+use s3_retriever::front::{Front, router};
 use s3_retriever::gate::Gate;
-use s3_retriever::http::{Front, router};
 use s3_retriever::index::{DenseIdentity, Identity, Index};
 use s3_retriever::live::Live;
 use s3_retriever::passages::{PassageStore, PassageWriter};
@@ -110,7 +110,7 @@ fn serve(arguments: &[String]) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         println!("{}", listener.local_addr().unwrap().port());
         let deadline = Duration::from_millis(config.deadline_millis);
-        let front = Front { gate: Gate { access, admission: live.admission(), deadline }, live };
+        let front = Front { gate: Gate { access, admission: live.admission(), deadline }, answers: live };
         axum::serve(listener, router(front)).await.unwrap();
     });
 }

@@ -16,7 +16,7 @@ use crate::embed::{Embedding, PassageEncoder, Sink};
 use crate::error::{Result, RetrieverError};
 use crate::flat::{is_faiss, is_flat};
 use crate::index::{
-    Answerable, DenseIdentity, FORMAT, Facts, Identity, KIND, LEXICAL, LexicalIdentity, VECTORS, Verified,
+    Answerable, DenseIdentity, Facts, Identity, KIND, LEXICAL, LexicalIdentity, VECTORS, Verified, format,
     index_digest, set_current, verify,
 };
 use crate::lexical::LexicalBuilder;
@@ -264,7 +264,7 @@ fn publish(
         &staging,
         &target,
         KIND,
-        FORMAT,
+        format(identity),
         serde_json::to_value(identity).map_err(as_json)?,
         serde_json::to_value(&facts).map_err(as_json)?,
     )?;

@@ -1,28 +1,15 @@
-//! The gRPC service of `s3.proto`.
+//! An index over gRPC.
 
 use crate::engine::{Engine, Method, Reply, Search};
 use crate::filter::{Condition, Filter};
+use crate::front::{AnswersGrpc, took};
 use crate::gate::{Gate, status};
 use crate::live::Live;
 use s3_config::FusionConfig;
-use s3_proto::v1::{
-    self, EmbedRequest, EmbedResponse, Hit, Hits, RetrieverInfo, RetrieverInfoRequest, SearchRequest, SearchResponse,
-    retriever_server::Retriever,
-};
+use s3_proto::v1::{self, EmbedRequest, EmbedResponse, Hit, Hits, RetrieverInfo, SearchRequest, SearchResponse};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio_stream::StreamExt;
-use tonic::codegen::BoxStream;
-use tonic::{Request, Response, Status, Streaming};
-
-/// Serves the engine of now.
-#[derive(Clone)]
-pub struct RetrieverService {
-    /// The engine of now.
-    pub live: Arc<Live>,
-    /// What requests pass.
-    pub gate: Gate,
-}
+use tonic::Status;
 
 fn method_of(number: i32) -> Result<Option<Method>, Status> {
     match v1::Method::try_from(number) {
@@ -98,62 +85,35 @@ fn response(engine: &Engine, reply: &Reply, ids_only: bool, started: Instant) ->
     })
 }
 
-impl RetrieverService {
-    async fn answer(&self, request: SearchRequest) -> Result<SearchResponse, Status> {
+impl AnswersGrpc for Arc<Live> {
+    async fn search(&self, gate: &Gate, request: SearchRequest) -> Result<SearchResponse, Status> {
         let started = Instant::now();
         let ids_only = request.ids_only;
         let search = search_of(request)?;
-        let engine = self.live.engine();
+        let engine = self.engine();
         let label = search.method.unwrap_or(engine.method()).label();
-        let reply = self.gate.within_status(engine.search(search)).await?;
+        let reply = gate.within_status(engine.search(search)).await?;
         let response = response(&engine, &reply, ids_only, started)?;
-        let seconds = started.elapsed().as_secs_f64();
-        s3_telemetry::metrics().retriever_seconds.with_label_values(&["grpc", label]).observe(seconds);
+        took("grpc", label, started);
         Ok(response)
     }
-}
 
-#[tonic::async_trait]
-impl Retriever for RetrieverService {
-    async fn search(&self, request: Request<SearchRequest>) -> Result<Response<SearchResponse>, Status> {
-        self.gate.may_ask(request.metadata())?;
-        self.answer(request.into_inner()).await.map(Response::new)
-    }
-
-    async fn search_stream(
-        &self,
-        request: Request<Streaming<SearchRequest>>,
-    ) -> Result<Response<BoxStream<SearchResponse>>, Status> {
-        self.gate.may_ask(request.metadata())?;
-        let service = self.clone();
-        // one after the other: replies follow in the requests' order, and a caller that does not read is not served on
-        let replies = request.into_inner().then(move |request| {
-            let service = service.clone();
-            async move { service.answer(request?).await }
-        });
-        Ok(Response::new(Box::pin(replies)))
-    }
-
-    async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
-        self.gate.may_ask(request.metadata())?;
-        let EmbedRequest { texts, passages } = request.into_inner();
-        let engine = self.live.engine();
-        let vectors = self.gate.within_status(engine.embed(texts, passages)).await?;
+    async fn embed(&self, gate: &Gate, request: EmbedRequest) -> Result<EmbedResponse, Status> {
+        let engine = self.engine();
+        let vectors = gate.within_status(engine.embed(request.texts, request.passages)).await?;
         let dimensions = vectors.first().map_or(0, Vec::len) as u32;
-        let index_digest = engine.index().digest.clone();
-        Ok(Response::new(EmbedResponse { values: vectors.concat(), dimensions, index_digest }))
+        Ok(EmbedResponse { values: vectors.concat(), dimensions, index_digest: engine.index().digest.clone() })
     }
 
-    async fn info(&self, request: Request<RetrieverInfoRequest>) -> Result<Response<RetrieverInfo>, Status> {
-        self.gate.may_ask(request.metadata())?;
-        let engine = self.live.engine();
+    fn info(&self) -> RetrieverInfo {
+        let engine = self.engine();
         let index = engine.index();
         let method = match engine.method() {
             Method::Lexical => v1::Method::Lexical,
             Method::Dense => v1::Method::Dense,
             Method::Hybrid => v1::Method::Hybrid,
         };
-        Ok(Response::new(RetrieverInfo {
+        RetrieverInfo {
             index_digest: index.digest.clone(),
             content_digest: index.content_digest.clone(),
             passages: index.passages.len() as u64,
@@ -161,6 +121,6 @@ impl Retriever for RetrieverService {
             method: method.into(),
             reranker: engine.reranker().is_some(),
             top_k_limit: engine.top_k_limit(),
-        }))
+        }
     }
 }

@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 
 /// Manifest kind.
 pub const KIND: &str = "index";
-/// Layout version.
-pub const FORMAT: u32 = 3;
+/// Layout version …
+const FORMAT: u32 = 3;
+/// … and that of an index with 1-bit codes, whose order changed since.
+const ONE_BIT_FORMAT: u32 = 4;
 /// File of the inverted index.
 pub const LEXICAL: &str = "lexical.bin";
 /// File of the vectors.
@@ -120,15 +122,24 @@ pub struct Answerable {
     pub answerable: u64,
 }
 
+/// The layout version of an index of this identity.
+pub fn format(identity: &Identity) -> u32 {
+    match &identity.dense {
+        Some(dense) if dense.kind == DenseKind::OneBit => ONE_BIT_FORMAT,
+        _ => FORMAT,
+    }
+}
+
 /// The digest that an index of this identity gets.
 pub fn index_digest(identity: &Identity) -> Result<String> {
     Ok(manifest_like(identity)?.digest()?)
 }
 
 fn manifest_like(identity: &Identity) -> Result<Manifest> {
+    let format = format(identity);
     let identity = serde_json::to_value(identity).map_err(|e| RetrieverError::Internal(e.to_string()))?;
     let (facts, files) = (serde_json::Value::Null, std::collections::BTreeMap::new());
-    Ok(Manifest { kind: KIND.to_owned(), format: FORMAT, identity, facts, files })
+    Ok(Manifest { kind: KIND.to_owned(), format, identity, facts, files })
 }
 
 /// Makes `digest` the version that `<output>/CURRENT` points to.
@@ -191,14 +202,16 @@ pub fn unverified(output: &Path, digest: &str) -> Result<Verified> {
 
 fn parsed(folder: &Path, digest: &str, manifest: Manifest) -> Result<Verified> {
     let bad = |reason: String| RetrieverError::content(folder, format!("{reason}; build the index again"));
-    if manifest.format != FORMAT {
-        return Err(bad(format!("layout {} is not {FORMAT}, the one this program reads", manifest.format)));
+    let identity = serde_json::from_value(manifest.identity.clone());
+    let wanted = identity.as_ref().map_or(FORMAT, format);
+    if manifest.format != wanted {
+        return Err(bad(format!("layout {} is not {wanted}, the one this program reads", manifest.format)));
     }
     if manifest.digest()? != digest {
         return Err(bad("the manifest describes another index".to_owned()));
     }
     let unreadable = |error: serde_json::Error| bad(format!("manifest is not readable ({error})"));
-    let identity = serde_json::from_value(manifest.identity.clone()).map_err(unreadable)?;
+    let identity = identity.map_err(unreadable)?;
     let facts = serde_json::from_value(manifest.facts.clone()).map_err(unreadable)?;
     Ok(Verified { manifest, identity, facts })
 }
@@ -297,6 +310,26 @@ mod tests {
         {
             std::fs::write(&path, bad).unwrap();
             assert!(current(dir.path()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn one_bit_codes_have_a_layout_of_their_own() {
+        for (kind, format, says) in [
+            ("OneBit", 3, "layout 3 is not 4"),
+            ("OneBit", 4, "describes another index"),
+            ("Flat", 4, "layout 4 is not 3"),
+            ("Flat", 3, "describes another index"),
+        ] {
+            let dense = serde_json::json!({
+                "kind": kind, "recallTarget": 0.9, "encoderSha256": "", "tokenizerSha256": "", "pooling": "Mean",
+                "queryPrefix": "", "passagePrefix": "", "maxTokens": 9, "vectorsSha256": null,
+            });
+            let identity = serde_json::json!({"corpusSha256": "", "limit": null, "lexical": null, "dense": dense});
+            let (facts, files) = (serde_json::Value::Null, std::collections::BTreeMap::new());
+            let manifest = Manifest { kind: KIND.to_owned(), format, identity, facts, files };
+            let error = parsed(Path::new("index"), "0", manifest).err().unwrap().to_string();
+            assert!(error.contains(says) && error.ends_with("build the index again"), "{kind} {format}: {error}");
         }
     }
 }

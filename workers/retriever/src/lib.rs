@@ -2,7 +2,7 @@
 //!
 //! * build: [`corpus`] → [`passages`], [`lexical`], [`embed`] → [`index`] (published by digest)
 //! * web: [`mod@web`], a web search behind the same faces
-//! * serve: [`index`] → [`engine`], which computes what waits in its [`queue`] in rounds → [`grpc`] and [`http`]
+//! * serve: [`index`] → [`engine`], which computes what waits in its [`queue`] in rounds → [`grpc`] and [`http`], behind one [`front`]
 //!
 //! Ranking ([`lexical`], [`dense`], [`rank`]) is pure; the edges are [`mod@build`] and [`serve`].
 
@@ -21,6 +21,7 @@ mod error;
 pub mod export;
 pub mod filter;
 pub mod flat;
+pub mod front;
 pub mod gate;
 pub mod grpc;
 pub mod http;

@@ -3,14 +3,12 @@
 use crate::access::Access;
 use crate::engine::Engine;
 use crate::error::{Result, RetrieverError};
+use crate::front::{AnswersGrpc, AnswersHttp, Front, router};
 use crate::gate::Gate;
-use crate::grpc::RetrieverService;
-use crate::http::{Front, router};
 use crate::live::Live;
-use axum::Router;
 use axum::serve::{Listener, ListenerExt};
 use s3_config::{RetrieverServeConfig, Runtime, ServerTls};
-use s3_proto::v1::retriever_server::{Retriever, RetrieverServer};
+use s3_proto::v1::retriever_server::RetrieverServer;
 use s3_proto::{Acceptor, MESSAGE_LIMIT, Secured};
 use s3_telemetry::{Failure, Progress, Shutdown};
 use std::net::SocketAddr;
@@ -51,8 +49,7 @@ pub async fn serve(config: RetrieverServeConfig, shutdown: Shutdown) -> Result<(
     let live = Arc::new(Live::new(engine, config.requests_limit));
     let gate = Gate { access, admission: live.admission(), deadline };
     tokio::spawn(live.clone().watch(config, shutdown.clone()));
-    let service = RetrieverService { live: live.clone(), gate: gate.clone() };
-    sockets.answer(service, router(Front { live, gate }), shutdown).await
+    sockets.answer(Front { answers: live, gate }, shutdown).await
 }
 
 /// The ports of a server, bound before anything is loaded: a taken one is known at once.
@@ -92,15 +89,20 @@ impl Sockets {
     }
 
     /// Answers until asked to stop.
-    pub async fn answer<S: Retriever>(self, service: S, routes: Router, shutdown: Shutdown) -> Result<(), Failure> {
+    pub async fn answer<A: AnswersGrpc + AnswersHttp>(
+        self,
+        front: Front<A>,
+        shutdown: Shutdown,
+    ) -> Result<(), Failure> {
         let stop = |shutdown: Shutdown| async move { shutdown.wait().await };
         let mut servers = JoinSet::new();
-        let service = RetrieverServer::new(service)
+        let service = RetrieverServer::new(front.clone())
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
+        let routes = router(front);
         let (health, health_service) = tonic_health::server::health_reporter();
         // what answers is open, and has passed its self-query
-        health.set_serving::<RetrieverServer<S>>().await;
+        health.set_serving::<RetrieverServer<Front<A>>>().await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(s3_proto::DESCRIPTOR)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -135,7 +137,7 @@ impl Sockets {
         let leaving = shutdown.clone();
         tokio::spawn(async move {
             leaving.wait().await;
-            health.set_not_serving::<RetrieverServer<S>>().await;
+            health.set_not_serving::<RetrieverServer<Front<A>>>().await;
         });
         self.progress.phase("serve", 0);
         self.progress.ready();

@@ -5,7 +5,7 @@ mod common;
 #[path = "../../../tests/support/full_disk.rs"]
 mod full_disk;
 
-use common::{World, command, read_json, refused, run};
+use common::{World, command, faiss_flat, read_json, refused, run};
 use full_disk::full_disk;
 use s3_retriever::index::Index;
 use serde_json::{Value, json};
@@ -295,15 +295,7 @@ fn published_flat_indices_are_imported() {
     let index = Index::open_current(&world.path("index")).unwrap();
     let dense = index.dense.unwrap();
     let rows: Vec<f32> = (0..dense.len()).flat_map(|at| dense.vector(at)).collect();
-    let d = dense.dimensions();
-    let mut file = b"IxFI".to_vec();
-    file.extend((d as i32).to_le_bytes());
-    file.extend((dense.len() as i64).to_le_bytes());
-    file.extend([1i64 << 20, 1 << 20].iter().flat_map(|unused| unused.to_le_bytes()));
-    file.push(1);
-    file.extend(0i32.to_le_bytes());
-    file.extend((rows.len() as u64).to_le_bytes());
-    file.extend(rows.iter().flat_map(|value| value.to_le_bytes()));
+    let file = faiss_flat(&rows, dense.dimensions());
     let sha256 = s3_artifacts::digest_bytes(&file);
     let names: Vec<PathBuf> = ["part_aa", "part_ab", "part_ac"].iter().map(|name| world.path(name)).collect();
     for (part, name) in file.chunks(file.len() / 3 + 1).zip(&names) {

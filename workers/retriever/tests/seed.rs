@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Served, WORDS, World, command, read_json, refused, run};
+use common::{Served, WORDS, World, command, faiss_flat, read_json, refused, run};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -28,19 +28,6 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
-}
-
-/// What FAISS writes for an `IndexFlatIP`.
-fn faiss_flat(rows: &[f32], d: usize) -> Vec<u8> {
-    let mut file = b"IxFI".to_vec();
-    file.extend((d as i32).to_le_bytes());
-    file.extend(((rows.len() / d) as i64).to_le_bytes());
-    file.extend([1i64 << 20, 1 << 20].iter().flat_map(|unused| unused.to_le_bytes()));
-    file.push(1);
-    file.extend(0i32.to_le_bytes());
-    file.extend((rows.len() as u64).to_le_bytes());
-    file.extend(rows.iter().flat_map(|value| value.to_le_bytes()));
-    file
 }
 
 /// Runs a question about an index; its answer.

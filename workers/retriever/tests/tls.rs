@@ -9,8 +9,9 @@ use s3_config::{ClientTls, Endpoint, RetrievalMethod};
 use s3_proto::v1::SearchRequest;
 use s3_proto::{CallError, RetrieverClient};
 use s3_rollout::{Link, Retrieve, RetrieverPeer};
-use s3_telemetry::Shutdown;
+use s3_telemetry::{Shutdown, one_line};
 use serde_json::{Value, json};
+use std::error::Error;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
@@ -120,16 +121,6 @@ fn browser(folder: &Path, served: &Served, own: bool) -> (reqwest::Client, Strin
     (builder.build().unwrap(), format!("https://one.example:{}/retrieve", served.http.port()))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
 #[tokio::test]
 async fn only_callers_of_the_authority_are_answered_and_renewal_needs_no_restart() {
     let world = World::new(40);
@@ -154,7 +145,8 @@ async fn only_callers_of_the_authority_are_answered_and_renewal_needs_no_restart
 
     // none, another authority's, none at all, and a server that is not who it should be: each is told why
     let (http, url) = browser(&caller, &served, false);
-    let error = chain(&http.post(&url).body(body).send().await.unwrap_err());
+    let error = http.post(&url).body(body).send().await.unwrap_err();
+    let error = one_line(&error, error.source());
     assert!(error.contains("CertificateRequired") || error.contains("certificate required"), "{error}");
     let error = ask(&client(&served, &stranger, "one.example")).await.unwrap_err();
     assert!(error.is_outage() && error.to_string().contains("alert"), "{error}");

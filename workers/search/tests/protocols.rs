@@ -1,33 +1,20 @@
 //! Every other method's protocol: its prompts to the letter, how its turns are read, and where it ends.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
+use common::Letters;
 use s3_config::{Compatibility, ProtocolKind, RetrievalMethod, SearchConfig};
 use s3_search::script::{
     Move, Place, Protocol, Scripted, close, deep_retrieval, ir_cot, protocol, search_o1, search_r1,
 };
 use s3_search::{
-    Action, Codec, CodecError, Message, Passage, Play, Question, Role, SearchError, Speaker, Step, StopReason,
-    Trajectory,
+    Action, Codec, Message, Passage, Play, Question, Role, SearchError, Speaker, Step, StopReason, Trajectory,
 };
 use std::fmt::Write as _;
 
-/// One character a token.
-struct Letters;
-
-impl Codec for Letters {
-    fn encode(&self, text: &str) -> Vec<u32> {
-        text.chars().map(u32::from).collect()
-    }
-    fn decode(&self, tokens: &[u32]) -> String {
-        tokens.iter().map(|&token| char::from_u32(token).unwrap_or('?')).collect()
-    }
-    fn chat(&self, system: Option<&str>, user: &str) -> Result<Vec<u32>, CodecError> {
-        Ok(self.encode(&format!("[{}|{user}]", system.unwrap_or_default())))
-    }
-    fn end_of_turn(&self) -> u32 {
-        0
-    }
-}
+/// A chat shows what its parts are.
+const LETTERS: Letters = Letters(|system, user| format!("[{}|{user}]", system.unwrap_or_default()));
 
 fn question() -> Question {
     Question {
@@ -64,7 +51,7 @@ struct Story {
 /// Plays a run: `says` are the model's turns, the retriever finds `QUERY-1` and `QUERY-2`.
 fn play(kind: ProtocolKind, config: &SearchConfig, says: &[&str]) -> Story {
     let question = question();
-    let mut run = Scripted::new(protocol(kind, &question, config).unwrap(), &question, 0, config, &Letters).unwrap();
+    let mut run = Scripted::new(protocol(kind, &question, config).unwrap(), &question, 0, config, &LETTERS).unwrap();
     let (mut text, mut said) = (String::new(), says.iter());
     loop {
         match run.next() {
@@ -72,7 +59,7 @@ fn play(kind: ProtocolKind, config: &SearchConfig, says: &[&str]) -> Story {
             Step::Retrieve { query, top_k } => {
                 writeln!(text, "? {query} ({top_k})").unwrap();
                 let found = (1..=3).map(|place| passage(&format!("{query}-{place}"))).collect();
-                run.retrieved(found, &Letters).unwrap();
+                run.retrieved(found, &LETTERS).unwrap();
             }
             Step::Generate { stop, .. } => {
                 let messages = run.messages();
@@ -81,13 +68,13 @@ fn play(kind: ProtocolKind, config: &SearchConfig, says: &[&str]) -> Story {
                     writeln!(text, "! {:?}", first.text).unwrap();
                 }
                 assert_eq!(last.speaker, Speaker::User);
-                let context = Letters.decode(run.context());
+                let context = LETTERS.decode(run.context());
                 assert!(context.trim_end_matches(']').ends_with(&last.text), "{context} reads {}", last.text);
                 writeln!(text, "< {:?} until {stop:?}", last.text).unwrap();
                 let turn = said.next().expect("the run wants one turn more");
                 writeln!(text, "> {turn:?}").unwrap();
-                let tokens = Letters.encode(turn);
-                run.generated(&tokens, &vec![-0.5; tokens.len()], &Letters).unwrap();
+                let tokens = LETTERS.encode(turn);
+                run.generated(&tokens, &vec![-0.5; tokens.len()], &LETTERS).unwrap();
             }
         }
     }
@@ -101,7 +88,7 @@ fn play(kind: ProtocolKind, config: &SearchConfig, says: &[&str]) -> Story {
         assert_eq!(trajectory.logprobs[token] < 0.0, inside);
     }
     for (turn, said) in trajectory.turns.iter().zip(says) {
-        assert_eq!(Letters.decode(&trajectory.tokens[turn.tokens.0..turn.tokens.1]), *said, "ids in, ids out");
+        assert_eq!(LETTERS.decode(&trajectory.tokens[turn.tokens.0..turn.tokens.1]), *said, "ids in, ids out");
     }
     Story { text, answer, trajectory }
 }
@@ -192,7 +179,7 @@ fn budgets_drop_passages_and_close_the_block() {
     let tiny = SearchConfig { context_tokens: 300, ..config() };
     let question = question();
     let machine = protocol(ProtocolKind::SearchR1, &question, &tiny).unwrap();
-    let error = Scripted::new(machine, &question, 0, &tiny, &Letters).unwrap_err();
+    let error = Scripted::new(machine, &question, 0, &tiny, &LETTERS).unwrap_err();
     assert!(matches!(error, SearchError::PromptTooLong { .. }), "{error}");
 }
 
@@ -328,24 +315,24 @@ fn templates_are_the_users() {
 fn conversations_are_kept_for_served_models() {
     let question = question();
     let machine = protocol(ProtocolKind::SearchR1, &question, &config()).unwrap();
-    let mut run = Scripted::new(machine, &question, 0, &config(), &Letters).unwrap();
+    let mut run = Scripted::new(machine, &question, 0, &config(), &LETTERS).unwrap();
     // the stop string is not part of what a served model gives back
     let text = close("I search <search>Jaws", run.tags());
     assert_eq!(text, "I search <search>Jaws</search>");
-    run.written(&text, &Letters).unwrap();
-    run.retrieved(vec![passage("a")], &Letters).unwrap();
+    run.written(&text, &LETTERS).unwrap();
+    run.retrieved(vec![passage("a")], &LETTERS).unwrap();
     let speakers: Vec<Speaker> = run.messages().iter().map(|message: &Message| message.speaker).collect();
     assert_eq!(speakers, [Speaker::User, Speaker::Assistant, Speaker::User]);
     assert!(run.messages()[2].text.contains("<information>Doc 1(Title: \"T a\")"), "{:?}", run.messages()[2]);
     assert_eq!(close("done <answer>x</answer>", run.tags()), "done <answer>x</answer>");
-    assert!(run.retrieved(vec![], &Letters).is_err(), "it is to write");
+    assert!(run.retrieved(vec![], &LETTERS).is_err(), "it is to write");
 }
 
 #[test]
 fn outages_are_masked() {
     let question = question();
     let machine = protocol(ProtocolKind::IrCot, &question, &config()).unwrap();
-    let mut run = Scripted::new(machine, &question, 0, &config(), &Letters).unwrap();
+    let mut run = Scripted::new(machine, &question, 0, &config(), &LETTERS).unwrap();
     run.failed("down".into());
     assert_eq!(run.failure(), Some("down"));
     assert_eq!(run.finish().failure(), Some("down"));

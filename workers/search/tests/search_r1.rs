@@ -1,9 +1,12 @@
 //! `compatibility: SearchR1` against Search-R1's own code: episodes, masks, queries, rewards (`fixtures/search_r1.py`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::float_cmp)] // rewards are written, not computed
 
+mod common;
+
+use common::Letters;
 use s3_config::{Compatibility, RewardConfig, SearchConfig};
 use s3_search::script::qa_em;
-use s3_search::{Codec, CodecError, Passage, Play, Question, Role, Searching, Step, reward};
+use s3_search::{Codec, Passage, Play, Question, Role, Searching, Step, reward};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -32,23 +35,8 @@ struct Case {
     score_with_format: f64,
 }
 
-/// One character a token; a chat is its message alone.
-struct Letters;
-
-impl Codec for Letters {
-    fn encode(&self, text: &str) -> Vec<u32> {
-        text.chars().map(u32::from).collect()
-    }
-    fn decode(&self, tokens: &[u32]) -> String {
-        tokens.iter().map(|&token| char::from_u32(token).unwrap_or('?')).collect()
-    }
-    fn chat(&self, _: Option<&str>, user: &str) -> Result<Vec<u32>, CodecError> {
-        Ok(self.encode(user))
-    }
-    fn end_of_turn(&self) -> u32 {
-        0
-    }
-}
+/// A chat is its message alone.
+const LETTERS: Letters = Letters(|_, user| user.to_owned());
 
 fn golden() -> Golden {
     let golden: Golden = serde_json::from_str(include_str!("fixtures/search-r1.json")).unwrap();
@@ -85,7 +73,7 @@ fn episodes_masks_and_rewards_are_those_of_the_reference() {
         Searching::check(&config).unwrap();
         assert_eq!(Searching::initial(&config), 0, "no passage is shown before the first search");
         let question = Question { question: case.question.clone(), answers: case.golds.clone(), ..Question::default() };
-        let mut run = Searching::new(&question, 0, Vec::new(), &config, &Letters).unwrap();
+        let mut run = Searching::new(&question, 0, Vec::new(), &config, &LETTERS).unwrap();
         let (mut turns, mut queries) = (case.turns.iter(), Vec::new());
         loop {
             match run.next() {
@@ -93,23 +81,23 @@ fn episodes_masks_and_rewards_are_those_of_the_reference() {
                 Step::Retrieve { query, top_k } => {
                     queries.push(query.to_owned());
                     let passages = found(query, top_k);
-                    run.retrieved(passages, &Letters).unwrap();
+                    run.retrieved(passages, &LETTERS).unwrap();
                 }
                 Step::Generate { stop, .. } => {
                     let turn = turns.next().expect("a turn is left");
-                    let mut tokens = Letters.encode(turn);
+                    let mut tokens = LETTERS.encode(turn);
                     // without a closing tag the model ends its turn itself, and that token leaves the conversation
                     if !stop.iter().any(|stop| turn.ends_with(stop)) {
-                        tokens.push(Letters.end_of_turn());
+                        tokens.push(LETTERS.end_of_turn());
                     }
-                    run.generated(&tokens, &vec![-0.5; tokens.len()], &Letters).unwrap();
+                    run.generated(&tokens, &vec![-0.5; tokens.len()], &LETTERS).unwrap();
                 }
             }
         }
         assert!(turns.next().is_none(), "{number}: turns are left");
         let trajectory = run.finish();
         let asked = case.template.as_ref().unwrap_or(&prompt).replace("{question}", &case.question);
-        let whole = Letters.decode(&trajectory.tokens);
+        let whole = LETTERS.decode(&trajectory.tokens);
         assert_eq!(whole, format!("{asked}{}", case.text), "{number}");
         let start = asked.chars().count();
         let learned = |at: usize| case.learned.iter().any(|(from, to)| (from + start..to + start).contains(&at));
@@ -143,20 +131,20 @@ fn what_no_longer_fits_ends_the_episode() {
         ..SearchConfig::default()
     };
     let question = Question { question: "q?".into(), ..Question::default() };
-    let mut run = Searching::new(&question, 0, Vec::new(), &config, &Letters).unwrap();
+    let mut run = Searching::new(&question, 0, Vec::new(), &config, &LETTERS).unwrap();
     let mut most = 0;
     while let Step::Generate { .. } = run.next() {
-        let turn = Letters.encode("<search>x</search>");
-        run.generated(&turn, &vec![-0.5; turn.len()], &Letters).unwrap();
+        let turn = LETTERS.encode("<search>x</search>");
+        run.generated(&turn, &vec![-0.5; turn.len()], &LETTERS).unwrap();
         if let Step::Retrieve { query, top_k } = run.next() {
             let passages = found(query, top_k);
-            run.retrieved(passages, &Letters).unwrap();
+            run.retrieved(passages, &LETTERS).unwrap();
         }
         most = most.max(run.context().len());
     }
     assert!(most <= 800, "{most}");
     // an outage masks
-    let mut run = Searching::new(&question, 0, Vec::new(), &config, &Letters).unwrap();
+    let mut run = Searching::new(&question, 0, Vec::new(), &config, &LETTERS).unwrap();
     run.failed("down".into());
     assert_eq!(run.failure(), Some("down"));
     assert_eq!(reward::own(&RewardConfig::default(), &run.finish(), Some("a"), &["a".into()]), None);

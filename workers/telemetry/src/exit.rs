@@ -2,6 +2,8 @@
 
 use crate::last_words;
 use serde::{Deserialize, Serialize};
+use std::error::Error;
+use std::fmt::Display;
 use std::process::ExitCode;
 
 /// What kind of end a worker came to. Codes follow `sysexits.h`.
@@ -63,37 +65,37 @@ pub struct Failure {
 
 impl Failure {
     /// Makes a failure from any error, joining its sources into one line.
-    pub fn new(class: ExitClass, error: impl std::fmt::Display) -> Self {
+    pub fn new(class: ExitClass, error: impl Display) -> Self {
         Self { class, message: error.to_string().replace('\n', " ") }
     }
 
     /// See [`ExitClass::Input`].
-    pub fn input(error: impl std::fmt::Display) -> Self {
+    pub fn input(error: impl Display) -> Self {
         Self::new(ExitClass::Input, error)
     }
 
     /// See [`ExitClass::Unavailable`].
-    pub fn unavailable(error: impl std::fmt::Display) -> Self {
+    pub fn unavailable(error: impl Display) -> Self {
         Self::new(ExitClass::Unavailable, error)
     }
 
     /// See [`ExitClass::Io`].
-    pub fn io(error: impl std::fmt::Display) -> Self {
+    pub fn io(error: impl Display) -> Self {
         Self::new(ExitClass::Io, error)
     }
 
     /// See [`ExitClass::Internal`].
-    pub fn internal(error: impl std::fmt::Display) -> Self {
+    pub fn internal(error: impl Display) -> Self {
         Self::new(ExitClass::Internal, error)
     }
 
     /// See [`ExitClass::NotANumber`].
-    pub fn not_a_number(error: impl std::fmt::Display) -> Self {
+    pub fn not_a_number(error: impl Display) -> Self {
         Self::new(ExitClass::NotANumber, error)
     }
 
     /// See [`ExitClass::Fenced`].
-    pub fn fenced(error: impl std::fmt::Display) -> Self {
+    pub fn fenced(error: impl Display) -> Self {
         Self::new(ExitClass::Fenced, error)
     }
 
@@ -108,13 +110,26 @@ impl Failure {
     }
 }
 
-impl std::fmt::Display for Failure {
+impl Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Failure {}
+impl Error for Failure {}
+
+/// A text and, behind it, what it comes from: the sources of an error that its own text leaves out, in one line.
+pub fn one_line(text: impl Display, mut source: Option<&(dyn Error + 'static)>) -> String {
+    let mut text = text.to_string();
+    while let Some(error) = source {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        source = error.source();
+    }
+    text.replace('\n', " ")
+}
 
 /// Turns a worker's result into its exit code; a failure is one line on standard error. What was said to
 /// [`last_words`] is written, too.
@@ -136,5 +151,33 @@ pub fn finish(result: Result<(), Failure>) -> ExitCode {
             eprintln!("error: {failure}");
             ExitCode::from(failure.class.code())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Layer(&'static str, Option<Box<Layer>>);
+
+    impl Display for Layer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl Error for Layer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.1.as_deref().map(|source| source as _)
+        }
+    }
+
+    #[test]
+    fn sources_are_said_once_in_one_line() {
+        let deepest = Layer("refused\nby the port", None);
+        let error = Layer("cannot connect", Some(Box::new(Layer("connect", Some(Box::new(deepest))))));
+        assert_eq!(one_line(&error, error.source()), "cannot connect: refused by the port");
+        assert_eq!(one_line("alone", None), "alone");
     }
 }

@@ -8,8 +8,7 @@ use s3_config::{AdapterSpec, TrainerConfig, load};
 use s3_model::{Decoder, TokenizerFile, device, gpu};
 use s3_proto::Attempt;
 use s3_rollout::{GeneratorPeer, Link, ModelCodec, RetrieverPeer, RolloutError};
-use s3_telemetry::{ExitClass, Failure, Outcome, Progress, Shutdown, serve_admin, write_outcome};
-use std::os::unix::process::CommandExt;
+use s3_telemetry::{ExitClass, Failure, Outcome, Progress, Shutdown, fix_threads, serve_admin, write_outcome};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -149,19 +148,6 @@ fn joined(ranks: Vec<JoinHandle<Result<Outcome, Failure>>>) -> Result<Outcome, F
     let cause = results.iter().position(|result| result.as_ref().is_err_and(|failure| !followed(failure)));
     let cause = cause.or_else(|| results.iter().position(Result::is_err)).unwrap_or_default();
     results.swap_remove(cause)
-}
-
-/// Arithmetic libraries read their thread count from the environment when they start, so a configured count
-/// that differs starts this program again in place (same process, same arguments).
-fn fix_threads(threads: Option<usize>) -> Result<(), Failure> {
-    const VARIABLE: &str = "RAYON_NUM_THREADS";
-    let Some(threads) = threads.filter(|threads| *threads > 0) else { return Ok(()) };
-    if std::env::var(VARIABLE).is_ok_and(|value| value == threads.to_string()) {
-        return Ok(());
-    }
-    let program = std::env::current_exe().map_err(Failure::internal)?;
-    let mut again = std::process::Command::new(program);
-    Err(Failure::internal(again.args(std::env::args_os().skip(1)).env(VARIABLE, threads.to_string()).exec()))
 }
 
 impl Run {

@@ -1,5 +1,6 @@
 //! `s3 compare A B`: two evaluations, or two arms of one, question by question.
 
+use crate::out::Out;
 use crate::process::binary_folder;
 use crate::text::Problem;
 use clap::Args;
@@ -51,12 +52,14 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, Problem> {
 /// Calls the evaluator; what it prints is this command's output, and its exit code this one's.
 pub fn evaluator(arguments: &[std::ffi::OsString]) -> Result<ExitCode, Problem> {
     let binary = binary_folder().map_err(Problem::internal)?.join("s3-evaluator");
-    let status = Command::new(&binary)
+    let ended = Command::new(&binary)
         .args(arguments)
         .stdin(Stdio::null())
-        .status()
+        .stderr(Stdio::inherit())
+        .output()
         .map_err(|error| Problem::io("start", &binary, &error))?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Out.write_all(&ended.stdout)?;
+    let code = ended.status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 

@@ -1,11 +1,12 @@
 //! `s3 logs`.
 
 use crate::StateArg;
+use crate::out::Out;
 use crate::state::State;
 use crate::text::Problem;
 use clap::Args;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,7 +32,7 @@ pub fn run(args: &LogsArgs) -> Result<ExitCode, Problem> {
     let names = names(&state)?;
     let Some(name) = &args.name else {
         for name in &names {
-            println!("{name}");
+            writeln!(Out, "{name}")?;
         }
         return Ok(ExitCode::SUCCESS);
     };
@@ -48,8 +49,8 @@ pub fn run(args: &LogsArgs) -> Result<ExitCode, Problem> {
     loop {
         let mut part = Vec::new();
         file.read_to_end(&mut part).map_err(io)?;
-        // A closed pipe is how `s3 logs | head` ends.
-        if std::io::stdout().write_all(&part).and_then(|()| std::io::stdout().flush()).is_err() || !args.follow {
+        Out.write_all(&part)?;
+        if !args.follow {
             return Ok(ExitCode::SUCCESS);
         }
         std::thread::sleep(Duration::from_millis(200));

@@ -1,5 +1,6 @@
 //! `s3 plan`.
 
+use crate::out::Out;
 use crate::text::{Problem, bytes};
 use crate::{StateArg, documents, observe, state::State};
 use clap::{Args, ValueEnum};
@@ -32,18 +33,18 @@ enum Output {
 pub fn run(args: &PlanArgs) -> Result<ExitCode, Problem> {
     let plan = s3_plan::plan(&documents::read(&args.files)?)?;
     match args.output {
-        Output::Yaml => print!("{}", serde_yaml_ng::to_string(&plan).map_err(Problem::internal)?),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&plan).map_err(Problem::internal)?),
+        Output::Yaml => write!(Out, "{}", serde_yaml_ng::to_string(&plan).map_err(Problem::internal)?)?,
+        Output::Json => writeln!(Out, "{}", serde_json::to_string_pretty(&plan).map_err(Problem::internal)?)?,
         Output::Text | Output::Wide => {
             let observed = earlier(args)?;
             for component in &plan.components {
-                print_component(&plan, component, &observed, args.output == Output::Wide);
+                print_component(&plan, component, &observed, args.output == Output::Wide)?;
             }
         }
     }
     if args.output != Output::Yaml && args.output != Output::Json {
         for notice in &plan.notices {
-            println!("{notice}");
+            writeln!(Out, "{notice}")?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -56,39 +57,39 @@ fn earlier(args: &PlanArgs) -> Result<Observed, Problem> {
     observe::observe(&state, inputs)
 }
 
-fn print_component(plan: &Plan, component: &Component, observed: &Observed, wide: bool) {
+fn print_component(plan: &Plan, component: &Component, observed: &Observed, wide: bool) -> Result<(), Problem> {
     let role = match component.role {
         Role::Job => "job",
         Role::Service => "service",
     };
-    println!("{}  ({role}, {})", component.name, component.binary);
-    println!("  for       {}", join(component.owners.iter()));
+    writeln!(Out, "{}  ({role}, {})", component.name, component.binary)?;
+    writeln!(Out, "  for       {}", join(component.owners.iter()))?;
     if !component.needs.is_empty() {
-        println!("  needs     {}", join(component.needs.iter()));
+        writeln!(Out, "  needs     {}", join(component.needs.iter()))?;
     }
     let together = plan.placements.of(component).replicas;
     if component.role == Role::Job && together > 1 {
-        println!("  workers   {together}, which share its work");
+        writeln!(Out, "  workers   {together}, which share its work")?;
     }
-    println!("  state     {}", decide(plan, component, observed).reason());
+    writeln!(Out, "  state     {}", decide(plan, component, observed).reason())?;
     if !wide {
-        return;
+        return Ok(());
     }
-    println!("  command   {} {} --config FILE", component.binary, component.args.join(" "));
-    println!("  ports     {}", join(component.ports.iter()));
+    writeln!(Out, "  command   {} {} --config FILE", component.binary, component.args.join(" "))?;
+    writeln!(Out, "  ports     {}", join(component.ports.iter()))?;
     if !component.volumes.is_empty() {
-        println!("  volumes   {}", join(component.volumes.iter()));
+        writeln!(Out, "  volumes   {}", join(component.volumes.iter()))?;
     }
     if !component.secrets.is_empty() {
-        println!("  secrets   {}", join(component.secrets.iter()));
+        writeln!(Out, "  secrets   {}", join(component.secrets.iter()))?;
     }
     for endpoint in &component.endpoints {
-        println!("  endpoint  {}", endpoint.url);
+        writeln!(Out, "  endpoint  {}", endpoint.url)?;
     }
     for input in &component.inputs {
-        println!("  input     {}{}", input.path, if input.sha256.is_some() { "  (sha256 given)" } else { "" });
+        writeln!(Out, "  input     {}{}", input.path, if input.sha256.is_some() { "  (sha256 given)" } else { "" })?;
     }
-    println!("  disk      about {}", bytes(component.resources.disk));
+    writeln!(Out, "  disk      about {}", bytes(component.resources.disk))
 }
 
 fn join<'a>(items: impl Iterator<Item = &'a String>) -> String {

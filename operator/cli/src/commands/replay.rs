@@ -2,6 +2,7 @@
 
 use super::run::Record;
 use crate::StateArg;
+use crate::out::Out;
 use crate::process::{binary_folder, complaint};
 use crate::state::State;
 use crate::text::Problem;
@@ -60,7 +61,7 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode, Problem> {
     }
     let text = String::from_utf8_lossy(&output.stdout);
     for line in text.lines().filter(|line| !line.starts_with("digest ")) {
-        println!("{line}");
+        writeln!(Out, "{line}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ use super::run::Record;
 use crate::StateArg;
 use crate::bind::LocalBinder;
 use crate::observe::outcome;
+use crate::out::Out;
 use crate::state::State;
 use crate::table::{Summary, beside, draw};
 use crate::text::Problem;
@@ -83,21 +84,21 @@ pub fn print(plan: &Plan, state: &State) -> Result<Vec<PathBuf>, Problem> {
         let summary: Summary = serde_json::from_value(outcome.summary)
             .map_err(|error| Problem::internal(format!("summary of {}: {error}", component.name)))?;
         let judged = component.config.value.pointer("/generator/judge").is_some();
-        println!();
+        writeln!(Out)?;
         if evaluations(plan).count() > 1 {
-            println!("{}", component.name);
+            writeln!(Out, "{}", component.name)?;
         }
         if !summary.table.is_empty() {
-            println!("{}", draw(&summary, judged));
+            writeln!(Out, "{}", draw(&summary, judged))?;
         }
         for note in &summary.notes {
-            println!("{note}");
+            writeln!(Out, "{note}")?;
         }
         for line in beside(&summary) {
-            println!("{line}");
+            writeln!(Out, "{line}")?;
         }
         if let Some(page) = &summary.report {
-            println!("report {}", from_here(page));
+            writeln!(Out, "report {}", from_here(page))?;
             pages.push(PathBuf::from(page));
         }
     }

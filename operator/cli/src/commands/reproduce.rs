@@ -7,6 +7,7 @@
 use super::compare::evaluator;
 use super::run::{RunArgs, go};
 use crate::documents;
+use crate::out::Out;
 use crate::state::State;
 use crate::text::Problem;
 use clap::Args;
@@ -56,7 +57,7 @@ pub fn run(args: &ReproduceArgs) -> Result<ExitCode, Problem> {
     for (run, arm) in searchers {
         let component = evaluation_name(&run);
         let folder = state.root().join("reproduction").join(&run).join(&arm);
-        println!("the reference's files for {run}, arm {arm}:");
+        writeln!(Out, "the reference's files for {run}, arm {arm}:")?;
         let results = state.work(&component).join("results");
         let written = evaluator(&[
             "export".into(),

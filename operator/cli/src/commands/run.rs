@@ -1,6 +1,7 @@
 //! `s3 run`.
 
 use crate::bind::{Given, LocalBinder};
+use crate::out::Out;
 use crate::state::State;
 use crate::status::StatusWriter;
 use crate::supervise::{End, Options, Supervisor};
@@ -118,6 +119,6 @@ pub fn go(args: &RunArgs, resources: Resources) -> Result<ExitCode, Problem> {
         return Ok(ExitCode::from(ExitClass::Interrupted.code()));
     }
     super::report::print(&plan, &state)?;
-    println!("digest {}", s3_plan::run_digest(&plan, supervisor.observed())?);
+    writeln!(Out, "digest {}", s3_plan::run_digest(&plan, supervisor.observed())?)?;
     Ok(ExitCode::SUCCESS)
 }

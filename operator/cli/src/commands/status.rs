@@ -2,6 +2,7 @@
 
 use super::run::Record;
 use crate::StateArg;
+use crate::out::Out;
 use crate::progress::number;
 use crate::state::State;
 use crate::text::{Problem, thousands};
@@ -46,8 +47,8 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode, Problem> {
         let doing = if alive { report.phase.clone() + &figures.collect::<String>() } else { String::new() };
         table.add_row([component.name.as_str(), state, &progress, &doing]);
     }
-    println!("{}", table.trim_fmt());
+    writeln!(Out, "{}", table.trim_fmt())?;
     let folder = state.root().join("status");
-    println!("\nresource status: {}", folder.display());
+    writeln!(Out, "\nresource status: {}", folder.display())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! `s3 why`.
 
 use crate::cluster::{Cluster, PATIENCE};
+use crate::out::Out;
 use crate::text::Problem;
 use clap::Args;
 use s3_crds::Kind;
@@ -50,15 +51,15 @@ async fn explain(namespace: Option<&str>, kind: Kind, name: String) -> Result<Ex
         }
         let indent = "  ".repeat(depth);
         let Some(object) = cluster.get(kind, &name).await? else {
-            println!("{indent}{}/{name} does not exist in namespace {}", kind.name(), cluster.namespace);
+            writeln!(Out, "{indent}{}/{name} does not exist in namespace {}", kind.name(), cluster.namespace)?;
             found &= depth > 0;
             continue;
         };
         let answer = why(kind, &object);
-        println!("{indent}{}: {}", answer.title, answer.condition.as_deref().unwrap_or("not looked at"));
-        println!("{indent}  {}", answer.message);
+        writeln!(Out, "{indent}{}: {}", answer.title, answer.condition.as_deref().unwrap_or("not looked at"))?;
+        writeln!(Out, "{indent}  {}", answer.message)?;
         if !answer.action.is_empty() {
-            println!("{indent}  {}", answer.action);
+            writeln!(Out, "{indent}  {}", answer.action)?;
         }
         open.extend(answer.blocked_by.into_iter().map(|(kind, name)| (kind, name, depth + 1)));
     }

@@ -44,19 +44,7 @@ fn fields(row: &Row) -> Map<String, Value> {
 fn value(field: &Field) -> Value {
     match field {
         Field::Group(group) => Value::Object(fields(group)),
-        Field::Str(text) => Value::String(text.clone()),
-        Field::Bool(yes) => Value::Bool(*yes),
-        Field::Byte(number) => (*number).into(),
-        Field::Short(number) => (*number).into(),
-        Field::Int(number) => (*number).into(),
-        Field::Long(number) => (*number).into(),
-        Field::UByte(number) => (*number).into(),
-        Field::UShort(number) => (*number).into(),
-        Field::UInt(number) => (*number).into(),
-        Field::ULong(number) => (*number).into(),
-        Field::Float(number) => (*number).into(),
-        Field::Double(number) => (*number).into(),
         // lists, dates and bytes are nothing that a passage is made of
-        _ => Value::Null,
+        other => s3_questions::scalar(other).unwrap_or_default(),
     }
 }

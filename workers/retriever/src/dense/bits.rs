@@ -5,66 +5,53 @@
 //! vector s / √d. With o the rotated row and r a rotated query, ⟨o, r⟩ is estimated by ⟨s, r⟩ · ‖o‖² / Σ|oᵢ|,
 //! exact when r points along o and unbiased over rotations otherwise. A query is split along the mean first:
 //! the part along it is the same for all rows but for one number a row, and what is left is short. It is
-//! rounded to 4 bits, so that ⟨s, r⟩ is counting bits. The best rows are scored again with their vectors.
+//! rounded to whole numbers, and ⟨s, r⟩ is looked up, six bits at a time ([`BitTables`]). The best rows are scored again
+//! with their vectors.
+//!
+//! Rows lie in blocks of 64: their bits, byte by byte ([`place`]), then two numbers of each. A scan reads a block once
+//! and takes out only the rows that reach the least of the best so far.
 
+use super::candidates::Candidates;
 use super::file::{Data, Header, Kind, Writer};
-use super::kernels::{BIT_ROWS, BitRows, Level, PLANES, bit_sums, estimates};
+use super::kernels::{BIT_BYTES, BIT_ROWS, BitBlock, BitTables, Level, bit_estimates, place};
 use super::rotation::Rotation;
 use super::rows::Rows;
 use crate::error::{Result, RetrieverError};
-use crate::rank::TopK;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::path::Path;
 
-const WORD: usize = 64;
 /// Rows coded at once while building; whole blocks.
 const BATCH: usize = 8192;
+/// Bytes of a block's two numbers a row.
+const FACTORS: usize = 2 * 4 * BIT_ROWS;
 
 /// The codes of all rows.
 pub struct BitCodes {
     data: Data,
     mean: Vec<f32>,
     rotation: Rotation,
-    rows: usize,
 }
 
 /// One query against 1-bit codes.
 pub struct BitQuery {
-    /// Its 4-bit elements by bit.
-    planes: Vec<u64>,
-    /// How much of the mean is in it.
-    along: f32,
-    /// Twice the size of one step.
-    step: f32,
-    /// Twice the smallest element.
-    low: f32,
-    /// Sum of its rounded elements.
-    sum: f32,
+    /// The part off the mean, rotated and rounded.
+    tables: BitTables,
+    /// How much of the mean is in it, twice its step, and its step times all elements' sizes, negative.
+    numbers: [f32; 3],
 }
 
-/// What scanning needs besides.
-#[derive(Default)]
-pub struct BitScratch {
-    sums: Vec<u32>,
-    estimates: Vec<f32>,
+/// Bytes of a row's code.
+fn bytes(dimensions: usize) -> usize {
+    dimensions.div_ceil(8).next_multiple_of(BIT_BYTES)
 }
 
-/// The three numbers kept of a row beside its bits.
-#[derive(Clone, Copy, Default)]
-struct Factors {
-    /// ‖o‖² / Σ|oᵢ|.
-    length: f32,
-    /// Inner product of row minus mean with the mean.
-    along: f32,
-    /// Bits set.
-    ones: f32,
+/// Bytes of a block.
+fn block(dimensions: usize) -> usize {
+    bytes(dimensions) * BIT_ROWS + FACTORS
 }
 
-fn words(dimensions: usize) -> usize {
-    dimensions.div_ceil(WORD)
-}
-
+/// Bytes of the mean.
 fn table(dimensions: usize) -> usize {
     (4 * dimensions).next_multiple_of(64)
 }
@@ -95,23 +82,24 @@ fn mean(rows: &Rows) -> Vec<f32> {
     sum.into_iter().map(|sum| (sum / rows.len().max(1) as f64) as f32).collect()
 }
 
-/// Codes up to eight rows from `first` on into a block.
-fn code(rows: &Rows, first: usize, mean: &[f32], rotation: &Rotation, block: &mut [u64], factors: &mut [Factors]) {
+/// Codes up to [`BIT_ROWS`] rows from `first` on into a block.
+fn code(rows: &Rows, first: usize, mean: &[f32], rotation: &Rotation, block: &mut [u8]) {
+    let (codes, factors) = block.split_at_mut(block.len() - FACTORS);
     let mut row = vec![0f32; mean.len()];
-    for (lane, factors) in factors.iter_mut().enumerate().take(rows.len() - first) {
+    for lane in 0..BIT_ROWS.min(rows.len() - first) {
         rows.read(first + lane, &mut row);
         row.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
         let along = dot(&row, mean);
         rotation.apply(&mut row);
         let absolute: f64 = row.iter().map(|x| f64::from(x.abs())).sum();
-        let mut ones = 0;
-        for (word, values) in row.chunks(WORD).enumerate() {
-            let bits = values.iter().enumerate().fold(0u64, |bits, (at, x)| bits | u64::from(*x > 0.0) << at);
-            ones += bits.count_ones();
-            block[word * BIT_ROWS + lane] = bits;
+        for (byte, values) in row.chunks(8).enumerate() {
+            let bits = values.iter().enumerate().fold(0, |bits, (at, x)| bits | u8::from(*x > 0.0) << at);
+            codes[byte * BIT_ROWS + place(lane)] = bits;
         }
         let length = if absolute > 0.0 { (f64::from(dot(&row, &row)) / absolute) as f32 } else { 0.0 };
-        *factors = Factors { length, along, ones: ones as f32 };
+        for (column, number) in [length, along].into_iter().enumerate() {
+            factors[4 * (column * BIT_ROWS + lane)..][..4].copy_from_slice(&number.to_le_bytes());
+        }
     }
 }
 
@@ -123,18 +111,13 @@ pub fn write(rows: &Rows, path: &Path) -> Result<()> {
     let mut head: Vec<u8> = bytemuck::cast_slice(&mean).to_vec();
     head.resize(table(d), 0);
     writer.write(&head)?;
-    let mut factors = vec![Factors::default(); rows.len().next_multiple_of(BIT_ROWS)];
-    for (batch, factors) in factors.chunks_mut(BATCH).enumerate() {
-        let mut codes = vec![0u64; factors.len() * words(d)];
-        let blocks = codes.par_chunks_exact_mut(words(d) * BIT_ROWS).zip(factors.par_chunks_exact_mut(BIT_ROWS));
-        blocks.enumerate().for_each(|(at, (block, factors))| {
-            code(rows, batch * BATCH + at * BIT_ROWS, &mean, &rotation, block, factors);
-        });
-        writer.write(bytemuck::cast_slice(&codes))?;
-    }
-    for part in [|f: &Factors| f.length, |f: &Factors| f.along, |f: &Factors| f.ones] {
-        let column: Vec<f32> = factors.iter().map(part).collect();
-        writer.write(bytemuck::cast_slice(&column))?;
+    for first in (0..rows.len()).step_by(BATCH) {
+        let mut blocks = vec![0u8; BATCH.min(rows.len() - first).div_ceil(BIT_ROWS) * block(d)];
+        blocks
+            .par_chunks_exact_mut(block(d))
+            .enumerate()
+            .for_each(|(at, block)| code(rows, first + at * BIT_ROWS, &mean, &rotation, block));
+        writer.write(&blocks)?;
     }
     writer.finish(rows.len())
 }
@@ -145,12 +128,11 @@ impl BitCodes {
         let (header, data) = Data::open(path)?;
         let (d, count) = (rows.dimensions(), rows.len());
         let fits = header == Header { kind: Kind::Bits, dimensions: d, rows: count };
-        let padded = count.next_multiple_of(BIT_ROWS);
-        if !fits || data.len() != table(d) + padded * (8 * words(d) + 3 * 4) {
+        if !fits || data.len() != table(d) + count.div_ceil(BIT_ROWS) * block(d) {
             return Err(RetrieverError::content(path, "does not fit the vectors beside it; build the index again"));
         }
         let mean = bytemuck::cast_slice(&data[..4 * d]).to_vec();
-        Ok(Self { data, mean, rotation: Rotation::new(d), rows: count })
+        Ok(Self { data, mean, rotation: Rotation::new(d) })
     }
 
     /// Bytes that a search reads, besides the vectors of the candidates.
@@ -159,55 +141,34 @@ impl BitCodes {
     }
 
     /// Splits, rotates and rounds a query.
-    pub fn prepare(&self, query: &[f32]) -> BitQuery {
-        let d = self.mean.len();
+    pub fn prepare(&self, level: Level, query: &[f32]) -> BitQuery {
         let square = dot(&self.mean, &self.mean);
         let along = if square > 0.0 { dot(query, &self.mean) / square } else { 0.0 };
         let mut rest: Vec<f32> = query.iter().zip(&self.mean).map(|(x, mean)| x - along * mean).collect();
         self.rotation.apply(&mut rest);
-        let low = rest.iter().copied().fold(f32::INFINITY, f32::min);
-        let high = rest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let levels = ((1 << PLANES) - 1) as f32;
-        let step = (high - low) / levels;
-        let mut planes = vec![0u64; PLANES * words(d)];
-        let mut total = 0u32;
-        for (at, x) in rest.iter().enumerate() {
-            let level = if step > 0.0 { ((x - low) / step).round().min(levels) as u32 } else { 0 };
-            total += level;
-            for plane in 0..PLANES {
-                planes[plane * words(d) + at / WORD] |= u64::from(level >> plane & 1) << (at % WORD);
-            }
-        }
-        let sum = low * d as f32 + step * total as f32;
-        BitQuery { planes, along, step: 2.0 * step, low: 2.0 * low, sum }
+        rest.resize(8 * bytes(query.len()), 0.0);
+        let (tables, step) = BitTables::rounded(level, &rest);
+        // ⟨s, r⟩ is the set bits' elements less the others', so twice the set ones' less all: with the sums of the tables,
+        // from which the negative elements are taken off, twice the sum less all elements' sizes
+        let numbers = [along, 2.0 * step, -step * tables.reach() as f32];
+        BitQuery { tables, numbers }
     }
 
     /// Offers the rows of a range, which begins with a block, to every query's collector.
-    pub fn scan(
-        &self,
-        level: Level,
-        queries: &[BitQuery],
-        range: Range<usize>,
-        scratch: &mut BitScratch,
-        best: &mut [TopK],
-    ) {
-        let (d, padded) = (self.mean.len(), self.rows.next_multiple_of(BIT_ROWS));
-        let (first, count) = (range.start, range.len());
-        let whole = first..range.end.next_multiple_of(BIT_ROWS);
-        let (codes, columns) = self.data[table(d)..].split_at(padded * 8 * words(d));
-        let codes: &[u64] = bytemuck::cast_slice(codes);
-        let columns: &[f32] = bytemuck::cast_slice(columns);
-        let column = |at: usize| &columns[at * padded + first..][..count];
-        let (lengths, along, ones) = (column(0), column(1), column(2));
-        scratch.sums.resize(whole.len(), 0);
-        scratch.estimates.resize(count, 0.0);
+    pub fn scan(&self, queries: &[BitQuery], range: Range<usize>, best: &mut [Candidates]) {
+        let d = self.mean.len();
+        let blocks = range.start / BIT_ROWS..range.end.div_ceil(BIT_ROWS);
+        let blocks = &self.data[table(d)..][blocks.start * block(d)..blocks.end * block(d)];
+        let mut estimates = [0.0; BIT_ROWS];
         for (query, best) in queries.iter().zip(best) {
-            let codes = &codes[whole.start * words(d)..whole.end * words(d)];
-            bit_sums(level, codes, &query.planes, words(d), &mut scratch.sums);
-            let rows = BitRows { sums: &scratch.sums[..count], lengths, along, ones };
-            let numbers = [query.along, query.step, query.low, query.sum];
-            estimates(level, &rows, numbers, &mut scratch.estimates);
-            best.offer(first as u32, &scratch.estimates);
+            for (first, block) in range.clone().step_by(BIT_ROWS).zip(blocks.chunks_exact(block(d))) {
+                let (codes, factors) = block.split_at(block.len() - FACTORS);
+                let [lengths, along]: &[[f32; BIT_ROWS]; 2] = bytemuck::from_bytes(factors);
+                let block = BitBlock { codes, lengths, along };
+                let reached = bit_estimates(&block, &query.tables, query.numbers, best.floor(), &mut estimates);
+                let rows = (range.end - first).min(BIT_ROWS);
+                best.offer(first as u32, reached & u64::MAX >> (BIT_ROWS - rows), &estimates);
+            }
         }
     }
 }

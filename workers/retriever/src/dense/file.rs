@@ -30,8 +30,8 @@ pub enum Kind {
     Single = 1,
     /// 8-bit codes.
     Bytes = 2,
-    /// 1-bit codes.
-    Bits = 3,
+    /// 1-bit codes. (3 was another order of them.)
+    Bits = 4,
 }
 
 /// What a header says.
@@ -217,5 +217,11 @@ mod tests {
             assert!(verify(&whole[..at]).is_err(), "cut at {at}");
         }
         assert!(verify(&[&whole[..], &[0]].concat()).is_err());
+        // 1-bit codes as they were ordered before
+        let mut before = whole;
+        before[8..12].copy_from_slice(&3u32.to_le_bytes());
+        let own = crc32fast::hash(&before[..36]).to_le_bytes();
+        before[36..40].copy_from_slice(&own);
+        assert_eq!(verify(&before).unwrap_err(), "not a vector file of this version; build the index again");
     }
 }

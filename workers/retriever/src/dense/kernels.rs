@@ -12,10 +12,8 @@ use half::slice::HalfFloatSliceExt;
 pub const LANES: usize = 16;
 /// Bytes that a row of 8-bit codes is padded to.
 pub const CODE_LANES: usize = 64;
-/// Rows whose 1-bit codes are interleaved word by word.
-pub const BIT_ROWS: usize = 8;
-/// Bits of a query's element against 1-bit codes.
-pub const PLANES: usize = 4;
+/// Rows whose 1-bit codes are interleaved byte by byte.
+pub const BIT_ROWS: usize = 64;
 
 /// Instruction sets, best last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,7 +22,7 @@ pub enum Level {
     Portable,
     /// AVX2, FMA and F16C (2013 on).
     Avx2,
-    /// AVX-512 with VNNI and VPOPCNTDQ (2019 on).
+    /// AVX-512 with VNNI and VBMI (2019 on).
     Avx512,
 }
 
@@ -34,7 +32,7 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            if has!("avx512f") && has!("avx512bw") && has!("avx512vnni") && has!("avx512vpopcntdq") {
+            if has!("avx512f") && has!("avx512bw") && has!("avx512vnni") && has!("avx512vbmi") {
                 return Self::Avx512;
             }
             if has!("avx2") && has!("fma") && has!("f16c") {
@@ -80,6 +78,21 @@ pub fn scores(level: Level, rows: &[f32], queries: &[f32], width: usize, out: &m
     }
 }
 
+/// Inner products of four rows of f16 and one query: what [`scores`] gives for the rows [widened](widen), without a copy.
+pub fn half_scores(level: Level, rows: [&[f16]; 4], query: &[f32]) -> [f32; 4] {
+    assert!(query.len().is_multiple_of(LANES), "whole lanes");
+    assert!(rows.iter().all(|row| row.len() == query.len()), "rows of the query's length");
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected, and rows and query have the same whole lanes.
+        Level::Avx512 => unsafe { avx512::half_scores(rows, query) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx2 => unsafe { avx2::half_scores(rows, query) },
+        _ => portable::half_scores(rows, query),
+    }
+}
+
 /// Inner products of rows of unsigned codes and queries of signed ones.
 pub fn code_sums(level: Level, rows: &[u8], queries: &[i8], width: usize, out: &mut Out<'_, i32>) {
     check(rows, queries, width, CODE_LANES, out);
@@ -92,22 +105,6 @@ pub fn code_sums(level: Level, rows: &[u8], queries: &[i8], width: usize, out: &
         // SAFETY: as in `scores`.
         Level::Avx2 => unsafe { avx2::code_sums(rows, queries, width, out) },
         _ => portable::code_sums(rows, queries, width, out),
-    }
-}
-
-/// For every row Σ over its set bits of the query's 4-bit element. `blocks` holds the rows' words
-/// interleaved by [`BIT_ROWS`]; `planes` the query's bits, lowest first, `words` words each.
-pub fn bit_sums(level: Level, blocks: &[u64], planes: &[u64], words: usize, out: &mut [u32]) {
-    assert!(words > 0 && planes.len() == PLANES * words, "a query has all its bits");
-    assert!(blocks.len() == out.len() * words && out.len().is_multiple_of(BIT_ROWS), "whole blocks of rows");
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as in `scores`.
-        Level::Avx512 => unsafe { avx512::bit_sums(blocks, planes, words, out) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as in `scores`.
-        Level::Avx2 => unsafe { avx2::bit_sums(blocks, planes, words, out) },
-        _ => portable::bit_sums(blocks, planes, words, out),
     }
 }
 
@@ -139,39 +136,40 @@ pub fn ask_for<T>(values: &[T]) {
     let _ = values;
 }
 
-/// What [`estimates`] reads: per row the sum over its set bits, and its three numbers.
-pub struct BitRows<'a> {
-    /// From [`bit_sums`].
-    pub sums: &'a [u32],
-    /// Factor of the whole.
-    pub lengths: &'a [f32],
-    /// Factor of the query's part along the mean.
-    pub along: &'a [f32],
-    /// Bits set.
-    pub ones: &'a [f32],
+/// [`BIT_ROWS`] rows of 1-bit codes.
+pub struct BitBlock<'a> {
+    /// Byte by byte: of the first byte those of all rows, each at its [`place`], then of the second, …
+    pub codes: &'a [u8],
+    /// Per row the factor of the whole.
+    pub lengths: &'a [f32; BIT_ROWS],
+    /// Per row the factor of the query's part along the mean.
+    pub along: &'a [f32; BIT_ROWS],
 }
 
-/// `along · row.along + row.length · (step · sum + low · ones − total)` for every row; `query` is along, step,
-/// low, total.
-pub fn estimates(level: Level, rows: &BitRows<'_>, query: [f32; 4], out: &mut [f32]) {
-    match level {
+/// Where a row's byte lies among its block's. Rows 0, 16, 32 and 48 are neighbours, then 1, 17, …: sums of four
+/// neighbouring bytes are taken apart into four vectors of sixteen rows in order.
+pub const fn place(row: usize) -> usize {
+    row % 16 * 4 + row / 16
+}
+
+/// `along · row.along + row.length · (step · sum + shift)` for every row of a block, where `sum` is that of
+/// [`BitTables`] and `query` is along, step, shift. Bit r of what is returned: row r has at least `floor`.
+pub fn bit_estimates(
+    block: &BitBlock<'_>,
+    tables: &BitTables,
+    query: [f32; 3],
+    floor: f32,
+    out: &mut [f32; BIT_ROWS],
+) -> u64 {
+    assert_eq!(block.codes.len(), tables.bytes() * BIT_ROWS, "a block of the query's length");
+    match tables.level() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level was detected; the function is safe otherwise.
-        Level::Avx512 => unsafe { avx512::estimates(rows, query, out) },
+        // SAFETY: the level was detected, and the block has a byte per row and byte of the tables.
+        Level::Avx512 => unsafe { avx512::bit_estimates(block, tables.lines(), query, floor, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Level::Avx2 => unsafe { avx2::estimates(rows, query, out) },
-        _ => estimates_plain(rows, query, out),
-    }
-}
-
-#[inline(always)]
-#[allow(clippy::inline_always)] // must be compiled once per instruction set
-fn estimates_plain(rows: &BitRows<'_>, [along, step, low, total]: [f32; 4], out: &mut [f32]) {
-    let numbers = rows.sums.iter().zip(rows.lengths.iter().zip(rows.along.iter().zip(rows.ones)));
-    for (out, (sum, (length, (row_along, ones)))) in out.iter_mut().zip(numbers) {
-        // no fused operations: every level rounds alike
-        *out = along * row_along + length * (step * (*sum as i32) as f32 + low * ones - total);
+        Level::Avx2 => unsafe { avx2::bit_estimates(block, tables.lines(), query, floor, out) },
+        _ => portable::bit_estimates(block, tables.lines(), query, floor, out),
     }
 }
 
@@ -188,6 +186,9 @@ fn fold(mut lanes: [f32; LANES]) -> f32 {
 }
 
 mod portable;
+mod tables;
+
+pub use tables::{BIT_BYTES, BitTables};
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;

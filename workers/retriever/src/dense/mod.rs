@@ -7,6 +7,7 @@
 pub mod approximate;
 pub mod bits;
 pub mod bytes;
+pub mod candidates;
 pub mod file;
 #[cfg(feature = "cuda")]
 pub mod gpu;
@@ -17,14 +18,16 @@ pub mod rows;
 use crate::error::{Result, RetrieverError};
 use crate::rank::{Ranked, TopK};
 use approximate::Approximate;
-use bits::{BitCodes, BitQuery, BitScratch};
+use bits::{BitCodes, BitQuery};
 use bytes::{ByteCodes, ByteQueries};
+use candidates::Candidates;
 use kernels::{Level, Out};
 use rayon::prelude::*;
 use rows::Rows;
 use s3_config::DenseKind;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 /// Rows handled by one task.
 const BLOCK: usize = 1024;
@@ -56,7 +59,6 @@ struct Scratch {
     rows: Vec<f32>,
     scores: Vec<f32>,
     sums: Vec<i32>,
-    bits: BitScratch,
 }
 
 /// Writes the codes of a kind beside the vectors that it is made of; exact search needs none.
@@ -170,8 +172,8 @@ impl DenseIndex {
                 self.rescored(queries, k, positions(&self.by_bytes(codes, &prepared, queries.len(), candidates)))
             }
             Codes::Bits(codes) => {
-                let prepared: Vec<BitQuery> = queries.iter().map(|query| codes.prepare(query)).collect();
-                self.rescored(queries, k, positions(&self.by_bits(codes, &prepared, candidates)))
+                let prepared: Vec<BitQuery> = queries.iter().map(|query| codes.prepare(self.level, query)).collect();
+                self.rescored(queries, k, self.by_bits(codes, &prepared, candidates))
             }
             Codes::Faiss(index) => self.whole(queries, k, index.candidates(queries, candidates)?),
         })
@@ -240,14 +242,13 @@ impl DenseIndex {
         flat
     }
 
-    /// Runs `each` over blocks of all rows, on all threads, with a collector of `keep` per query.
-    fn scan(
+    /// Runs `each` over blocks of all rows, on all threads, with a collector of each query's best; they are merged.
+    fn scan<C: Send>(
         &self,
-        queries: usize,
-        keep: usize,
-        each: impl Fn(Range<usize>, &mut Scratch, &mut [TopK]) + Sync,
-    ) -> Vec<Vec<Ranked>> {
-        let empty = || (0..queries).map(|_| TopK::new(keep)).collect::<Vec<_>>();
+        empty: impl Fn() -> Vec<C> + Sync,
+        merge: impl Fn(C, C) -> C + Sync,
+        each: impl Fn(Range<usize>, &mut Scratch, &mut [C]) + Sync,
+    ) -> Vec<C> {
         let (_, best) = (0..self.len().div_ceil(BLOCK))
             .into_par_iter()
             .fold(
@@ -260,9 +261,20 @@ impl DenseIndex {
             )
             .reduce(
                 || (Scratch::default(), empty()),
-                |(scratch, a), (_, b)| (scratch, a.into_iter().zip(b).map(|(a, b)| a.merge(b)).collect()),
+                |(scratch, a), (_, b)| (scratch, a.into_iter().zip(b).map(|(a, b)| merge(a, b)).collect()),
             );
-        best.into_iter().map(TopK::finish).collect()
+        best
+    }
+
+    /// [`Self::scan`] for the best `keep` in order.
+    fn ranked(
+        &self,
+        queries: usize,
+        keep: usize,
+        each: impl Fn(Range<usize>, &mut Scratch, &mut [TopK]) + Sync,
+    ) -> Vec<Vec<Ranked>> {
+        let empty = || (0..queries).map(|_| TopK::new(keep)).collect();
+        self.scan(empty, TopK::merge, each).into_iter().map(TopK::finish).collect()
     }
 
     fn exact(&self, queries: &[Vec<f32>], k: usize) -> Vec<Vec<Ranked>> {
@@ -271,7 +283,7 @@ impl DenseIndex {
         if coded {
             self.rows.read_scattered(false);
         }
-        let found = self.scan(queries.len(), k, |range, scratch, best| {
+        let found = self.ranked(queries.len(), k, |range, scratch, best| {
             for first in range.clone().step_by(STEP) {
                 let part = first..range.end.min(first + STEP);
                 let stride = part.len();
@@ -290,7 +302,7 @@ impl DenseIndex {
     }
 
     fn by_bytes(&self, codes: &ByteCodes, prepared: &ByteQueries, queries: usize, keep: usize) -> Vec<Vec<Ranked>> {
-        self.scan(queries, keep, |range, scratch, best| {
+        self.ranked(queries, keep, |range, scratch, best| {
             for first in range.clone().step_by(2 * STEP) {
                 let part = first..range.end.min(first + 2 * STEP);
                 codes.scan(self.level, prepared, part, &mut scratch.sums, best);
@@ -298,10 +310,15 @@ impl DenseIndex {
         })
     }
 
-    fn by_bits(&self, codes: &BitCodes, prepared: &[BitQuery], keep: usize) -> Vec<Vec<Ranked>> {
-        self.scan(prepared.len(), keep, |range, scratch, best| {
-            codes.scan(self.level, prepared, range, &mut scratch.bits, best);
-        })
+    /// Positions of the candidates, rising.
+    fn by_bits(&self, codes: &BitCodes, prepared: &[BitQuery], keep: usize) -> Vec<Vec<u32>> {
+        let floors: Vec<AtomicU64> = prepared.iter().map(|_| AtomicU64::new(0)).collect();
+        let empty = || prepared.iter().map(|_| Candidates::new(keep)).collect();
+        let found = self.scan(empty, Candidates::merge, |range, _, best: &mut [Candidates]| {
+            best.iter_mut().zip(&floors).for_each(|(best, floor)| best.share(floor));
+            codes.scan(prepared, range, best);
+        });
+        found.into_iter().map(Candidates::positions).collect()
     }
 
     /// The best `k` of each query's candidates by their exact scores.
@@ -327,17 +344,28 @@ impl DenseIndex {
             for position in positions.iter().skip((number + 1) * GROUP).take(GROUP) {
                 self.rows.ask_for(*position as usize);
             }
-            for (row, position) in rows.chunks_exact_mut(width).zip(group) {
-                self.rows.read(*position as usize, row);
-            }
-            let mut scores = [0.0; GROUP];
-            let rows = &rows[..group.len() * width];
-            kernels::scores(self.level, rows, &flat, width, &mut Out { values: &mut scores, stride: GROUP });
+            let scores = self.scores_of(group, &flat, &mut rows);
             for (position, score) in group.iter().zip(scores) {
                 best.push(*position, f64::from(score));
             }
         }
         best.finish()
+    }
+
+    /// Exact scores of up to four rows.
+    fn scores_of(&self, group: &[u32], query: &[f32], scratch: &mut [f32]) -> [f32; 4] {
+        let row = |at: usize| self.rows.half(group[at.min(group.len() - 1)] as usize);
+        if let (Some(a), Some(b), Some(c), Some(d)) = (row(0), row(1), row(2), row(3)) {
+            return kernels::half_scores(self.level, [a, b, c, d], query);
+        }
+        let width = query.len();
+        for (row, position) in scratch.chunks_exact_mut(width).zip(group) {
+            self.rows.read(*position as usize, row);
+        }
+        let (mut scores, stride) = ([0.0; 4], 4);
+        let rows = &scratch[..group.len() * width];
+        kernels::scores(self.level, rows, query, width, &mut Out { values: &mut scores, stride });
+        scores
     }
 }
 

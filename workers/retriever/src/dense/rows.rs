@@ -112,6 +112,16 @@ impl Rows {
         rest.fill(0.0);
     }
 
+    /// One row where it lies as f16 of whole lanes, so that it needs no copy.
+    pub fn half(&self, at: usize) -> Option<&[f16]> {
+        match self.values() {
+            Values::Half(values) if self.dimensions == self.width() => {
+                Some(&values[at * self.dimensions..(at + 1) * self.dimensions])
+            }
+            _ => None,
+        }
+    }
+
     /// Says that a row will be read soon.
     pub fn ask_for(&self, at: usize) {
         let range = at * self.dimensions..(at + 1) * self.dimensions;

@@ -118,10 +118,45 @@ fn codes_find_what_exact_search_finds() {
                 assert_eq!(index.search(&queries, 10, false).unwrap(), found, "{kind:?} {level:?}");
                 assert_eq!(index.search(&queries[3..4], 10, false).unwrap()[0], found[3], "{kind:?} {level:?}");
             }
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                assert_eq!(pool.install(|| index.search(&queries, 10, false).unwrap()), found, "{kind:?} {threads}");
+            }
             for found in found.iter().flatten() {
                 // an exact score, whichever way the row was chosen
                 let row = index.vector(found.position as usize);
                 assert_eq!(row.len(), d);
+            }
+        }
+    }
+}
+
+/// Blocks of 1-bit codes that are not full: what pads them is like a row at the mean, and is never found.
+#[test]
+fn few_rows_and_odd_dimensions() {
+    let dir = tempfile::tempdir().unwrap();
+    for d in [1, 7, 24, 100, 129] {
+        for n in [24, 63, 64, 65, 130] {
+            let values = clustered(n, d);
+            let path = dir.path().join("rows");
+            let mut writer = rows::RowWriter::create(&path, file::Kind::Half, d).unwrap();
+            writer.half(&values).unwrap();
+            writer.finish().unwrap();
+            let codes = dir.path().join("codes");
+            let rows = Rows::open(&path).unwrap();
+            write_codes(DenseKind::OneBit, &rows, &codes).unwrap();
+            let mut index = DenseIndex::open(DenseKind::OneBit, rows, &codes, 1).unwrap();
+            let queries: Vec<Vec<f32>> = values.chunks(d).map(|row| row.iter().map(|x| x.to_f32()).collect()).collect();
+            let mut rankings = Vec::new();
+            for level in Level::available() {
+                index.level = level;
+                rankings.push(index.search(&queries, 1, false).unwrap());
+                let alone = index.search(&queries[n - 1..], 1, false).unwrap();
+                assert_eq!(alone[0], rankings[0][n - 1], "{d} {n} {level:?}");
+            }
+            assert!(rankings.iter().all(|ranking| *ranking == rankings[0]), "{d} {n}");
+            for found in &rankings[0] {
+                assert!(found.len() == 1 && (found[0].position as usize) < n, "{d} {n}: {found:?}");
             }
         }
     }

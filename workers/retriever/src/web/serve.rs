@@ -1,9 +1,8 @@
 //! `s3-retriever web`: a web search over gRPC and HTTP.
 
 use super::engine::WebSearch;
-use super::grpc::WebService;
-use super::http::{WebFront, router};
 use crate::access::Access;
+use crate::front::Front;
 use crate::gate::{Admission, Gate};
 use crate::serve::Sockets;
 use s3_config::WebSearchConfig;
@@ -23,6 +22,5 @@ pub async fn serve(config: WebSearchConfig, shutdown: Shutdown) -> Result<(), Fa
         admission: Arc::new(Admission::new(config.requests_limit)),
         deadline: Duration::from_millis(config.deadline_millis),
     };
-    let service = WebService { web: web.clone(), gate: gate.clone() };
-    sockets.answer(service, router(WebFront { web, gate }), shutdown).await
+    sockets.answer(Front { answers: web, gate }, shutdown).await
 }

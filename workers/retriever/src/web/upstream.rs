@@ -8,7 +8,9 @@ use reqwest::Url;
 use reqwest::header::RETRY_AFTER;
 use s3_config::{WebLimits, WebSearchConfig};
 use s3_generator_gateway::calls::{Guard, Pace, Reach, RetryPolicy, SecretFile, builder, retry_after, spread};
+use s3_telemetry::one_line;
 use serde_json::Value;
+use std::error::Error;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -190,7 +192,10 @@ impl Upstream {
 
     async fn exchange(&self, url: Url) -> Result<Vec<Entry>, Failed> {
         // errors of the client hold the address, and with it the key
-        let broken = |error: reqwest::Error| Failed::again("unavailable", chain(&error.without_url()));
+        let broken = |error: reqwest::Error| {
+            let error = error.without_url();
+            Failed::again("unavailable", one_line(&error, error.source()))
+        };
         let mut response = self.client.get(url).send().await.map_err(broken)?;
         let status = response.status().as_u16();
         let hint = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
@@ -259,15 +264,4 @@ fn said(body: &[u8]) -> String {
     let error = value.as_ref().and_then(|value| value.get("error")).and_then(Value::as_str).map(str::to_owned);
     let text = error.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SAID).collect()
-}
-
-/// An error with what it comes from.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

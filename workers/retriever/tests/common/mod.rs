@@ -27,6 +27,19 @@ pub fn write_corpus(path: &Path, n: usize) {
     std::fs::write(path, lines).unwrap();
 }
 
+/// What FAISS writes for an `IndexFlatIP`.
+pub fn faiss_flat(rows: &[f32], d: usize) -> Vec<u8> {
+    let mut file = b"IxFI".to_vec();
+    file.extend((d as i32).to_le_bytes());
+    file.extend(((rows.len() / d) as i64).to_le_bytes());
+    file.extend([1i64 << 20, 1 << 20].iter().flat_map(|unused| unused.to_le_bytes()));
+    file.push(1);
+    file.extend(0i32.to_le_bytes());
+    file.extend((rows.len() as u64).to_le_bytes());
+    file.extend(rows.iter().flat_map(|value| value.to_le_bytes()));
+    file
+}
+
 /// A random BERT encoder of one layer; another `seed`, another encoder.
 pub fn write_encoder(folder: &Path, seed: u32) {
     std::fs::create_dir_all(folder).unwrap();

@@ -4,6 +4,7 @@ mod served;
 
 use super::run::Record;
 use crate::bind::{Given, LocalBinder};
+use crate::out::Out;
 use crate::state::State;
 use crate::status::StatusWriter;
 use crate::supervise::{Options, Supervisor};
@@ -80,12 +81,12 @@ pub fn run(args: &AskArgs) -> Result<ExitCode, Problem> {
         _ => ask_here(args)?,
     };
     if args.json {
-        print!("{text}");
+        write!(Out, "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
     let answered: Answered = serde_json::from_str(&text)
         .map_err(|error| Problem::internal(format!("the evaluator's answer cannot be read: {error}")))?;
-    print!("{}", show(&args.question, &answered));
+    write!(Out, "{}", show(&args.question, &answered))?;
     Ok(ExitCode::SUCCESS)
 }
 

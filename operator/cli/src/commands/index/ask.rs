@@ -2,6 +2,7 @@
 
 use super::absolute;
 use super::worker::Call;
+use crate::out::Out;
 use crate::text::{Problem, bytes, thousands};
 use clap::{Args, ValueEnum};
 use s3_config::ClientTls;
@@ -248,11 +249,11 @@ pub fn inspect(args: &InspectArgs) -> Result<ExitCode, Problem> {
     let folder = absolute(&args.folder)?;
     let text = call.run("inspect", &[OsStr::new("inspect"), folder.as_os_str()])?;
     if args.json {
-        print!("{text}");
+        write!(Out, "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
     for version in answer(&text)?["versions"].as_array().into_iter().flatten() {
-        print!("{}", describe(version));
+        write!(Out, "{}", describe(version))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -264,18 +265,18 @@ pub fn verify(args: &VerifyArgs) -> Result<ExitCode, Problem> {
     let arguments = [OsStr::new("verify"), OsStr::new("--config"), config.as_os_str()];
     let text = call.run("verify", &arguments)?;
     if args.json {
-        print!("{text}");
+        write!(Out, "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
     let version = answer(&text)?;
-    print!("{}", describe(&version));
+    write!(Out, "{}", describe(&version))?;
     let files = version["files"].as_object().map_or(0, serde_json::Map::len);
     let encoder = match (version["encoderChecked"] == true, version["identity"]["dense"].is_object()) {
         (true, _) => "; passages are encoded as their vectors say",
         (false, true) => "; vectors were not compared with the encoder (--encoder)",
         (false, false) => "",
     };
-    println!("whole: {files} files have their sha256{encoder}");
+    writeln!(Out, "whole: {files} files have their sha256{encoder}")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -300,14 +301,14 @@ pub fn search(args: &SearchArgs) -> Result<ExitCode, Problem> {
         answer(&call.run("search", &arguments)?)?
     };
     if args.json {
-        println!("{found}");
+        writeln!(Out, "{found}")?;
         return Ok(ExitCode::SUCCESS);
     }
     for (query, hits) in args.queries.iter().zip(found["results"].as_array().into_iter().flatten()) {
-        println!("{query}");
+        writeln!(Out, "{query}")?;
         let hits = hits.as_array().map(Vec::as_slice).unwrap_or_default();
         if hits.is_empty() {
-            println!("   nothing");
+            writeln!(Out, "   nothing")?;
         }
         for (place, hit) in hits.iter().enumerate() {
             let text: String =
@@ -315,11 +316,12 @@ pub fn search(args: &SearchArgs) -> Result<ExitCode, Problem> {
             let short: String = text.chars().take(SHOWN).collect();
             let more = if short.len() < text.len() { "…" } else { "" };
             let (id, title) = (hit["id"].as_str().unwrap_or_default(), hit["title"].as_str().unwrap_or_default());
-            println!(
+            writeln!(
+                Out,
                 "{:>4}. {:>9.4}  [{id}] {title}: {short}{more}",
                 place + 1,
                 hit["score"].as_f64().unwrap_or_default()
-            );
+            )?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -388,23 +390,25 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode, Problem> {
     ];
     let text = call.run("compare", &arguments)?;
     if args.json {
-        print!("{text}");
+        write!(Out, "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
     let found = answer(&text)?;
     for which in ["first", "second"] {
         let index = &found[which];
-        println!(
+        writeln!(
+            Out,
             "{which:<6} {}, {} passages",
             index["digest"].as_str().unwrap_or_default(),
             number(&index["passages"])
-        );
+        )?;
     }
     for line in differences(&found["first"]["identity"], &found["second"]["identity"], "") {
-        println!("differs in {line}");
+        writeln!(Out, "differs in {line}")?;
     }
     let percent = |key: &str| 100.0 * found[key].as_f64().unwrap_or_default();
-    println!(
+    writeln!(
+        Out,
         "{} queries, {} passages each: {:.2} % of the passages are the same, the first one for {:.2} % of the queries, \
          the whole ranking for {:.2} %",
         found["queries"],
@@ -412,10 +416,10 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode, Problem> {
         percent("overlap"),
         percent("sameFirst"),
         percent("sameRanking"),
-    );
+    )?;
     for worst in found["worst"].as_array().into_iter().flatten() {
         let share = 100.0 * worst["overlap"].as_f64().unwrap_or_default();
-        println!("  {share:>5.1} %  {}", worst["query"].as_str().unwrap_or_default());
+        writeln!(Out, "  {share:>5.1} %  {}", worst["query"].as_str().unwrap_or_default())?;
     }
     Ok(ExitCode::SUCCESS)
 }

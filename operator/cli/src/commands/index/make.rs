@@ -2,6 +2,7 @@
 
 use super::absolute;
 use super::worker::Call;
+use crate::out::Out;
 use crate::text::{Problem, bytes, thousands};
 use clap::{Args, ValueEnum};
 use s3_config::{
@@ -333,13 +334,13 @@ fn make(
     call.run(what, &[OsStr::new("build"), OsStr::new("--config"), config.as_os_str()])?;
     let text = std::fs::read_to_string(&result).map_err(|error| Problem::io("read", &result, &error))?;
     if place.json {
-        println!("{text}");
+        writeln!(Out, "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
     let outcome: Outcome = serde_json::from_str(&text).map_err(Problem::internal)?;
     let summary = &outcome.summary;
     let number = |key: &str| summary[key].as_u64().unwrap_or_default();
-    println!("{} passages, {} in {}", thousands(number("passages")), bytes(number("bytes")), output.display());
+    writeln!(Out, "{} passages, {} in {}", thousands(number("passages")), bytes(number("bytes")), output.display())?;
     if let Some(recall) = summary["recall"].as_f64() {
         let scored = match summary["oversample"].as_u64() {
             Some(oversample) => {
@@ -349,12 +350,12 @@ fn make(
             }
             None => "searched exactly".to_owned(),
         };
-        println!("{} dimensions, {scored}", number("dimensions"));
+        writeln!(Out, "{} dimensions, {scored}", number("dimensions"))?;
     }
     for (name, found) in summary["answerable"].as_object().into_iter().flatten() {
         let share = 100.0 * found["fraction"].as_f64().unwrap_or_default();
-        println!("{share:.1} % of {} questions of {name} can be answered", found["questions"]);
+        writeln!(Out, "{share:.1} % of {} questions of {name} can be answered", found["questions"])?;
     }
-    println!("digest {}", outcome.digest);
+    writeln!(Out, "digest {}", outcome.digest)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,8 @@
 //! The loops in AVX2 with FMA and F16C.
 #![allow(unsafe_code)] // as in the parent: checked there, called only where detected
 
-use super::{BIT_ROWS, HalfFloatSliceExt, LANES, Out, PLANES, f16, fold};
+use super::tables::Line;
+use super::{BIT_BYTES, BIT_ROWS, BitBlock, HalfFloatSliceExt, LANES, Out, f16, fold};
 #[allow(clippy::wildcard_imports)] // dozens of intrinsics
 use std::arch::x86_64::*;
 
@@ -124,6 +125,31 @@ unsafe fn code_tile<const R: usize, const Q: usize>(
     }
 }
 
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn half_scores(rows: [&[f16]; 4], query: &[f32]) -> [f32; 4] {
+    let mut sums = [[_mm256_setzero_ps(); 2]; 4];
+    for at in (0..query.len()).step_by(8) {
+        let half = at % LANES / 8;
+        // SAFETY: eight elements follow `at` in the query and in every row.
+        unsafe {
+            let y = _mm256_loadu_ps(query.as_ptr().add(at));
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                let x = _mm256_cvtph_ps(_mm_loadu_si128(row.as_ptr().add(at).cast()));
+                sum[half] = _mm256_fmadd_ps(x, y, sum[half]);
+            }
+        }
+    }
+    sums.map(|[low, high]| {
+        let mut lanes = [0f32; LANES];
+        // SAFETY: twice eight lanes are written to sixteen.
+        unsafe {
+            _mm256_storeu_ps(lanes.as_mut_ptr(), low);
+            _mm256_storeu_ps(lanes.as_mut_ptr().add(8), high);
+        }
+        fold(lanes)
+    })
+}
+
 #[target_feature(enable = "avx2,f16c")]
 pub unsafe fn widen(halves: &[f16], out: &mut [f32]) {
     let whole = halves.len() - halves.len() % 8;
@@ -138,46 +164,62 @@ pub unsafe fn widen(halves: &[f16], out: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2")]
-pub fn estimates(rows: &super::BitRows<'_>, query: [f32; 4], out: &mut [f32]) {
-    super::estimates_plain(rows, query, out);
-}
-
-#[target_feature(enable = "avx2")]
-pub unsafe fn bit_sums(blocks: &[u64], planes: &[u64], words: usize, out: &mut [u32]) {
-    // Set bits of every half byte; two lookups and a sum of absolute differences count a vector's bits.
-    let table = _mm256_setr_epi8(
-        0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
-    );
-    let (low, zero) = (_mm256_set1_epi8(15), _mm256_setzero_si256());
-    for (block, out) in blocks.chunks_exact(words * BIT_ROWS).zip(out.chunks_exact_mut(BIT_ROWS)) {
-        let mut sums = [zero; 2];
-        for plane in 0..PLANES {
-            let mut counts = [zero; 2];
-            for word in 0..words {
-                let query = _mm256_set1_epi64x(planes[plane * words + word] as i64);
-                for (half, count) in counts.iter_mut().enumerate() {
-                    // SAFETY: a block has `words` groups of eight words.
-                    let bits = unsafe { _mm256_loadu_si256(block.as_ptr().add(word * BIT_ROWS + 4 * half).cast()) };
-                    let bits = _mm256_and_si256(bits, query);
-                    let bytes = _mm256_add_epi8(
-                        _mm256_shuffle_epi8(table, _mm256_and_si256(bits, low)),
-                        _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(bits), low)),
-                    );
-                    *count = _mm256_add_epi64(*count, _mm256_sad_epu8(bytes, zero));
-                }
+pub unsafe fn bit_estimates(
+    block: &BitBlock<'_>,
+    tables: &[Line],
+    [along, step, shift]: [f32; 3],
+    floor: f32,
+    out: &mut [f32; BIT_ROWS],
+) -> u64 {
+    let mut reached = 0;
+    let (low, word) = (_mm256_set1_epi8(15), _mm256_set1_epi32(0xFFFF));
+    let (along, step, shift, floor) =
+        (_mm256_set1_ps(along), _mm256_set1_ps(step), _mm256_set1_ps(shift), _mm256_set1_ps(floor));
+    for half in 0..2 {
+        let (mut even, mut odd) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+        for (at, lines) in tables.chunks_exact(BIT_BYTES).enumerate() {
+            let mut sum = _mm256_setzero_si256();
+            for (byte, Line(table)) in lines.iter().enumerate() {
+                // SAFETY: a block has 64 bytes per line, and a line is 64 bytes.
+                let (codes, lows, highs) = unsafe {
+                    (
+                        _mm256_loadu_si256(
+                            block.codes.as_ptr().add((at * BIT_BYTES + byte) * BIT_ROWS + 32 * half).cast(),
+                        ),
+                        _mm256_loadu_si256(table.as_ptr().cast()),
+                        _mm256_loadu_si256(table.as_ptr().add(32).cast()),
+                    )
+                };
+                let lows = _mm256_shuffle_epi8(lows, _mm256_and_si256(codes, low));
+                let highs = _mm256_shuffle_epi8(highs, _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
+                // three bytes' sums fit one
+                sum = _mm256_add_epi8(sum, _mm256_add_epi8(lows, highs));
             }
-            for (sum, count) in sums.iter_mut().zip(counts) {
-                let shift = _mm_cvtsi32_si128(plane as i32);
-                *sum = _mm256_add_epi64(*sum, _mm256_sll_epi64(count, shift));
-            }
+            even = _mm256_add_epi16(even, sum);
+            odd = _mm256_add_epi16(odd, _mm256_srli_epi16::<8>(sum));
         }
-        for (half, sum) in sums.iter().enumerate() {
-            let mut lanes = [0u64; 4];
-            // SAFETY: four lanes are written to four.
-            unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), *sum) };
-            for (out, lane) in out[4 * half..].iter_mut().zip(lanes) {
-                *out = lane as u32;
+        // the odd bytes' sums stand in the upper halves too
+        even = _mm256_sub_epi16(even, _mm256_slli_epi16::<8>(odd));
+        let quarters = [
+            _mm256_and_si256(even, word),
+            _mm256_and_si256(odd, word),
+            _mm256_srli_epi32::<16>(even),
+            _mm256_srli_epi32::<16>(odd),
+        ];
+        for (quarter, sums) in quarters.into_iter().enumerate() {
+            let first = 16 * quarter + 8 * half;
+            // SAFETY: eight rows follow `first` in all three.
+            unsafe {
+                let rows = _mm256_loadu_ps(block.along.as_ptr().add(first));
+                let lengths = _mm256_loadu_ps(block.lengths.as_ptr().add(first));
+                // no fused operations: every level rounds alike
+                let inner = _mm256_add_ps(_mm256_mul_ps(step, _mm256_cvtepi32_ps(sums)), shift);
+                let estimates = _mm256_add_ps(_mm256_mul_ps(along, rows), _mm256_mul_ps(lengths, inner));
+                _mm256_storeu_ps(out.as_mut_ptr().add(first), estimates);
+                let mask = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(estimates, floor));
+                reached |= u64::from(mask as u32) << first;
             }
         }
     }
+    reached
 }

@@ -1,7 +1,8 @@
-//! The loops in AVX-512 with VNNI and VPOPCNTDQ.
+//! The loops in AVX-512 with VNNI and VBMI.
 #![allow(unsafe_code)] // as in the parent: checked there, called only where detected
 
-use super::{BIT_ROWS, CODE_LANES, HalfFloatSliceExt, LANES, Out, PLANES, f16, fold};
+use super::tables::Line;
+use super::{BIT_BYTES, BIT_ROWS, BitBlock, CODE_LANES, HalfFloatSliceExt, LANES, Out, f16, fold};
 #[allow(clippy::wildcard_imports)] // dozens of intrinsics
 use std::arch::x86_64::*;
 
@@ -251,6 +252,27 @@ unsafe fn code_whole<const AHEAD: bool>(
 }
 
 #[target_feature(enable = "avx512f")]
+pub unsafe fn half_scores(rows: [&[f16]; 4], query: &[f32]) -> [f32; 4] {
+    let mut sums = [_mm512_setzero_ps(); 4];
+    for at in (0..query.len()).step_by(LANES) {
+        // SAFETY: sixteen elements follow `at` in the query and in every row.
+        unsafe {
+            let y = _mm512_loadu_ps(query.as_ptr().add(at));
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                let x = _mm512_cvtph_ps(_mm256_loadu_si256(row.as_ptr().add(at).cast()));
+                *sum = _mm512_fmadd_ps(x, y, *sum);
+            }
+        }
+    }
+    sums.map(|sum| {
+        let mut lanes = [0f32; LANES];
+        // SAFETY: sixteen lanes are written to sixteen.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
+        fold(lanes)
+    })
+}
+
+#[target_feature(enable = "avx512f")]
 pub unsafe fn widen(halves: &[f16], out: &mut [f32]) {
     let whole = halves.len() - halves.len() % LANES;
     for at in (0..whole).step_by(LANES) {
@@ -263,29 +285,59 @@ pub unsafe fn widen(halves: &[f16], out: &mut [f32]) {
     halves[whole..].convert_to_f32_slice(&mut out[whole..]);
 }
 
-#[target_feature(enable = "avx512f")]
-pub fn estimates(rows: &super::BitRows<'_>, query: [f32; 4], out: &mut [f32]) {
-    super::estimates_plain(rows, query, out);
-}
-
-#[target_feature(enable = "avx512f,avx512vpopcntdq")]
-pub unsafe fn bit_sums(blocks: &[u64], planes: &[u64], words: usize, out: &mut [u32]) {
-    for (block, out) in blocks.chunks_exact(words * BIT_ROWS).zip(out.chunks_exact_mut(BIT_ROWS)) {
-        let mut sums = [_mm512_setzero_si512(); PLANES];
-        for word in 0..words {
-            // SAFETY: a block has `words` groups of eight words.
-            let bits = unsafe { _mm512_loadu_si512(block.as_ptr().add(word * BIT_ROWS).cast()) };
-            for (plane, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: `planes` holds PLANES times `words` words.
-                let query = _mm512_set1_epi64(unsafe { *planes.get_unchecked(plane * words + word) } as i64);
-                *sum = _mm512_add_epi64(*sum, _mm512_popcnt_epi64(_mm512_and_si512(bits, query)));
-            }
-        }
-        let [a, b, c, d] = sums;
-        let low = _mm512_add_epi64(a, _mm512_slli_epi64::<1>(b));
-        let high = _mm512_add_epi64(_mm512_slli_epi64::<2>(c), _mm512_slli_epi64::<3>(d));
-        let narrow = _mm512_cvtepi64_epi32(_mm512_add_epi64(low, high));
-        // SAFETY: eight sums are written to eight places.
-        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), narrow) };
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub unsafe fn bit_estimates(
+    block: &BitBlock<'_>,
+    tables: &[Line],
+    [along, step, shift]: [f32; 3],
+    floor: f32,
+    out: &mut [f32; BIT_ROWS],
+) -> u64 {
+    // bits of `a` where the mask has ones, else of `b`
+    const SELECT: i32 = 0xCA;
+    let (first, second) = (_mm512_set1_epi8(0x30), _mm512_set1_epi8(0x0C));
+    let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+    for (at, lines) in tables.chunks_exact(4).enumerate() {
+        // SAFETY: a block has three times 64 bytes per four lines, and a line is 64 bytes.
+        let [a, b, c] = [0, 1, 2].map(|byte| unsafe {
+            _mm512_loadu_si512(block.codes.as_ptr().add((at * BIT_BYTES + byte) * BIT_ROWS).cast())
+        });
+        let [s, t, u, v] = [0, 1, 2, 3].map(|line| unsafe { _mm512_loadu_si512(lines[line].0.as_ptr().cast()) });
+        // the bytes' two upper bits; a lookup takes six, whatever stands above them
+        let rest = _mm512_ternarylogic_epi32::<SELECT>(second, _mm512_srli_epi16::<4>(b), _mm512_srli_epi16::<6>(c));
+        let rest = _mm512_ternarylogic_epi32::<SELECT>(first, _mm512_srli_epi16::<2>(a), rest);
+        // four sums fit a byte
+        let sum = _mm512_add_epi8(
+            _mm512_add_epi8(_mm512_permutexvar_epi8(a, s), _mm512_permutexvar_epi8(b, t)),
+            _mm512_add_epi8(_mm512_permutexvar_epi8(c, u), _mm512_permutexvar_epi8(rest, v)),
+        );
+        even = _mm512_add_epi16(even, sum);
+        odd = _mm512_add_epi16(odd, _mm512_srli_epi16::<8>(sum));
     }
+    // the odd bytes' sums stand in the upper halves too
+    even = _mm512_sub_epi16(even, _mm512_slli_epi16::<8>(odd));
+    let word = _mm512_set1_epi32(0xFFFF);
+    let quarters = [
+        _mm512_and_si512(even, word),
+        _mm512_and_si512(odd, word),
+        _mm512_srli_epi32::<16>(even),
+        _mm512_srli_epi32::<16>(odd),
+    ];
+    let (along, step, shift, floor) =
+        (_mm512_set1_ps(along), _mm512_set1_ps(step), _mm512_set1_ps(shift), _mm512_set1_ps(floor));
+    let mut reached = 0;
+    for (quarter, sums) in quarters.into_iter().enumerate() {
+        let first = 16 * quarter;
+        // SAFETY: sixteen rows follow `first` in all three.
+        unsafe {
+            let rows = _mm512_loadu_ps(block.along.as_ptr().add(first));
+            let lengths = _mm512_loadu_ps(block.lengths.as_ptr().add(first));
+            // no fused operations: every level rounds alike
+            let inner = _mm512_add_ps(_mm512_mul_ps(step, _mm512_cvtepi32_ps(sums)), shift);
+            let estimates = _mm512_add_ps(_mm512_mul_ps(along, rows), _mm512_mul_ps(lengths, inner));
+            _mm512_storeu_ps(out.as_mut_ptr().add(first), estimates);
+            reached |= u64::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(estimates, floor)) << first;
+        }
+    }
+    reached
 }
