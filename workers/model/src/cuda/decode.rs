@@ -6,13 +6,13 @@ use std::collections::VecDeque;
 
 use candle_core::{
     CudaDevice, DType, Device, Tensor,
-    cuda_backend::cudarc::driver::{CudaEvent, CudaGraph, CudaSlice, PinnedHostSlice, sys},
+    cuda_backend::cudarc::driver::{CudaEvent, CudaGraph, CudaSlice, PinnedHostSlice},
 };
 
 use super::{
     launch::{Arg, Shape, Side, arg, failed, fresh, launch, product, start},
     one::One,
-    ops,
+    ops, record,
 };
 use crate::{
     cache::{KvCache, Store},
@@ -197,16 +197,10 @@ impl<'a> Step<'a> {
             return self.queue();
         }
         if self.graph.is_none() {
-            let stream = self.device.cuda_stream();
-            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-            stream.begin_capture(mode).map_err(|e| failed("recording a step", e))?;
-            let queued = self.queue();
-            let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
-            queued?;
-            self.graph = graph.map_err(|e| failed("recording a step", e))?;
+            self.graph = record::record(&self.device, || self.queue())?;
         }
         match &self.graph {
-            Some(graph) => graph.launch().map_err(|e| failed("replaying a step", e)),
+            Some(graph) => record::replay(&self.device, graph),
             None => Err(ModelError::invalid("GPU: the recording of a step is empty")),
         }
     }

@@ -1,5 +1,5 @@
-//! Loading and launching kernels, addresses of tensors, and matrix products by cuBLAS. All work of a device goes
-//! to its one stream, so memory that is freed there is not reused before the work that reads it.
+//! Loading and launching kernels, addresses of tensors, and matrix products by cuBLAS. All work of a device runs
+//! on its one stream, so memory that is freed there is not reused before the work that reads it.
 #![allow(unsafe_code)] // calls into the driver; each says why it is sound
 
 use std::{
@@ -22,6 +22,7 @@ use candle_core::{
     },
 };
 
+use super::record;
 use crate::error::{ModelError, Result};
 
 /// Kernels by module: name, machine code.
@@ -49,14 +50,7 @@ pub(crate) fn prepare(device: &Device) -> Result<()> {
     unsafe { device.disable_event_tracking() };
     let (mut pool, mut keep) = (std::ptr::null_mut(), u64::MAX);
     let context = device.cuda_stream().context().clone();
-    // A workspace of its own, so that products can be recorded. It lives as long as the process, as the device does.
-    let workspace = device.alloc_zeros::<u8>(WORKSPACE)?;
-    let address = start(&workspace, device, 0);
-    std::mem::forget(workspace);
-    // SAFETY: the handle is open, the memory is never freed
-    unsafe { blas::cublasSetWorkspace_v2(*device.cublas_handle().handle(), address as *mut _, WORKSPACE) }
-        .result()
-        .map_err(|e| failed("cuBLAS workspace", e))?;
+    workspace(device, *device.cublas_handle().handle())?;
     // SAFETY: the device is open; the attribute is a u64
     unsafe {
         sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device())
@@ -67,6 +61,18 @@ pub(crate) fn prepare(device: &Device) -> Result<()> {
             .result()
             .map_err(|e| failed("memory pool", e))
     }
+}
+
+/// Gives cuBLAS scratch memory, so that it takes none in the midst of its work. It lives as long as the process, as the
+/// device does.
+pub(crate) fn workspace(device: &CudaDevice, handle: blas::cublasHandle_t) -> Result<()> {
+    let workspace = device.alloc_zeros::<u8>(WORKSPACE)?;
+    let address = start(&workspace, device, 0);
+    std::mem::forget(workspace);
+    // SAFETY: the handle is open, the memory is never freed
+    unsafe { blas::cublasSetWorkspace_v2(handle, address as *mut _, WORKSPACE) }
+        .result()
+        .map_err(|e| failed("cuBLAS workspace", e))
 }
 
 /// Most bytes of tensors that were held at once since the last call, and are held now.
@@ -146,7 +152,7 @@ fn timed<T>(device: &CudaDevice, name: impl FnOnce() -> String, work: impl FnOnc
     if TIMED.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
         return work();
     }
-    let stream = device.cuda_stream();
+    let stream = record::stream(device);
     let event = || stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(|e| failed("timing", e));
     let begin = event()?;
     let result = work()?;
@@ -285,7 +291,7 @@ pub(crate) fn launch(device: &CudaDevice, module: &str, name: &'static str, shap
         shared_mem_bytes: shape.shared,
     };
     let function = function(device, module, name, shape.shared)?;
-    let stream = device.cuda_stream();
+    let stream = record::stream(device);
     if shape.overlaps || shape.together {
         return timed(device, || name.to_owned(), || launch_with(&stream, &function, config, shape.together, args));
     }
@@ -444,7 +450,7 @@ pub(crate) fn product(out: &Tensor, lhs: Side, rhs: Side, scale: f32, keep: f32)
         || format!("product {m} x {n} x {k}"),
         || unsafe {
             cublas::result::gemm_ex(
-                *device.cublas_handle().handle(),
+                record::products(&device),
                 turn(rhs.1),
                 turn(lhs.1),
                 int(n)?,

@@ -9,5 +9,6 @@ pub(crate) mod nccl;
 pub(crate) mod nearest;
 mod one;
 pub(crate) mod ops;
+pub(crate) mod record;
 #[cfg(test)]
 mod tests;

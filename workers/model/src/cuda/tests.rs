@@ -465,6 +465,29 @@ fn one_row_repeats_itself() {
     }
 }
 
+/// Threads that share a GPU record and replay steps beside each other, and beside a thread that trains.
+#[test]
+fn threads_side_by_side_say_what_each_says_alone() {
+    let mut decoder = model(&gpu_once(), DType::BF16);
+    decoder.train_all().unwrap();
+    let play = |rows: usize| {
+        let requests: Vec<GenerateRequest> =
+            (0..rows).map(|row| GenerateRequest { row, prompt: vec![row as u32, 3, 5], max_new_tokens: 40 }).collect();
+        let mut cache = decoder.cache(rows).unwrap();
+        let said = generate(&decoder, &mut cache, &requests, SAMPLING, &key, &mut |_, _| false).unwrap();
+        said.into_iter().map(|said| (said.tokens, said.logprobs)).collect::<Vec<_>>()
+    };
+    let alone: Vec<_> = (1..5).map(play).collect();
+    let losses = pass(&decoder, &batch()).0;
+    std::thread::scope(|scope| {
+        for (rows, alone) in (1..5).zip(&alone) {
+            let play = &play;
+            scope.spawn(move || (0..10).for_each(|_| assert_eq!(&play(rows), alone)));
+        }
+        scope.spawn(|| (0..20).for_each(|_| assert_eq!(pass(&decoder, &batch()).0, losses)));
+    });
+}
+
 #[test]
 fn the_device_chooses_what_the_host_would() {
     let decoder = model(&gpu_once(), DType::BF16);
