@@ -75,7 +75,7 @@ pub fn sorted_numbers(value: &Value) -> Value {
 
 /// For each rule: an object that breaks it, and the start of what is said.
 pub fn broken() -> Vec<(Value, &'static str)> {
-    [broken_indices(), broken_jobs(), broken_runs()].concat()
+    [broken_indices(), broken_jobs(), broken_engines(), broken_runs()].concat()
 }
 
 fn broken_indices() -> Vec<(Value, &'static str)> {
@@ -219,6 +219,13 @@ fn broken_jobs() -> Vec<(Value, &'static str)> {
             with(job("/spec/rollout", json!({"staleness": 1})), "/spec/parallelism", json!({"replicas": 2})),
             "`rollout.staleness` plays rounds ahead",
         ),
+    ]
+}
+
+fn broken_engines() -> Vec<(Value, &'static str)> {
+    let engine = || json!({"engine": {"endpoints": ["http://vllm:8000/v1"]}});
+    let job = |p: &str, v: Value| with(job(), p, v);
+    vec![
         (
             with(job("/spec/rollout", engine()), "/spec/determinism", json!("Bitwise")),
             "`rollout.engine` computes by other arithmetic",
@@ -240,10 +247,6 @@ fn broken_jobs() -> Vec<(Value, &'static str)> {
             "`engine` reports log-probabilities at temperature 1",
         ),
     ]
-}
-
-fn engine() -> Value {
-    json!({"engine": {"endpoints": ["http://vllm:8000/v1"]}})
 }
 
 fn broken_runs() -> Vec<(Value, &'static str)> {

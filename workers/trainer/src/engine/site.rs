@@ -64,10 +64,7 @@ impl Site {
     /// Has a policy loaded; one that is there stays.
     pub async fn load(&self, name: &str, folder: &Path) -> Result<(), Missed> {
         let body = wire::load(name, folder).map_err(|error| self.missed(0, Attempt::refused(error.to_string())))?;
-        let missed = match self.post("load_lora_adapter", body).await {
-            Ok(_) => return Ok(()),
-            Err(missed) => missed,
-        };
+        let Err(missed) = self.post("load_lora_adapter", body).await else { return Ok(()) };
         // names are made of the content: what has this name is this policy
         if missed.status == 400 && missed.failed.message.contains("already been loaded") {
             return Ok(());

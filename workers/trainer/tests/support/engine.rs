@@ -42,7 +42,7 @@ pub struct Inside {
     pub key: Mutex<Option<String>>,
 }
 
-fn error(status: u16, kind: &str, message: String) -> Response {
+fn error(status: u16, kind: &str, message: &str) -> Response {
     let body = json!({"error": {"message": message, "type": kind, "param": null, "code": status}});
     (StatusCode::from_u16(status).unwrap(), axum::Json(body)).into_response()
 }
@@ -58,10 +58,10 @@ impl Inside {
         if self.loaded.lock().unwrap().contains_key(name) {
             let how = "If you want to load the adapter in place, set 'load_inplace' to True.";
             let message = format!("The lora adapter '{name}' has already been loaded. {how}");
-            return error(400, "InvalidUserInput", message);
+            return error(400, "InvalidUserInput", &message);
         }
         if !path.join("adapter_config.json").exists() {
-            return error(404, "NotFoundError", format!("Loading lora {name} failed: No adapter found for <path>"));
+            return error(404, "NotFoundError", &format!("Loading lora {name} failed: No adapter found for <path>"));
         }
         let mut spec = ModelSpec::at(self.model.clone(), DeviceKind::Cpu, DTypeKind::F32);
         spec.adapter = Some(AdapterSpec::at(path));
@@ -80,7 +80,7 @@ impl Inside {
         }
         match self.loaded.lock().unwrap().remove(name) {
             Some(_) => format!("Success: LoRA adapter '{name}' removed successfully.").into_response(),
-            None => error(404, "NotFoundError", format!("The lora adapter '{name}' cannot be found.")),
+            None => error(404, "NotFoundError", &format!("The lora adapter '{name}' cannot be found.")),
         }
     }
 
@@ -88,7 +88,7 @@ impl Inside {
         let turn = self.turns.fetch_add(1, Ordering::SeqCst) + 1;
         let failing = self.failing.load(Ordering::SeqCst);
         if failing > 0 && turn.is_multiple_of(failing) {
-            return error(503, "ServiceUnavailable", "overloaded for the test".into());
+            return error(503, "ServiceUnavailable", "overloaded for the test");
         }
         if turn == self.forgets.load(Ordering::SeqCst) {
             self.loaded.lock().unwrap().clear();
@@ -98,7 +98,7 @@ impl Inside {
         let name = first.filter(|_| self.stale.load(Ordering::SeqCst)).unwrap_or_else(|| asked.to_owned());
         let Some(policy) = self.loaded.lock().unwrap().get(&name).cloned() else {
             let message = format!("The model `{asked}` does not exist. Valid aliases: base.");
-            return error(404, "NotFoundError", message);
+            return error(404, "NotFoundError", &message);
         };
         let (decoder, tokenizer) = policy.as_ref();
         let numbers = |key: &str| -> Vec<u32> {
@@ -141,7 +141,7 @@ async fn answer(
     axum::Json(body): axum::Json<Value>,
 ) -> Response {
     if !inside.admits(&headers) {
-        return error(401, "Unauthorized", "Unauthorized".into());
+        return error(401, "Unauthorized", "Unauthorized");
     }
     let work = move || match uri.path() {
         "/v1/completions" => inside.complete(&body),
