@@ -12,7 +12,7 @@ use s3_model::{AdamW, Decoder, TokenizerFile, load_tensors, save_tensors};
 use s3_rollout::RolloutError;
 use s3_telemetry::{CheckpointNote, Failure, last_words};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ pub struct Position {
     /// Digest over the results of all steps so far, in order.
     pub results: String,
     /// Figures kept for the summary.
-    pub summary: serde_json::Value,
+    pub summary: Value,
     /// What guards and stop rules remember.
     #[serde(default)]
     pub watch: Watch,
@@ -259,7 +259,7 @@ pub struct Checkpoint {
     /// Steps done.
     pub step: u32,
     /// Identity of the run that made it.
-    run: serde_json::Value,
+    run: Value,
 }
 
 /// The newest whole checkpoint of a folder; damaged ones are passed over with a warning.
@@ -439,18 +439,34 @@ pub fn export_to(
     config: &TrainerConfig,
     target: &Path,
 ) -> Result<String, Failure> {
-    let mut staging = target.as_os_str().to_owned();
     // Several tries may be alive.
     let epoch = config.runtime.attempt.as_ref().map(|attempt| format!("-{}", attempt.epoch)).unwrap_or_default();
-    staging.push(format!(".staging{epoch}"));
+    let tokenizer = TokenizerFile::of(&config.searcher).map_err(RolloutError::from)?;
+    let identity = json!({ "run": identity.digest()?, "step": step });
+    let compact = config.export_dtype == DTypeKind::Bf16;
+    let manifest = publish_trained(decoder, &tokenizer, compact, target, &epoch, identity)?;
+    Ok(tensors_of(&manifest).cloned().unwrap_or_default())
+}
+
+/// Publishes what is trained as `target`, made beside it in a folder whose name ends with `.staging` and `suffix`.
+pub(crate) fn publish_trained(
+    decoder: &Decoder,
+    tokenizer: &TokenizerFile,
+    compact: bool,
+    target: &Path,
+    suffix: &str,
+    identity: Value,
+) -> Result<Manifest, RolloutError> {
+    let mut staging = target.as_os_str().to_owned();
+    staging.push(format!(".staging{suffix}"));
     let staging = PathBuf::from(staging);
     if staging.exists() {
-        std::fs::remove_dir_all(&staging).map_err(|e| Failure::io(format!("{}: {e}", staging.display())))?;
+        std::fs::remove_dir_all(&staging).map_err(|source| ArtifactError::Io {
+            action: "remove",
+            path: staging.clone(),
+            source,
+        })?;
     }
-    let tokenizer = TokenizerFile::of(&config.searcher).map_err(RolloutError::from)?;
-    decoder.save_trained(&staging, &tokenizer, config.export_dtype == DTypeKind::Bf16).map_err(RolloutError::from)?;
-    let identity = json!({ "run": identity.digest()?, "step": step });
-    let manifest =
-        publish_folder(&staging, target, ADAPTER, FORMAT, identity, json!({})).map_err(RolloutError::from)?;
-    Ok(tensors_of(&manifest).cloned().unwrap_or_default())
+    decoder.save_trained(&staging, tokenizer, compact)?;
+    Ok(publish_folder(&staging, target, ADAPTER, FORMAT, identity, json!({}))?)
 }

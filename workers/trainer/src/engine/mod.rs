@@ -11,10 +11,10 @@
 mod site;
 mod wire;
 
-use crate::checkpoint::ADAPTER;
+use crate::checkpoint::publish_trained;
 use crate::identity::Identity;
 use crate::run::Run;
-use s3_artifacts::{DigestWriter, publish_folder};
+use s3_artifacts::DigestWriter;
 use s3_config::EngineConfig;
 use s3_generator_gateway::calls::{RetryPolicy, spread};
 use s3_model::{Decoder, TokenizerFile, Trainable};
@@ -31,8 +31,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const SERVICE: &str = "rollout-engine";
 /// Of the digest in a policy's name.
 const DIGITS: usize = 16;
-/// Of the folder's layout.
-const FORMAT: u32 = 1;
 
 /// The servers, and the policies that they were told to load.
 pub struct Engine {
@@ -93,10 +91,8 @@ impl Engine {
         if let Some(at) = held.iter().position(|known| *known == name) {
             held.remove(at);
         } else {
-            let staging = self.dir.join(format!("{name}.staging"));
-            decoder.save_trained(&staging, &self.tokenizer, false)?;
             let identity = json!({ "run": self.training, "policy": name });
-            publish_folder(&staging, &folder, ADAPTER, FORMAT, identity, json!({}))?;
+            publish_trained(decoder, &self.tokenizer, false, &folder, "", identity)?;
             self.load_everywhere(&name, &folder, link)?;
             let seconds = started.elapsed().as_secs_f64();
             tracing::info!(policy = name, servers = self.sites.len(), seconds, "policy handed over");
